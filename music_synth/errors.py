@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend, and how an entry point reports them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message is one line that names the bad value and the way out."""
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Calls `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
+
+    `--debug` anywhere in the command line is taken out of it and shows the traceback instead.
+    """
+    argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(argv) < len(sys.argv) - 1
+    try:
+        main(argv)
+    except (UserError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split()) if isinstance(error, UserError) else "interrupted"
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
