@@ -1,0 +1,72 @@
+"""Metadata and dependencies of music_synth; tool settings are in pyproject.toml.
+
+The core plays MIDI files and trains from a folder of prepared arrays. Extras: `data` builds data sets (TensorFlow),
+`eval` scores checkpoints beyond the log-mel error, `dev` runs the tests.
+
+Lower bounds are versions known to work together on Python 3.11 and 3.12; upper bounds stand only where the next
+release is known to break something, and the comment says what.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.7",
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "gin-config>=0.5.0",
+    "numpy>=2.0",
+    "scipy>=1.13",
+    "pretty_midi>=0.2.11",  # older ones need setuptools' pkg_resources, which setuptools 81 dropped
+    "mido>=1.3",
+    "pyfluidsynth>=1.3.4",  # and the system library libfluidsynth3, for rendering only
+    "librosa>=0.11",
+    "soundfile>=0.12",
+    "soxr>=0.5",
+    "tensorboardX>=2.6.2",
+    "tqdm>=4.66",
+    "matplotlib>=3.9",
+]
+
+EXTRAS = {
+    "data": [
+        "tensorflow>=2.20",
+        "tensorflow-datasets>=4.9.9",
+        "seqio>=0.0.20",
+        "note-seq>=0.0.5",
+        "apache-beam>=2.69",
+        "sentencepiece<0.2.2",  # 0.2.2 registers a protobuf file that clashes with the one of seqio
+    ],
+    "eval": [
+        "mir_eval>=0.8",
+        "onnxruntime>=1.20",
+        "jinja2>=3.1",
+    ],
+    "dev": [
+        "pytest>=8.3",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "pre-commit>=4.0",
+        "tensorboard>=2.18",
+    ],
+}
+
+setup(
+    name="music_synth",
+    version="0.1.0",
+    description="MIDI in, music out: spectrogram decoders (diffusion and autoregressive) and a MelGAN inverter in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    # The recipes live in configs/ at the top of the checkout and ship as the package music_synth.configs.
+    packages=find_packages(include=["music_synth", "music_synth.*"]) + ["music_synth.configs"],
+    package_dir={"music_synth.configs": "configs"},
+    package_data={"music_synth.configs": ["*.gin", "*/*.gin"]},
+    zip_safe=False,
+)
