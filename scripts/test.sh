@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up, lints and runs the tests. `--all` adds the tests marked slow; other arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+selection=(-m 'not slow')
+if [[ "${1:-}" == --all ]]; then
+  selection=()
+  shift
+fi
+
+scripts/setup.sh
+.venv/bin/ruff check .
+exec .venv/bin/python -m pytest --quiet ${selection[@]+"${selection[@]}"} "$@"
