@@ -1,0 +1,116 @@
+"""The one definition of the log-mel spectrogram, for JAX (jittable, differentiable) and for NumPy.
+
+16 kHz audio is cut into frames of 640 samples every 320 (50 frames a second), weighted by a periodic Hann
+window, extended with zeros to an FFT of 1024 points; magnitudes (not powers) pass through 128 triangular
+HTK-mel filters and the natural logarithm. Frames are not centered: frame k covers samples 320k .. 320k+639,
+so only the last frame of an excerpt depends on samples beyond it.
+
+Two counts of frames exist side by side: `num_mel_frames` (what `log_mel` returns) and `num_piece_frames`
+(how many frames a piece of that many samples has for the tokenizer: always one more than the full hops).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz
+HOP_LENGTH = 320  # samples between the starts of frames
+FRAME_LENGTH = 640  # samples under the window
+FFT_SIZE = 1024  # samples; FRAME_LENGTH and zeros
+FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # 50 frames a second
+NUM_MELS = 128
+MIN_HZ, MAX_HZ = 0.0, 8000.0  # outer edges of the first and the last filter
+MIN_MEL, MAX_MEL = 1e-5, 1e8  # the magnitude is clipped to this range before the logarithm
+MIN_LOG_MEL = math.log(MIN_MEL)  # silence; -1 in model range
+MAX_LOG_MEL = 4.0  # +1 in model range; loud tones exceed it (up to about 6)
+
+
+def num_mel_frames(num_samples: int) -> int:
+    """Frames that `log_mel` makes of `num_samples` samples: ceil(n / 320)."""
+    return -(-num_samples // HOP_LENGTH)
+
+
+def num_piece_frames(num_samples: int) -> int:
+    """Frames of a whole piece: floor(n / 320) + 1, so an n that is a multiple of 320 has a frame more.
+
+    A piece is padded by 320 - n mod 320 samples before it is cut into segments: its last note-off, which
+    may fall on the very end, then still has a frame to belong to. The extra frame is silence.
+    """
+    return num_samples // HOP_LENGTH + 1
+
+
+@functools.cache
+def hann_window() -> np.ndarray:
+    """Periodic Hann window, float32 [640]."""
+    n = np.arange(FRAME_LENGTH)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * n / FRAME_LENGTH)).astype(np.float32)
+
+
+@functools.cache
+def mel_matrix() -> np.ndarray:
+    """Filter bank, float32 [513, 128]: mel = magnitude @ mel_matrix().
+
+    HTK mel scale m = 1127 ln(1 + f/700); triangles whose slopes are linear in mel, not in Hz, with height 1
+    (no area normalization); the DC bin has weight 0.
+    """
+
+    def mel(hz):
+        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
+
+    bins = mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1))[:, None]  # [513, 1]
+    edges = np.linspace(mel(MIN_HZ), mel(MAX_HZ), NUM_MELS + 2)  # [130]
+    lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
+    rising = (bins - lower) / (center - lower)  # [513, 128]
+    falling = (upper - bins) / (upper - center)
+    weights = np.maximum(0.0, np.minimum(rising, falling))
+    weights[0] = 0.0
+    return weights.astype(np.float32)
+
+
+def frame(audio, xp: ModuleType = jnp):
+    """Cuts audio [..., S] into overlapping frames [..., ceil(S/320), 640], with zeros after the end."""
+    num_frames = num_mel_frames(audio.shape[-1])
+    padding = (num_frames + 1) * HOP_LENGTH - audio.shape[-1]
+    padded = xp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, padding)])
+    hops = padded.reshape(*audio.shape[:-1], num_frames + 1, HOP_LENGTH)  # [..., T+1, 320]
+    return xp.concatenate([hops[..., :-1, :], hops[..., 1:, :]], axis=-1)  # [..., T, 640]
+
+
+def log_mel(audio, xp: ModuleType = jnp):
+    """Natural-log mel magnitude.
+
+    Args:
+      audio: floats in [-1, 1], 16 kHz, [..., S].
+      xp: `jax.numpy`, or `numpy` where no accelerator should be woken (the data pipeline).
+
+    Returns:
+      float32 [..., T, 128], T = ceil(S / 320), at least ln 1e-5 (silence).
+
+    Raises:
+      TypeError: audio is not floating point (16-bit integers would come out 90 dB too loud).
+    """
+    if not xp.issubdtype(audio.dtype, xp.floating):
+        raise TypeError(f"log_mel takes floating-point audio in [-1, 1], not {audio.dtype}")
+    frames = frame(audio.astype(xp.float32), xp)  # [..., T, 640]
+    window = hann_window().reshape((1,) * (frames.ndim - 1) + (FRAME_LENGTH,))
+    spectrum = xp.fft.rfft(frames * window, FFT_SIZE)  # [..., T, 513]
+    with jax.default_matmul_precision("highest"):  # accelerators would round the inputs to 8 or 10 bits
+        mel = xp.matmul(xp.abs(spectrum), xp.asarray(mel_matrix()))  # [..., T, 128]
+    return xp.log(xp.clip(mel, MIN_MEL, MAX_MEL))
+
+
+def scale_mel(mel, clip: bool = True):
+    """Log-mel to model range: ln 1e-5 to -1, 4.0 to +1; values outside are clipped unless `clip` is False."""
+    x = (mel - MIN_LOG_MEL) * (2.0 / (MAX_LOG_MEL - MIN_LOG_MEL)) - 1.0
+    return x.clip(-1.0, 1.0) if clip else x
+
+
+def unscale_mel(x):
+    """Model range to log-mel; the inverse of `scale_mel`. Values outside [-1, 1] are not clipped."""
+    return (x + 1.0) * ((MAX_LOG_MEL - MIN_LOG_MEL) / 2.0) + MIN_LOG_MEL
