@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Bad input. The message is one line that names the bad value and the way out."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser for entry points: a wrong flag is a `UserError`; flags are never abbreviated."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the flags)")
 
 
 def run(main: Callable[[list[str]], None]) -> None:
