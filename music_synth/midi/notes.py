@@ -1,0 +1,268 @@
+"""Notes, and how they come out of a MIDI file and go back into one.
+
+Reading follows golden/README.md 3.1 (which notes a file holds) and 3.2 (sustain pedal), so that note times,
+order and instrument numbers equal those of note_seq over pretty_midi.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from music_synth.midi import smf
+from music_synth.midi.smf import MidiError
+
+__all__ = [
+    "MidiError",
+    "Note",
+    "Pedal",
+    "apply_sustain",
+    "midi_bytes",
+    "parse_midi",
+    "read_midi",
+    "trim_overlaps",
+    "write_midi",
+]
+
+DRUM_CHANNEL = 9  # "channel 10" to musicians
+SUSTAIN_CONTROL = 64
+PEDAL_DOWN = 64  # from this value on the pedal is down
+MAX_HOURS = 24  # a longer piece is a damaged file
+TICKS_PER_BEAT, MICROSECONDS_PER_BEAT = 500, 500_000  # written files: 1 tick = 1 ms
+
+
+class Note(NamedTuple):
+    """One note. `instrument` numbers the (program, channel, track) of the file that it came from."""
+
+    pitch: int  # 0..127
+    velocity: int  # 1..127
+    program: int  # General MIDI, 0..127
+    onset: float  # seconds
+    offset: float  # seconds, > onset
+    is_drum: bool = False
+    instrument: int = 0
+
+
+class Pedal(NamedTuple):
+    """A sustain pedal movement of one instrument: down from value 64 on, else up."""
+
+    time: float  # seconds
+    instrument: int
+    value: int  # 0..127
+
+
+def read_midi(source: str | Path | bytes, sustain: bool = True) -> list[Note]:
+    """The notes of a MIDI file (a path, or a file's bytes), by instrument and then in order of their ends.
+
+    Args:
+        sustain: lengthen notes by the sustain pedal.
+
+    Raises:
+        MidiError: the file is missing, a folder, not MIDI, damaged, cut off, or holds no notes.
+    """
+    notes, pedals = parse_midi(source)
+    return apply_sustain(notes, pedals) if sustain else notes
+
+
+def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:
+    """Notes as the keys were held, and the pedal movements (golden 3.1). Raises as `read_midi` does."""
+    name = "MIDI data" if isinstance(source, bytes) else str(source)
+    try:
+        midi = smf.parse(source if isinstance(source, bytes) else _read_bytes(Path(source)))
+        notes, pedals = _collect(midi)
+        if not notes:
+            raise MidiError("no notes in this MIDI file")
+        last = max(note.offset for note in notes)
+        if not last < MAX_HOURS * 3600:
+            raise MidiError(f"damaged MIDI file: its last note ends after {last / 3600:.0f} hours")
+    except MidiError as error:
+        raise MidiError(f"{name}: {error}") from None
+    return notes, pedals
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise MidiError("no such MIDI file") from None
+    except IsADirectoryError:
+        raise MidiError("a folder, not a MIDI file") from None
+    except (OSError, ValueError) as error:  # no permission, a null character in the name, ...
+        raise MidiError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _collect(midi: smf.MidiFile) -> tuple[list[Note], list[Pedal]]:
+    """Matches note-ons with note-offs, gives every instrument its pedal movements (golden 3.1.2 to 3.1.4)."""
+    # By instrument:
+    rows: list[list[tuple[int, int, int, int]]] = []  # (pitch, velocity, onset tick, offset tick)
+    heads: list[tuple[int, bool]] = []  # (program, is_drum)
+    pedal_lists: list[list[tuple[int, int]]] = []  # (tick, value)
+    for track in midi.tracks:
+        program = [0] * 16
+        instruments: dict[tuple[int, int], int] = {}  # (program, channel) -> instrument
+        # Movements before a channel's first note wait here. The waiting list is handed over, not copied, so
+        # all instruments of the channel that begin later share it, with what is still to come.
+        waiting: dict[int, list[tuple[int, int]]] = {}
+        sounding: dict[tuple[int, int], list[tuple[int, int]]] = {}  # channel, pitch -> (tick, velocity)
+        for tick, kind, channel, a, b in track:
+            if kind == smf.NOTE_ON and b > 0:
+                sounding.setdefault((channel, a), []).append((tick, b))
+            elif kind in (smf.NOTE_OFF, smf.NOTE_ON):
+                started = sounding.pop((channel, a), [])
+                ended = [(onset, velocity) for onset, velocity in started if onset != tick]
+                if not ended:
+                    continue
+                if len(ended) < len(started):
+                    sounding[channel, a] = [note for note in started if note[0] == tick]
+                key = (program[channel], channel)
+                if key not in instruments:
+                    instruments[key] = len(rows)
+                    rows.append([])
+                    heads.append((program[channel], channel == DRUM_CHANNEL))
+                    pedal_lists.append(waiting.get(channel, []))
+                rows[instruments[key]] += [(a, velocity, onset, tick) for onset, velocity in ended]
+            elif kind == smf.PROGRAM_CHANGE:
+                program[channel] = a
+            elif kind in (smf.CONTROL_CHANGE, smf.PITCH_BEND):
+                instrument = instruments.get((program[channel], channel))
+                pedal = waiting.setdefault(channel, []) if instrument is None else pedal_lists[instrument]
+                if kind == smf.CONTROL_CHANGE and a == SUSTAIN_CONTROL:
+                    pedal.append((tick, b))
+    return _notes_of(midi, rows, heads), _pedals_of(midi, pedal_lists)
+
+
+def _notes_of(midi: smf.MidiFile, rows, heads) -> list[Note]:
+    ticks = np.array([row[2:] for part in rows for row in part], np.int64).reshape(-1, 2)
+    times = iter(smf.tick_times(midi, ticks).tolist())
+    return [
+        Note(pitch, velocity, program, *next(times), is_drum, instrument)
+        for instrument, ((program, is_drum), part) in enumerate(zip(heads, rows, strict=True))
+        for pitch, velocity, _, _ in part
+    ]
+
+
+def _pedals_of(midi: smf.MidiFile, pedal_lists) -> list[Pedal]:
+    ticks = np.array([tick for part in pedal_lists for tick, _ in part], np.int64)
+    times = iter(smf.tick_times(midi, ticks).tolist())
+    return [Pedal(next(times), i, value) for i, part in enumerate(pedal_lists) for _, value in part]
+
+
+def apply_sustain(notes: Sequence[Note], pedals: Iterable[Pedal]) -> list[Note]:
+    """The notes as they sound with the sustain pedal, in the same order (golden 3.2). Drums are untouched.
+
+    Under the pedal a note lasts until the pedal goes up or its pitch is struck again; of two that are struck
+    together one is dropped. A pedal that never goes up holds until the last event.
+    """
+    pedal_down, pedal_up, note_on, note_off = range(4)  # the order of events at equal times
+    pedals = list(pedals)
+    events = [(note.onset, note_on, i) for i, note in enumerate(notes) if not note.is_drum]
+    events += [(note.offset, note_off, i) for i, note in enumerate(notes) if not note.is_drum]
+    events += [(p.time, pedal_down if p.value >= PEDAL_DOWN else pedal_up, i) for i, p in enumerate(pedals)]
+    events.sort()
+    offsets = [note.offset for note in notes]
+    active: dict[int, dict[int, None]] = defaultdict(dict)  # instrument -> its notes held by key or pedal
+    held: set[int] = set()  # instruments with the pedal down
+    dropped: set[int] = set()
+    time = 0.0
+    for time, kind, i in events:
+        if kind == pedal_down:
+            held.add(pedals[i].instrument)
+        elif kind == pedal_up:
+            held.discard(pedals[i].instrument)
+            mine = active[pedals[i].instrument]
+            for j in [j for j in mine if offsets[j] < time]:
+                offsets[j] = time
+                del mine[j]
+        elif kind == note_on:
+            mine = active[notes[i].instrument]
+            if notes[i].instrument in held:
+                for j in [j for j in mine if notes[j].pitch == notes[i].pitch]:
+                    offsets[j] = time
+                    del mine[j]
+                    if notes[j].onset == time:
+                        dropped.add(j)
+            mine[i] = None
+        elif notes[i].instrument not in held:
+            active[notes[i].instrument].pop(i, None)
+    for mine in active.values():
+        for j in mine:
+            offsets[j] = time
+    return [note._replace(offset=offsets[i]) for i, note in enumerate(notes) if i not in dropped]
+
+
+def trim_overlaps(notes: Sequence[Note]) -> list[Note]:
+    """Cuts a note where the next of the same pitch, program and drum flag begins (golden 3.11.1).
+
+    Notes with nothing left are gone; the order stays.
+    """
+    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+    for i, note in enumerate(notes):
+        groups[note.pitch, note.program, note.is_drum].append(i)
+    offsets = [note.offset for note in notes]
+    for group in groups.values():
+        group.sort(key=lambda i: notes[i].onset)
+        for earlier, later in pairwise(group):
+            offsets[earlier] = min(offsets[earlier], notes[later].onset)
+    return [note._replace(offset=end) for note, end in zip(notes, offsets, strict=True) if note.onset < end]
+
+
+def write_midi(notes: Sequence[Note], path: str | Path, pedals: Iterable[Pedal] = ()) -> None:
+    """Writes a MIDI file that `read_midi` reads back to the millisecond. See `midi_bytes`."""
+    Path(path).write_bytes(midi_bytes(notes, pedals))
+
+
+def midi_bytes(notes: Sequence[Note], pedals: Iterable[Pedal] = ()) -> bytes:
+    """A format 1 MIDI file, 1 tick = 1 ms: a tempo track, then one for each (instrument, drum flag, program).
+
+    Where an instrument plays one pitch twice at a time, the earlier note ends where the later begins (a MIDI
+    track can hold nothing else), and of two that begin together the last in `notes` stays. `pedals` go to the
+    non-drum tracks of their instrument. With more than 15 non-drum tracks, tracks share a channel; each note
+    is then preceded by its program.
+    """
+    parts: dict[tuple[int, bool, int], list[Note]] = defaultdict(list)
+    for note in notes:
+        parts[note.instrument, note.is_drum, note.program].append(note)
+    order = sorted(parts)
+    pitched = [key for key in order if not key[1]]
+    channels = [channel for channel in range(16) if channel != DRUM_CHANNEL]
+    channel_of = {key: channels[i % len(channels)] for i, key in enumerate(pitched)}
+    shared = len(pitched) > len(channels)
+    pedals = list(pedals)
+    tracks = [[smf.Event(0, smf.TEMPO, 0, MICROSECONDS_PER_BEAT, 0)]]
+    for instrument, is_drum, program in order:
+        channel = channel_of.get((instrument, is_drum, program), DRUM_CHANNEL)
+        events = [smf.Event(0, smf.PROGRAM_CHANGE, channel, program, 0)]
+        for pitch, velocity, onset, offset in _tick_notes(parts[instrument, is_drum, program]):
+            if shared and not is_drum:
+                events.append(smf.Event(onset, smf.PROGRAM_CHANGE, channel, program, 0))
+            events.append(smf.Event(onset, smf.NOTE_ON, channel, pitch, velocity))
+            events.append(smf.Event(offset, smf.NOTE_OFF, channel, pitch, 0))
+        for pedal in pedals:
+            if pedal.instrument == instrument and not is_drum:
+                tick = _tick(pedal.time)
+                events.append(smf.Event(tick, smf.CONTROL_CHANGE, channel, SUSTAIN_CONTROL, pedal.value))
+        # At one tick: ends first (so that a repeated note is not cut), then pedal and program, then onsets.
+        rank = {smf.NOTE_OFF: 0, smf.CONTROL_CHANGE: 1, smf.PROGRAM_CHANGE: 1, smf.NOTE_ON: 2}
+        tracks.append(sorted(events, key=lambda event: (event.tick, rank[event.kind])))
+    return smf.build(tracks, TICKS_PER_BEAT)
+
+
+def _tick(seconds: float) -> int:
+    return round(seconds * TICKS_PER_BEAT * 1e6 / MICROSECONDS_PER_BEAT)
+
+
+def _tick_notes(notes: Sequence[Note]) -> list[tuple[int, int, int, int]]:
+    """(pitch, velocity, onset tick, offset tick), at least a tick long, without overlap of equal pitches."""
+    newest: dict[tuple[int, int], Note] = {(note.pitch, _tick(note.onset)): note for note in notes}
+    result = []
+    next_onset: dict[int, int] = {}  # by pitch
+    for (pitch, onset), note in sorted(newest.items(), reverse=True):
+        offset = max(_tick(note.offset), onset + 1)
+        result.append((pitch, note.velocity, onset, min(offset, next_onset.get(pitch, offset))))
+        next_onset[pitch] = onset
+    return sorted(result, key=lambda row: (row[2], row[0]))

@@ -1,0 +1,47 @@
+"""How a piece is cut into segments: frames, segment lengths, padding, and what to do with too many tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+SAMPLE_RATE = 16000  # samples a second
+HOP_LENGTH = 320  # samples a frame
+FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # 50 frames a second
+STEPS_PER_SECOND = 100  # resolution of event times
+STEPS_PER_FRAME = STEPS_PER_SECOND // FRAME_RATE
+
+
+class SegmentTooLong(ValueError):
+    """More than `max_tokens` tokens where the caller asked for an error (training skips and counts)."""
+
+
+class OverlongSegmentWarning(UserWarning):
+    """A segment was cut to `max_tokens` tokens; the message says where, and how many notes are left out."""
+
+
+def num_frames(seconds: float) -> int:
+    """Frames of a piece of `seconds` (golden 3.5.1): floor(n / 320) + 1 for n = floor(16000 * seconds).
+
+    An event at the very end of the piece thus always lies in a frame, so this is one more than the ceil(n /
+    320) frames of a mel where n is a multiple of 320.
+    """
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"a piece cannot last {seconds} seconds")
+    return math.floor(seconds * SAMPLE_RATE) // HOP_LENGTH + 1
+
+
+def segment_lengths(num_frames: int, segment_frames: int) -> np.ndarray:
+    """Frames of each segment, int32 [ceil(num_frames / segment_frames)]: all full but the last."""
+    if num_frames < 1 or segment_frames < 1:
+        raise ValueError(f"{num_frames} frames in segments of {segment_frames}; both must be at least 1")
+    starts = np.arange(0, num_frames, segment_frames)
+    return np.minimum(segment_frames, num_frames - starts).astype(np.int32)
+
+
+def pad_tokens(tokens: np.ndarray, length: int) -> np.ndarray:
+    """`tokens` [n] with zeros appended, int32 [length]. Raises `SegmentTooLong` where n > length."""
+    if len(tokens) > length:
+        raise SegmentTooLong(f"{len(tokens)} tokens do not fit into {length}")
+    return np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))
