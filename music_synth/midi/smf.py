@@ -181,7 +181,7 @@ def tick_times(midi: MidiFile, ticks: np.ndarray) -> np.ndarray:
 
 
 def build(tracks: list[list[Event]], division: int) -> bytes:
-    """A format 1 file. Events of a track must be sorted by tick."""
+    """A format 1 file. Events of a track must be sorted by tick; ValueError where a value is out of range."""
     chunks = [struct.pack(">4sIHHH", b"MThd", 6, 1, len(tracks), division)]
     for track in tracks:
         body, tick = bytearray(), 0
@@ -190,6 +190,8 @@ def build(tracks: list[list[Event]], division: int) -> bytes:
             tick = event.tick
             if event.kind == TEMPO:
                 body += bytes((META, TEMPO, 3)) + event.a.to_bytes(3, "big")
+            elif (event.a | event.b) & ~0x7F:
+                raise ValueError(f"{event}: values must be 0..127")
             else:
                 body += bytes((event.kind | event.channel, event.a, event.b)[: 1 + DATA_BYTES[event.kind]])
         body += bytes((0, META, END_OF_TRACK, 0))
@@ -198,8 +200,8 @@ def build(tracks: list[list[Event]], division: int) -> bytes:
 
 
 def _length_bytes(value: int) -> bytes:
-    if value >= 1 << 28:
-        raise ValueError(f"{value} ticks between two events; a MIDI file holds at most {(1 << 28) - 1}")
+    if not 0 <= value < 1 << 28:
+        raise ValueError(f"{value} ticks from one event to the next; must be 0..{(1 << 28) - 1}")
     groups = [value & 0x7F]
     while value := value >> 7:
         groups.append(value & 0x7F | 0x80)

@@ -238,9 +238,8 @@ class Tokenizer:
         """The tokens of every segment of a piece, each int32 [n <= max_tokens] with EOS, without padding.
 
         Args:
-            num_frames: of the piece; by default as many as its last event needs. Events after them belong to
-            the
-                last segment.
+            num_frames: length of the piece; by default what its last event needs. Events after it belong to
+                the last segment: to play only a beginning, leave the later notes out of `notes`.
             on_overflow: see `encode_window`.
 
         In trailing silence no notes are tied (the published preprocessing repeats there what sounded before

@@ -1,0 +1,36 @@
+import math
+
+import numpy as np
+import pytest
+
+from music_synth.midi import segments
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"),
+    [(0.0, 1), (319 / 16000, 1), (0.02, 2), (5.119, 256), (5.12, 257), (15.36, 769), (25.6, 1281)],
+)
+def test_num_frames_adds_a_frame_where_the_samples_fill_the_last_one(seconds, frames):
+    assert segments.num_frames(seconds) == frames
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
+def test_num_frames_rejects(seconds):
+    with pytest.raises(ValueError, match=str(seconds)):
+        segments.num_frames(seconds)
+
+
+def test_segment_lengths():
+    np.testing.assert_array_equal(segments.segment_lengths(600, 256), [256, 256, 88])
+    np.testing.assert_array_equal(segments.segment_lengths(512, 256), [256, 256])
+    np.testing.assert_array_equal(segments.segment_lengths(1, 256), [1])
+    with pytest.raises(ValueError, match="0 frames"):
+        segments.segment_lengths(0, 256)
+
+
+def test_pad_tokens():
+    padded = segments.pad_tokens(np.array([7, 1]), 4)
+    np.testing.assert_array_equal(padded, [7, 1, 0, 0])
+    assert padded.dtype == np.int32
+    with pytest.raises(segments.SegmentTooLong, match="5 tokens do not fit into 4"):
+        segments.pad_tokens(np.ones(5), 4)
