@@ -1,0 +1,275 @@
+"""Checkpoints on Orbax: MODEL_DIR/checkpoints/<step>/{params, ema_params, progress, meta}.
+
+Orbax writes a checkpoint under another name and renames it when it is whole, so killing the process at any moment
+leaves only whole ones. What a disk does to a file afterwards is caught too: every array's checksum is stored, and a
+newest checkpoint that cannot be read or does not match is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from music_synth.errors import UserError
+from music_synth.training.state import TrainState
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged-"  # a checkpoint that training passed over is renamed to damaged-<step>, out of the way
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+class Checkpointer:
+    """Saves and restores the state of the run in `model_dir`, keeping the newest `keep` checkpoints."""
+
+    def __init__(self, model_dir: str | Path, keep: int = 3):
+        if keep < 1:
+            raise ValueError(f"keep = {keep}: at least one checkpoint must be kept")
+        self.folder = (Path(model_dir) / FOLDER).absolute()
+        self.keep = keep
+        self._manager = None
+
+    def save(self, state: TrainState, data_position: int) -> None:
+        """Writes the state and the number of the feed's next batch; returns when it is safe on disk."""
+        step = int(state.step)
+        items = _items(state)
+        meta = {"step": step, "data_position": data_position, "checksums": _checksums(items)}
+        arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+        self._open_manager().save(
+            step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True
+        )
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, int] | None:
+        """Newest whole checkpoint as (state, data position), laid out as `like` (shapes with shardings) says.
+
+        None where there is none. UserError for a checkpoint of other shapes, and where every one is damaged.
+        """
+        damaged = []
+        for step in reversed(saved_steps(self.folder)):
+            path = self.folder / str(step)
+            try:
+                restored = self._restore(path, like)
+                break
+            except Damaged as error:
+                _warn_damaged(path, error)
+                damaged.append(path)
+        else:
+            if damaged:
+                raise UserError(
+                    f"no checkpoint in {self.folder} can be read: remove the folder to start afresh, or choose"
+                    " another MODEL_DIR"
+                )
+            return None
+        if jax.process_index() == 0:
+            for path in damaged:
+                path.rename(path.with_name(DAMAGED + path.name))
+        return restored
+
+    def _restore(self, path: Path, like: TrainState) -> tuple[TrainState, int]:
+        wanted = _items(like)
+        meta = _read_meta(path)
+        items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
+        if _checksums(items) != {name: meta["checksums"].get(name) for name in items}:
+            raise Damaged("checksums differ")
+        progress = items["progress"]
+        return (
+            TrainState(
+                step=progress["step"],
+                params=items["params"],
+                opt_state=_from_paths(like.opt_state, progress["opt_state"]),
+                ema_params=items.get("ema_params"),
+                rng=progress["rng"],
+            ),
+            int(meta["data_position"]),
+        )
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        if (
+            self._manager is None
+        ):  # only now: opening clears half-written folders away, which a reader must not do
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self.keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager
+
+
+def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Any, int]:
+    """Parameters of a run as a nested dictionary of NumPy arrays, and the step they are of.
+
+    Args:
+        model_dir: the run's MODEL_DIR.
+        step: which checkpoint; None: the newest whole one.
+        ema: the moving average where the run keeps one, else the parameters themselves.
+
+    Raises:
+        UserError: no folder, no checkpoint in it, no such step, or none that can be read.
+    """
+    if not Path(model_dir).is_dir():
+        raise UserError(f"no folder {model_dir}: give the MODEL_DIR of a training run")
+    folder = (Path(model_dir) / FOLDER).absolute()
+    steps = saved_steps(folder)
+    if not steps:
+        raise UserError(f"no checkpoint in {model_dir}: train first, or give the MODEL_DIR of a training run")
+    if step is not None and step not in steps:
+        raise UserError(
+            f"no checkpoint of step {step} in {model_dir}: there are {', '.join(map(str, steps))}"
+        )
+    for candidate in reversed(steps) if step is None else [step]:
+        path = folder / str(candidate)
+        try:
+            return _load_params(path, ema), candidate
+        except Damaged as error:
+            _warn_damaged(path, error)
+    raise UserError(f"no readable checkpoint {'' if step is None else f'of step {step} '}in {model_dir}")
+
+
+def _load_params(path: Path, ema: bool) -> Any:
+    meta = _read_meta(path)
+    name = "ema_params" if ema and "ema_params" in meta["checksums"] else "params"
+    shapes = _stored_shapes(path, name)
+    tree = _nest({key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()})
+    params = _read(path, name, tree, ocp.RestoreArgs(restore_type=np.ndarray))
+    if _checksums({name: params})[name] != meta["checksums"][name]:
+        raise Damaged("checksums differ")
+    return params
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a run's checkpoint folder, damaged or not, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+
+
+def check_shapes(params: Any, model: Any, where: str) -> None:
+    """UserError naming the first tensor in which loaded parameters and those of `model` differ."""
+    wanted = jax.eval_shape(model.init, jax.random.key(0))
+    _check_shapes({k: (tuple(v.shape), v.dtype) for k, v in _paths(params).items()}, wanted, where)
+
+
+# --- one item of a checkpoint ------------------------------------------------------------------------------------
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is saved under which name; the averages and parameters apart, so that playing reads only one of them."""
+    items = {"params": state.params}
+    if state.ema_params is not None:
+        items["ema_params"] = state.ema_params
+    opt_state = _nest(_paths(state.opt_state))  # named tuples as dictionaries: files outlive optax's classes
+    items["progress"] = {"step": state.step, "rng": state.rng, "opt_state": opt_state}
+    return items
+
+
+def _restore_item(path: Path, name: str, like: Any) -> Any:
+    if not (path / name).is_dir():
+        raise _different(path, f"it holds no {name}, which this configuration needs")
+    _check_shapes(_stored_shapes(path, name), like, f"{path} ({name})")
+    restore_args = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype),
+        like,
+    )
+    return _read(path, name, like, restore_args)
+
+
+def _read(path: Path, name: str, like: Any, restore_args: Any) -> Any:
+    if isinstance(restore_args, ocp.RestoreArgs):
+        restore_args = jax.tree.map(lambda leaf: restore_args, like)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(
+                path / name, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
+            )
+    except Exception as error:  # Orbax and TensorStore raise anything from KeyError to a bare Exception
+        raise Damaged(f"{name}: {error}") from error
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((path / "meta" / "metadata").read_text())
+        meta["checksums"], meta["data_position"]
+        return meta
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"meta: {error}") from error
+
+
+def _stored_shapes(path: Path, name: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(path / name).item_metadata.tree
+        return {key: (tuple(leaf.shape), leaf.dtype) for key, leaf in _paths(tree).items()}
+    except Exception as error:  # as above
+        raise Damaged(f"{name}: {error}") from error
+
+
+def _check_shapes(stored: dict[str, tuple[tuple[int, ...], Any]], like: Any, where: str) -> None:
+    wanted = _paths(like)
+    for key, leaf in wanted.items():
+        if key not in stored:
+            raise _different(
+                where, f"it has no {key}, which this configuration needs with shape {leaf.shape}"
+            )
+        if stored[key][0] != tuple(leaf.shape):
+            raise _different(where, f"{key} has shape {stored[key][0]} there and {tuple(leaf.shape)} here")
+    for key, (shape, _) in stored.items():
+        if key not in wanted:
+            raise _different(where, f"it has {key} with shape {shape}, which this configuration lacks")
+
+
+def _different(where: Any, difference: str) -> UserError:
+    return UserError(
+        f"checkpoint {where} is of another configuration: {difference}; use the config.gin beside it, or another"
+        " MODEL_DIR"
+    )
+
+
+def _warn_damaged(path: Path, error: Damaged) -> None:
+    reason = " ".join(str(error).split())[:200]
+    warnings.warn(f"checkpoint {path} is damaged and passed over ({reason})", stacklevel=3)
+
+
+@jax.jit
+def _sums(tree: Any) -> Any:
+    """Sum of the bits of each array as unsigned integers: exact in any order, so on any number of devices."""
+
+    def one(leaf):
+        bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
+        return jnp.sum(jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jax.tree.map(one, tree)
+
+
+def _checksums(items: dict[str, Any]) -> dict[str, dict[str, int]]:
+    sums = jax.device_get(_sums(items))
+    return {name: {key: int(value) for key, value in _paths(tree).items()} for name, tree in sums.items()}
+
+
+def _paths(tree: Any) -> dict[str, Any]:
+    """Leaves by the names on their path: {"decoder/layers_0/mlp/wi/kernel": leaf}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _nest(paths: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in paths.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _from_paths(like: Any, nested: Any) -> Any:
+    leaves = _paths(nested)
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in _paths(like)])

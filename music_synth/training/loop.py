@@ -1,0 +1,339 @@
+"""The training loop. One step of it is `state.train_step`; everything a run writes lands in its `model_dir`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE
+from music_synth.errors import UserError
+from music_synth.training import partitioning
+from music_synth.training.checkpoint import Checkpointer
+from music_synth.training.optimizer import Optimizer
+from music_synth.training.state import TrainState, create_state, eval_step, train_step
+from music_synth.training.writer import NoWriter, Writer, mel_image
+
+DECIBELS_PER_LOG_UNIT = 20.0 / np.log(10.0)  # 8.6859
+RUN_AHEAD = 2  # steps that may be queued on the device: enough to hide the host, few enough to bound memory
+
+
+def train(
+    model: Any,
+    feed: Any,
+    optimizer: Optimizer,
+    *,
+    model_dir: str,
+    num_steps: int,
+    seed: int = 0,  # of parameters, noise and dropout; the order of examples is the feed's own
+    num_microbatches: int = 1,  # pieces a batch is computed in, to save memory
+    ema_decay: float = 0.999,  # of the average of the parameters that evaluation and playing use; 0: none
+    model_parallelism: int = 1,  # devices that share one copy of the parameters
+    token_buckets: Sequence[int] = (128, 256, 512, 1024, 2048),  # lengths that note tokens are cut to
+    log_every: int = 100,  # steps, as are the next two
+    checkpoint_every: int = 1000,
+    eval_every: int = 1000,
+    keep_checkpoints: int = 3,  # the newest
+    num_eval_batches: int | None = 20,  # None: all of the validation split
+    num_samples: int = 2,  # segments sampled at each evaluation, as pictures and sounds; 0: none
+    inverter: Callable[[np.ndarray], np.ndarray] | None = None,  # log-mel [T, M] -> audio [S], for the sounds
+    config_text: str = "",  # kept as MODEL_DIR/config.gin
+) -> TrainState:
+    """Trains until step `num_steps`, going on from the newest checkpoint in `model_dir` if there is one.
+
+    Raises:
+        UserError: stopped by SIGTERM or Ctrl-C (after saving), a loss that is not finite, a checkpoint of other
+            shapes, a batch size that the devices do not divide, a model_dir that cannot be written.
+    """
+    mesh = partitioning.make_mesh(model_parallelism)
+    rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
+    checkpointer = Checkpointer(make_folder(model_dir), keep_checkpoints)
+    state, position = start_state(model, optimizer, mesh, checkpointer, seed, ema_decay)
+    step = start_step = saved_step = int(state.step)
+    first = jax.process_index() == 0
+    writer = open_writer(model_dir, step, config_text) if first else NoWriter()
+    say(f"{num_params(state.params):,} parameters on {mesh.devices.size} {jax.default_backend()} device(s)")
+    say(f"going on from step {step} in {model_dir}" if step else f"starting in {model_dir}")
+
+    update = jax.jit(
+        partial(train_step, model, optimizer, num_microbatches, ema_decay),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+    )
+    evaluate = jax.jit(partial(eval_step, model), out_shardings=whole)
+    sample = jax.jit(model.sample, out_shardings=whole)
+    ready = lambda batch: partitioning.put(rows, cut_tokens(check(batch), token_buckets))  # noqa: E731
+    check = partial(checked, mesh=mesh, num_microbatches=num_microbatches)
+
+    window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last line of the log
+    clock = time.monotonic()
+    with (
+        contextlib.closing(prefetch(map(ready, feed.train_batches(position)))) as batches,
+        StopSignal() as stop,
+        progress_bar(start_step, num_steps, first) as bar,
+        contextlib.closing(writer),
+    ):
+        while step < num_steps:
+            batch = next(batches)
+            state, metrics = update(state, batch)
+            step += 1
+            window.append(metrics)
+            if len(window) > RUN_AHEAD:
+                jax.block_until_ready(window[-1 - RUN_AHEAD])
+            bar.update()
+            stopping, last = stop.requested(step), step == num_steps
+
+            if step % log_every == 0 or stopping or last:
+                means = mean_metrics(window, step, saved_step, model_dir)  # the only transfer from the device
+                rate = len(window) * len(batch["mel"]) / (time.monotonic() - clock)
+                writer.scalars(step, prefixed("train", means) | {"train/examples_per_second": rate})
+                bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.1f} examples/s")
+                window, clock = [], time.monotonic()
+            if step % checkpoint_every == 0 or stopping or last:
+                mean_metrics(
+                    window, step, saved_step, model_dir
+                )  # never keeps parameters that are not finite
+                checkpointer.save(state, data_position=step)
+                saved_step = step
+            if stopping:
+                raise UserError(
+                    f"stopped by {stop.name} after step {step}: checkpoint saved in {model_dir}; the same command"
+                    " goes on from there"
+                )
+            if step % eval_every == 0 or last:
+                params = state.params if state.ema_params is None else state.ema_params
+                held_out = first_n(feed.eval_batches(), num_eval_batches)
+                writer.scalars(
+                    step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out)))
+                )
+                if num_samples:
+                    batch = cut_tokens(
+                        first_rows(next(iter(feed.eval_batches())), num_samples), token_buckets
+                    )
+                    mel = np.asarray(sample(params, partitioning.put(whole, batch), eval_key(0)))  # [B, T, M]
+                    write_samples(writer, step, mel, batch, inverter)
+                writer.flush()
+                clock = time.monotonic()
+    return state
+
+
+# --- the state, and where it goes --------------------------------------------------------------------------------
+
+
+def start_state(
+    model: Any, optimizer: Optimizer, mesh: Any, checkpointer: Checkpointer, seed: int, ema_decay: float
+) -> tuple[TrainState, int]:
+    """The newest checkpoint's state, or a fresh one, laid out over the mesh; and the number of its next batch."""
+    create = lambda: create_state(model, optimizer, jax.random.key(seed), ema_decay)  # noqa: E731
+    shapes = jax.eval_shape(create)
+    layout = partitioning.state_shardings(mesh, shapes, model.logical_axes())
+    like = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout
+    )
+    restored = checkpointer.restore_latest(like)
+    return (jax.jit(create, out_shardings=layout)(), 0) if restored is None else restored
+
+
+def make_folder(model_dir: str) -> Path:
+    try:
+        Path(model_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to MODEL_DIR {model_dir}: {error.strerror}") from error
+    return Path(model_dir)
+
+
+def open_writer(model_dir: str, step: int, config_text: str) -> Writer:
+    writer = Writer(model_dir, step)
+    if config_text:
+        temporary = Path(model_dir) / "config.gin.tmp"
+        temporary.write_text(config_text)
+        os.replace(temporary, Path(model_dir) / "config.gin")
+        writer.text(step, "config", "    " + config_text.replace("\n", "\n    "))
+    return writer
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def cut_tokens(batch: dict[str, np.ndarray], buckets: Sequence[int]) -> dict[str, np.ndarray]:
+    """Cuts the padding of note_tokens [B, N] to the shortest bucket that holds the longest row.
+
+    Every process sees the whole batch, so all of them choose alike.
+    """
+    tokens = batch["note_tokens"]
+    used = np.flatnonzero(np.any(tokens != 0, axis=0))
+    longest = int(used[-1]) + 1 if used.size else 1
+    length = min((bucket for bucket in buckets if bucket >= longest), default=tokens.shape[1])
+    return dict(batch, note_tokens=tokens[:, :length])
+
+
+def checked(batch: dict[str, np.ndarray], mesh: Any, num_microbatches: int) -> dict[str, np.ndarray]:
+    partitioning.check_batch_size(mesh, len(batch["mel"]), num_microbatches)
+    return batch
+
+
+def first_rows(batch: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    return {name: array[:n] for name, array in batch.items()}
+
+
+def first_n(items: Iterable, n: int | None) -> Iterator:
+    return (item for _, item in zip(range(n), items, strict=False)) if n is not None else iter(items)
+
+
+def prefetch(items: Iterator, size: int = 2) -> Iterator:
+    """Yields the items, made up to `size` ahead in a thread, so that the device never waits for the host."""
+    made: queue.Queue = queue.Queue(size)
+    closed = threading.Event()
+
+    def offer(item) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                return made.put(item, timeout=0.1)
+
+    def make() -> None:
+        try:
+            for item in items:
+                offer((item, None))
+                if closed.is_set():
+                    return
+            offer((None, StopIteration()))
+        except BaseException as error:  # carried over to the thread that waits for the item
+            offer((None, error))
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        closed.set()
+
+
+# --- numbers, pictures, sounds -----------------------------------------------------------------------------------
+
+
+def mean_metrics(
+    window: list[dict[str, jax.Array]], step: int, saved_step: int, model_dir: str
+) -> dict[str, float]:
+    """Means over the window that ends with `step`; UserError if a loss or a gradient in it is not finite."""
+    values = jax.device_get(window)
+    for number, metrics in enumerate(values, start=step - len(values) + 1):
+        for name in ("loss", "grad_norm"):
+            if not np.isfinite(metrics[name]):
+                kept = f"checkpoint {saved_step} is kept" if saved_step else "there is no checkpoint yet"
+                raise UserError(
+                    f"{name} is {metrics[name]} at step {number}: lower the learning rate, lengthen the warm-up or"
+                    f" clip the gradients (clip_norm), and start again; {kept} in {model_dir}"
+                )
+    return {name: float(np.mean([m[name] for m in values])) for name in (values[0] if values else ())}
+
+
+def mean_over_batches(evaluate: Callable, params: Any, batches: Iterable) -> dict[str, float]:
+    """Means of evaluation metrics over all frames that count. Batch i has a key of its own, always the same."""
+    total: dict[str, float] = {}
+    counted = 0.0
+    for i, batch in enumerate(batches):
+        metrics, weight = jax.device_get(evaluate(params, batch, eval_key(i)))
+        counted += float(weight)
+        for name, value in metrics.items():
+            total[name] = total.get(name, 0.0) + float(weight) * float(value)
+    return {name: value / max(counted, 1.0) for name, value in total.items()}
+
+
+def eval_key(i: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(0), i)
+
+
+def write_samples(
+    writer: Writer, step: int, mel: np.ndarray, batch: dict[str, np.ndarray], inverter: Callable | None
+) -> None:
+    """Target above sample as one picture an example, both as sounds if an inverter is there, and their distance."""
+    target, mask = batch["mel"], batch["mel_mask"]  # [B, T, M], [B, T]
+    if mask.any():
+        error = float(np.mean(np.abs(mel - target)[mask]))
+        writer.scalars(step, {"eval/sample_error_db": error * DECIBELS_PER_LOG_UNIT})
+    for i in range(len(mel)):
+        pair = [mel_image(one, MIN_LOG_MEL, MAX_LOG_MEL) for one in (target[i], mel[i])]  # [M, T, 3] each
+        writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
+        if inverter is not None:
+            writer.audio(step, f"sample/{i}", inverter(mel[i]), SAMPLE_RATE)
+            writer.audio(step, f"target/{i}", inverter(target[i]), SAMPLE_RATE)
+
+
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def num_params(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+# --- the console, and signals ------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+def progress_bar(start_step: int, num_steps: int, shown: bool) -> tqdm:
+    """Steps done, time left and steps a second; a line now and then where the output is a file."""
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        total=num_steps,
+        initial=start_step,
+        unit="step",
+        disable=not shown,
+        mininterval=interval,
+        maxinterval=interval,
+        dynamic_ncols=True,
+    )
+
+
+class StopSignal:
+    """Notes SIGTERM and Ctrl-C, so that the loop can save first. A second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.name = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        # Several processes must stop at the same step: there JAX's own service catches SIGTERM.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer in all processes."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            if multihost_utils.reached_preemption_sync_point(step):
+                self.name = "SIGTERM"
+        return bool(self.name)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

@@ -1,0 +1,113 @@
+"""One mesh with axes `data` and `model`: the same code for one CPU, eight GPUs or a TPU pod."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from music_synth.errors import UserError
+
+# Logical axis of a parameter -> mesh axis. An axis that its mesh axis does not divide stays whole.
+RULES = {
+    "vocab": "model",
+    "heads": "model",
+    "mlp": "model",
+    "embed": None,
+    "mel": None,
+    "length": None,
+    "time": None,
+}
+
+
+def make_mesh(model_parallelism: int = 1, devices: list | None = None) -> Mesh:
+    """Mesh [data, model] over all devices of all processes; `model_parallelism` of them share one copy."""
+    devices = jax.devices() if devices is None else devices
+    if model_parallelism < 1 or len(devices) % model_parallelism:
+        raise UserError(
+            f"model_parallelism = {model_parallelism}: must divide the number of devices, {len(devices)}"
+        )
+    shape = (len(devices) // model_parallelism, model_parallelism)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
+    """Tree of shardings of the parameters, from the logical names of their dimensions."""
+
+    def one(leaf, names: tuple[str | None, ...]) -> NamedSharding:
+        if len(names) != len(leaf.shape):
+            raise ValueError(f"axes {names} do not fit shape {leaf.shape}")
+        return NamedSharding(mesh, PartitionSpec(*map(_mesh_axis, names, leaf.shape)))
+
+    def _mesh_axis(name: str | None, size: int) -> str | None:
+        axis = (
+            None if name is None else RULES.get(name)
+        )  # a name without a rule, such as "layers", stays whole
+        return axis if axis is not None and size % mesh.shape[axis] == 0 else None
+
+    return jax.tree.map(one, abstract_params, logical_axes)
+
+
+def like_params(mesh: Mesh, tree: Any, abstract_params: Any, shardings: Any) -> Any:
+    """Shardings for a tree that holds copies of the parameters among other things, such as an optimizer state.
+
+    A leaf at the end of whose path stands a parameter's path, with the parameter's shape, is laid out as that
+    parameter is (Adam's moments, say); all others (counters, factored moments) are whole on every device.
+    """
+    known = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(abstract_params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def one(path, leaf) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = known.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return sharding
+        return whole(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    """Rows spread over the data axis."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, num_microbatches: int) -> None:
+    """UserError unless every micro-batch spreads evenly over the data axis."""
+    rows = mesh.shape["data"] * num_microbatches
+    if num_microbatches < 1 or batch_size % rows:
+        raise UserError(
+            f"batch size {batch_size} must be a multiple of {rows}: {mesh.shape['data']} devices along the data axis"
+            f" times {num_microbatches} micro-batches"
+        )
+
+
+def put(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Lays a global batch out over the mesh. Every process holds all of it and hands over the rows it must."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    place = lambda array: jax.make_array_from_callback(array.shape, sharding, lambda rows: array[rows])  # noqa: E731
+    return {name: place(np.asarray(array)) for name, array in batch.items()}
+
+
+def state_shardings(mesh: Mesh, shapes: Any, logical_axes: Any) -> Any:
+    """Shardings of a whole `TrainState`, given its shapes and the parameters' logical axes."""
+    params = param_shardings(mesh, shapes.params, logical_axes)
+    return shapes.replace(
+        step=whole(mesh),
+        params=params,
+        opt_state=like_params(mesh, shapes.opt_state, shapes.params, params),
+        ema_params=None if shapes.ema_params is None else params,
+        rng=whole(mesh),
+    )

@@ -1,0 +1,99 @@
+"""What a run carries from step to step, and one step of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from music_synth.training.optimizer import Optimizer
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that is saved. `step` updates have been made; batch `step` of the feed comes next."""
+
+    step: Array  # int32 scalar
+    params: Any
+    opt_state: Any
+    ema_params: Any  # None where the run keeps no average
+    rng: Array  # uint32 key data, the same for the whole run: each step folds its number in
+
+
+def create_state(model, optimizer: Optimizer, rng: Array, ema_decay: float) -> TrainState:
+    """A fresh state; jittable."""
+    init_key, step_key = jax.random.split(rng)
+    params = model.init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.transform.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if ema_decay else None,
+        rng=jax.random.key_data(step_key),
+    )
+
+
+def train_step(
+    model, optimizer: Optimizer, num_microbatches: int, ema_decay: float, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update; jit it with the first four arguments fixed. Metrics are scalars on the device."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    metrics, grads = mean_gradients(model, state.params, batch, key, num_microbatches)
+    updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["learning_rate"] = optimizer.learning_rate(state.step)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        # The average of a young run is a short one (as in TensorFlow's ExponentialMovingAverage), so that it never
+        # remembers the random start.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+        ema_params = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema_params, params)
+    return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
+
+
+def mean_gradients(model, params, batch: Batch, key: Array, num_microbatches: int):
+    """Metrics and gradients of the mean loss of a batch, computed in `num_microbatches` pieces to save memory.
+
+    A model's loss is a mean over the frames that mel_mask counts, so a piece weighs as many frames as it counts:
+    the result is the whole batch's, up to rounding, wherever the loss draws no random numbers.
+    """
+
+    def loss_and_grads(piece: Batch, piece_key: Array):
+        loss_fn = lambda p: model.loss(p, piece, piece_key, train=True)  # noqa: E731
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        return dict(metrics, loss=loss), grads
+
+    if num_microbatches == 1:
+        return loss_and_grads(batch, key)
+    # Piece i has rows i, i + n, ...: each device cuts the rows it holds, none are moved.
+    pieces = jax.tree.map(lambda a: a.reshape(-1, num_microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
+
+    def add_piece(total, numbered_piece):
+        i, piece = numbered_piece
+        weight = num_counted(piece)
+        result = loss_and_grads(piece, jax.random.fold_in(key, i))
+        return jax.tree.map(lambda t, r: t + weight * r, total, result), weight
+
+    shapes = jax.eval_shape(loss_and_grads, jax.tree.map(lambda a: a[0], pieces), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, weights = jax.lax.scan(add_piece, zeros, (jnp.arange(num_microbatches), pieces))
+    return jax.tree.map(lambda t: t / jnp.maximum(jnp.sum(weights), 1.0), total)
+
+
+def eval_step(model, params, batch: Batch, key: Array) -> tuple[dict[str, Array], Array]:
+    """Metrics of one held-out batch, dropout off, and the number of frames they are a mean of."""
+    loss, metrics = model.loss(params, batch, key, train=False)
+    return dict(metrics, loss=loss), num_counted(batch)
+
+
+def num_counted(batch: Batch) -> Array:
+    """How many target frames of a batch count, as a float."""
+    return jnp.sum(batch["mel_mask"].astype(jnp.float32))

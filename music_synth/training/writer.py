@@ -1,0 +1,92 @@
+"""Where a run's numbers, pictures and sounds go: TensorBoard event files and metrics.jsonl in MODEL_DIR."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+# Colors of a spectrogram from the floor to the loudest: black, purple, red, orange, pale yellow.
+_COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float64)
+
+
+class Writer:
+    """Writes to `model_dir`. Lines and events after `start_step`, left by a run that got further, are dropped."""
+
+    def __init__(self, model_dir: str | Path, start_step: int = 0):
+        from tensorboardX import SummaryWriter  # 0.2 s that playing need not pay
+
+        self._metrics = Path(model_dir) / METRICS_FILE
+        _drop_lines_after(self._metrics, start_step)
+        self._summary = SummaryWriter(str(Path(model_dir) / "events"), purge_step=start_step + 1)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and one point of each curve."""
+        values = {name: float(value) for name, value in values.items()}
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | values)
+        with self._metrics.open("a") as file:
+            file.write(line + "\n")
+        for name, value in values.items():
+            self._summary.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image [height, width, 3] uint8."""
+        self._summary.add_image(name, image, step, dataformats="HWC")
+
+    def audio(self, step: int, name: str, audio: np.ndarray, sample_rate: int) -> None:
+        """audio [S] in [-1, 1]."""
+        self._summary.add_audio(name, np.clip(audio, -1.0, 1.0), step, sample_rate=sample_rate)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._summary.add_text(name, text, step)
+
+    def flush(self) -> None:
+        self._summary.flush()
+
+    def close(self) -> None:
+        self._summary.close()
+
+
+class NoWriter:
+    """What the other processes of a run hold: only the first one writes."""
+
+    def scalars(self, step, values): ...
+
+    def image(self, step, name, image): ...
+
+    def audio(self, step, name, audio, sample_rate): ...
+
+    def text(self, step, name, text): ...
+
+    def flush(self): ...
+
+    def close(self): ...
+
+
+def mel_image(mel: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Picture of a log-mel [T, M], low notes at the bottom -> [M, T, 3] uint8; `low`..`high` is the color range."""
+    level = np.clip((np.asarray(mel, np.float64).T[::-1] - low) / (high - low), 0.0, 1.0)  # [M, T]
+    grid = np.linspace(0.0, 1.0, len(_COLORS))
+    return (
+        np.stack([np.interp(level, grid, channel) for channel in _COLORS.T], axis=-1).round().astype(np.uint8)
+    )
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Rewrites a metrics file without the lines after `step` and without a last line cut in two."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
