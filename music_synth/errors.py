@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -26,15 +27,22 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None]) -> None:
     """Calls `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
 
-    `--debug` anywhere in the command line is taken out of it and shows the traceback instead.
+    `--debug` anywhere in the command line is taken out of it and shows the traceback instead. Warnings are shown
+    as one line each.
     """
     argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(argv) < len(sys.argv) - 1
+    if not debug:
+        warnings.showwarning = lambda message, *_: print(f"warning: {_one_line(message)}", file=sys.stderr)
     try:
         main(argv)
     except (UserError, KeyboardInterrupt) as error:
         if debug:
             raise
-        message = " ".join(str(error).split()) if isinstance(error, UserError) else "interrupted"
+        message = _one_line(error) if isinstance(error, UserError) else "interrupted"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

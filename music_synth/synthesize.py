@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,14 +87,6 @@ def check_writable(path: Path, suffixes: Sequence[str]) -> None:
         raise UserError(f"{path}: cannot write into {path.parent} ({error.strerror})") from error
 
 
-@contextlib.contextmanager
-def warnings_as_lines():
-    """Shows each warning as one line, `warning: ...`, on stderr."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-        yield
-
-
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("python -m music_synth.synthesize", "Plays a MIDI file through a decoder.")
     parser.add_argument("midi", type=Path, help="MIDI file to play")
@@ -131,8 +120,7 @@ def main(argv: list[str]) -> None:
         print("No trained inverter given (--inverter): Griffin-Lim makes the audio, which sounds metallic.")
 
     begin = time.perf_counter()
-    with warnings_as_lines():
-        mel = sample_piece(notes, model, params, tokenizer, flags.seed, progress=True)
+    mel = sample_piece(notes, model, params, tokenizer, flags.seed, progress=True)
     sampled = time.perf_counter()
     audio = inverter(mel)
     done = time.perf_counter()

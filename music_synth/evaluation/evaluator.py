@@ -85,6 +85,7 @@ def score(
     inverter_name: str,
     batch_size: int = 8,
     seed: int = 0,
+    on_piece: Callable[[str, Piece, np.ndarray], None] | None = None,
     progress: bool = False,
 ) -> list[Row]:
     """All rows of the table.
@@ -94,6 +95,7 @@ def score(
       mean_spectrum: log-mel [M] of the training split, from `mean_log_mel`.
       batch_size: pieces (or segments) sampled side by side; changes the speed, not the numbers.
       seed: of the sampling; each piece's random numbers follow from it and the piece's id.
+      on_piece: called with the checkpoint's name, each whole piece and its sampled log-mel [T, M].
       progress: bars on stderr.
 
     Raises:
@@ -106,18 +108,19 @@ def score(
     constant = _error((np.broadcast_to(mean_spectrum, piece.mel.shape), piece.mel) for piece in pieces)
     rows = [Row("mean spectrum of the training set", constant, constant)]
     for checkpoint in checkpoints:
+        whole, single = LogMelError(), LogMelError()
         try:
-            whole = sample_whole(checkpoint, pieces, batch_size, seed)
-            single = sample_single(checkpoint, pieces, batch_size, seed)
-            rows.append(
-                Row(
-                    checkpoint.name,
-                    _error(bar(f"{checkpoint.name}: whole pieces", whole, len(pieces))),
-                    _error(bar(f"{checkpoint.name}: segments", single, num_segments(checkpoint, pieces))),
-                )
-            )
+            sampled = sample_whole(checkpoint, pieces, batch_size, seed)
+            for piece, mel in bar(f"{checkpoint.name}: whole pieces", sampled, len(pieces)):
+                whole.add(mel, piece.mel)
+                if on_piece is not None:
+                    on_piece(checkpoint.name, piece, mel)
+            sampled = sample_single(checkpoint, pieces, batch_size, seed)
+            for mel, target in bar(f"{checkpoint.name}: segments", sampled, num_segments(checkpoint, pieces)):
+                single.add(mel, target)
         except UserError as error:
             raise UserError(f"{checkpoint.name}: {error}") from error
+        rows.append(Row(checkpoint.name, whole.result(), single.result()))
     vocoded = ((log_mel(inverter(piece.mel), np), piece.mel) for piece in pieces)
     vocoded = bar(inverter_name, vocoded, len(pieces))
     rows.append(Row(f"target through {inverter_name}", _error(vocoded), None))
@@ -162,8 +165,8 @@ def mean_log_mel(pieces: Iterable[Piece]) -> np.ndarray:
 
 def sample_whole(
     checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(mel, target), both [T, M], of each piece, longest first; context from the model's own output."""
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Each piece and its sampled log-mel [T, M], longest first; context from the model's own output."""
     pieces = sorted(pieces, key=lambda piece: -len(piece.mel))  # of similar length side by side
     num_groups = -(-len(pieces) // batch_size)
     # Groups of even size: a size of its own for the last one would be compiled for once more.
@@ -173,7 +176,7 @@ def sample_whole(
         seeds = [piece_seed(piece.id, seed) for piece in chosen]
         mel = np.concatenate(list(sample_chain(checkpoint.model, checkpoint.params, tokens, seeds)), axis=1)
         for row, piece in zip(mel, chosen, strict=True):
-            yield row[: len(piece.mel)], piece.mel
+            yield piece, row[: len(piece.mel)]
 
 
 def sample_single(

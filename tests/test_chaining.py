@@ -1,0 +1,130 @@
+"""Chained sampling: what context a segment gets, and that batching and order of pieces change nothing."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from music_synth.autoregressive.objective import Autoregressive
+from music_synth.autoregressive.outputs import Deterministic
+from music_synth.chaining import pad_to_bucket, sample_chain, sample_segment, token_bucket
+from music_synth.diffusion.objective import Diffusion
+from music_synth.diffusion.sampler import Sampler
+from music_synth.errors import UserError
+from music_synth.models.layers import NetworkConfig
+
+TINY = NetworkConfig(
+    model_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=16,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    max_tokens=64,
+    target_frames=6,
+    context_frames=6,
+)
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Writes frame numbers: those of the context's first frame and on; from 100 where there is no context."""
+
+    network: NetworkConfig
+
+    def sample(self, params, batch, rng):
+        first = jnp.where(batch["context_mask"].all(), batch["context_mel"][0, 0, 0], 100.0)
+        frames = first + jnp.arange(self.network.target_frames, dtype=jnp.float32)
+        return jnp.broadcast_to(frames[None, :, None], (1, len(frames), self.network.num_mels))
+
+
+@dataclass(frozen=True)
+class Broken:
+    network: NetworkConfig
+
+    def sample(self, params, batch, rng):
+        return jnp.full((1, self.network.target_frames, self.network.num_mels), jnp.nan)
+
+
+def tokens(*lengths):
+    """A piece of segments with so many tokens each."""
+    return [np.arange(1, length + 1, dtype=np.int32) for length in lengths]
+
+
+@pytest.mark.parametrize("context_frames", [6, 4, 1])
+def test_context_is_the_end_of_the_segment_before(context_frames):
+    model = Counter(dataclasses.replace(TINY, context_frames=context_frames))
+    mels = list(sample_chain(model, {}, [tokens(3, 3, 3, 3)], [0]))
+    assert [mel.shape for mel in mels] == [(1, 6, 128)] * 4
+    # Segment j starts at the number of the first context frame: 6 - C frames further each time.
+    assert [mel[0, 0, 0] for mel in mels] == [100 + j * (6 - context_frames) for j in range(4)]
+
+
+def test_buckets_hold_the_tokens_and_end_at_the_limit():
+    for limit in (100, 128, 300, 2048):
+        for num_tokens in range(1, limit + 1):
+            size = token_bucket(num_tokens, limit)
+            assert num_tokens <= size <= limit
+    assert token_bucket(5, 2048) == 128
+    assert len({token_bucket(n, 2048) for n in range(1, 2049)}) == 5
+    with pytest.raises(ValueError, match="2049 tokens"):
+        token_bucket(2049, 2048)
+
+
+def test_padding_is_zero_and_follows_the_tokens():
+    padded = pad_to_bucket(tokens(3, 200), 2048)
+    assert padded.shape == (2, 256)
+    assert padded.dtype == np.int32
+    np.testing.assert_array_equal((padded > 0).sum(axis=1), [3, 200])
+    np.testing.assert_array_equal(padded[0, :3], [1, 2, 3])
+
+
+def models():
+    diffusion = Diffusion(TINY, sampler=Sampler(name="ddpm", num_steps=3, guidance_scale=2.0))
+    return [diffusion, Autoregressive(TINY, output=Deterministic(dither=0.1))]
+
+
+@pytest.mark.parametrize("model", models(), ids=["diffusion", "autoregressive"])
+def test_a_piece_sounds_the_same_alone_and_in_any_company(model):
+    params = model.init(jax.random.key(1))
+    pieces, seeds = [tokens(4, 60), tokens(50), tokens(9, 2, 30)], [7, 8, 9]
+    together = np.concatenate(list(sample_chain(model, params, pieces, seeds)), axis=1)
+    swapped = np.concatenate(list(sample_chain(model, params, pieces[::-1], seeds[::-1])), axis=1)[::-1]
+    for row, (piece, seed) in enumerate(zip(pieces, seeds, strict=True)):
+        alone = np.concatenate(list(sample_chain(model, params, [piece], [seed])), axis=1)[0]
+        np.testing.assert_allclose(together[row, : len(alone)], alone, atol=2e-4)
+        np.testing.assert_allclose(swapped[row, : len(alone)], alone, atol=2e-4)
+    # ... and it is the seed that tells pieces apart:
+    other = np.concatenate(list(sample_chain(model, params, [pieces[0]], [10])), axis=1)[0]
+    assert np.abs(other - together[0, : len(other)]).max() > 0.01
+
+
+@pytest.mark.parametrize("model", models(), ids=["diffusion", "autoregressive"])
+def test_a_segment_is_what_the_model_samples(model):
+    params = model.init(jax.random.key(1))
+    batch = {
+        "note_tokens": pad_to_bucket(tokens(20), 64),
+        "context_mel": np.full((1, 6, 128), -3.0, np.float32),
+        "context_mask": np.ones((1, 6), bool),
+    }
+    seeds, index = np.array([5], np.uint32), np.array([2], np.uint32)
+    chained = sample_segment(model, params, batch, seeds, index)
+    rng = jax.random.fold_in(jax.random.key(5), 2)
+    plain = model.sample(params, jax.tree.map(jnp.asarray, batch), rng)
+    np.testing.assert_allclose(chained, plain, atol=2e-4)
+
+
+def test_a_longer_piece_compiles_nothing_new():
+    model = Counter(dataclasses.replace(TINY, max_tokens=2048))
+    list(sample_chain(model, {}, [tokens(3, 500)], [0]))
+    compiled = sample_segment._cache_size()
+    list(sample_chain(model, {}, [tokens(*[100, 400] * 10)], [3]))
+    assert sample_segment._cache_size() == compiled
+
+
+def test_output_that_is_no_number_is_refused():
+    with pytest.raises(UserError, match="segment 0.*not finite"):
+        next(sample_chain(Broken(TINY), {}, [tokens(3)], [0]))
