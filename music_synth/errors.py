@@ -27,8 +27,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None]) -> None:
     """Calls `main(argv)`; a `UserError` becomes one line on stderr and exit status 1.
 
-    `--debug` anywhere in the command line is taken out of it and shows the traceback instead. Warnings are shown
-    as one line each.
+    `--debug` anywhere in the command line is taken out of it and shows the traceback instead. Warnings are
+    shown as one line each.
     """
     argv = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(argv) < len(sys.argv) - 1
