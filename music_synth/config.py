@@ -311,7 +311,8 @@ def _register(name: str) -> tuple[str, ...]:
         target = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
-    gin.external_configurable(_checked(name, target), name=name, module=_MODULE)
+    denied = ["config_text"] if name == "train" else None  # the entry point gives it
+    gin.external_configurable(_checked(name, target), name=name, module=_MODULE, denylist=denied)
     return tuple(inspect.signature(target).parameters)
 
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 
 from music_synth.errors import UserError
 from music_synth.training.state import TrainState
@@ -54,24 +56,27 @@ class Checkpointer:
         None where there is none. UserError for a checkpoint of other shapes, and where every one is damaged.
         """
         damaged = []
+        restored = None
         for step in reversed(saved_steps(self.folder)):
             path = self.folder / str(step)
+            restored, error = None, None
             try:
                 restored = self._restore(path, like)
+            except Damaged as damage:
+                error = damage
+            if _in_all_processes(restored is not None):
                 break
-            except Damaged as error:
-                _warn_damaged(path, error)
-                damaged.append(path)
-        else:
-            if damaged:
-                raise UserError(
-                    f"no checkpoint in {self.folder} can be read: remove the folder to start afresh, or choose"
-                    " another MODEL_DIR"
-                )
-            return None
+            _warn_damaged(path, error)
+            damaged.append(path)
+        if damaged and restored is None:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read: remove the folder to start afresh, or choose"
+                " another MODEL_DIR"
+            )
         if jax.process_index() == 0:
             for path in damaged:
                 path.rename(path.with_name(DAMAGED + path.name))
+        _in_all_processes(True)  # none goes on before the damaged ones are out of the way
         return restored
 
     def _restore(self, path: Path, like: TrainState) -> tuple[TrainState, int]:
@@ -138,7 +143,8 @@ def _load_params(path: Path, ema: bool) -> Any:
     name = "ema_params" if ema and "ema_params" in meta["checksums"] else "params"
     shapes = _stored_shapes(path, name)
     tree = _nest({key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()})
-    params = _read(path, name, tree, ocp.RestoreArgs(restore_type=np.ndarray))
+    restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    params = _read(path, name, tree, restore_args)
     if _checksums({name: params})[name] != meta["checksums"][name]:
         raise Damaged("checksums differ")
     return params
@@ -182,13 +188,9 @@ def _restore_item(path: Path, name: str, like: Any) -> Any:
 
 
 def _read(path: Path, name: str, like: Any, restore_args: Any) -> Any:
-    if isinstance(restore_args, ocp.RestoreArgs):
-        restore_args = jax.tree.map(lambda leaf: restore_args, like)
+    arguments = ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(
-                path / name, args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
-            )
+        return ocp.PyTreeCheckpointHandler().restore(epath.Path(path / name), args=arguments)
     except Exception as error:  # Orbax and TensorStore raise anything from KeyError to a bare Exception
         raise Damaged(f"{name}: {error}") from error
 
@@ -204,8 +206,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _stored_shapes(path: Path, name: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(path / name).item_metadata.tree
+        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / name)).tree
         return {key: (tuple(leaf.shape), leaf.dtype) for key, leaf in _paths(tree).items()}
     except Exception as error:  # as above
         raise Damaged(f"{name}: {error}") from error
@@ -232,9 +233,15 @@ def _different(where: Any, difference: str) -> UserError:
     )
 
 
-def _warn_damaged(path: Path, error: Damaged) -> None:
-    reason = " ".join(str(error).split())[:200]
+def _warn_damaged(path: Path, error: Damaged | None) -> None:
+    reason = " ".join(str(error or "seen by another process").split())[:200]
     warnings.warn(f"checkpoint {path} is damaged and passed over ({reason})", stacklevel=3)
+
+
+def _in_all_processes(truth: bool) -> bool:
+    if jax.process_count() == 1:
+        return truth
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(truth))))
 
 
 @jax.jit

@@ -212,7 +212,8 @@ def prefetch(items: Iterator, size: int = 2) -> Iterator:
         except BaseException as error:  # carried over to the thread that waits for the item
             offer((None, error))
 
-    threading.Thread(target=make, daemon=True).start()
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
     try:
         while True:
             item, error = made.get()
@@ -223,6 +224,7 @@ def prefetch(items: Iterator, size: int = 2) -> Iterator:
             yield item
     finally:
         closed.set()
+        thread.join()  # an interpreter that ends under a thread inside JAX crashes
 
 
 # --- numbers, pictures, sounds -----------------------------------------------------------------------------------
