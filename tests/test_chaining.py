@@ -126,5 +126,5 @@ def test_a_longer_piece_compiles_nothing_new():
 
 
 def test_output_that_is_no_number_is_refused():
-    with pytest.raises(UserError, match="segment 0.*not finite"):
+    with pytest.raises(UserError, match=r"segment 0.*not finite"):
         next(sample_chain(Broken(TINY), {}, [tokens(3)], [0]))

@@ -116,7 +116,7 @@ def draw_mel(axes: Axes, mel: np.ndarray):
         origin="lower",
         aspect="auto",
         interpolation="nearest",
-        extent=(0, num_frames / FRAME_RATE, -0.5, num_mels - 0.5),
+        extent=(0, max(num_frames, 1) / FRAME_RATE, -0.5, num_mels - 0.5),
         vmin=MIN_LOG_MEL,
         vmax=MAX_LOG_MEL,
         cmap="magma",
