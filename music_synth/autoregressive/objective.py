@@ -1,0 +1,93 @@
+"""`Autoregressive`: the frame-by-frame decoder behind the seam that `Diffusion` shares (init, loss, sample)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from music_synth.audio.mel import scale_mel, unscale_mel
+from music_synth.autoregressive.outputs import Deterministic, GaussianMixture
+from music_synth.models.layers import NetworkConfig
+from music_synth.models.seam import Batch, Params, Seam, masked_mean
+from music_synth.models.transformer import MelTransformer
+
+Array = jax.Array
+
+
+def shift_right(frames: Array, start: float) -> Array:
+    """[B, T, M] delayed by one frame; the first is filled with `start`."""
+    return jnp.concatenate([jnp.full_like(frames[:, :1], start), frames[:, :-1]], axis=1)
+
+
+@dataclass(frozen=True)
+class Autoregressive(Seam):
+    """An autoregressive decoder: each frame from the ones before it (Hawthorne et al. 2022, section 3.1).
+
+    Differs from the published code, which golden/README.md 3.18 describes: the note encoder does not attend to
+    padding, the first input frame is silence, frames are scaled to [-1, 1], a context encoder may stand beside the
+    note encoder, and the loss is a mean over frames, not a sum. `as_published` brings the first three back.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    output: Deterministic | GaussianMixture = field(default_factory=Deterministic)
+    input_noise: float = 0.0  # deviation of noise added to the teacher's frames: it learns to mend its own errors
+    as_published: bool = False
+
+    def __post_init__(self):
+        if self.input_noise < 0:
+            raise ValueError(f"Autoregressive.input_noise = {self.input_noise}: must be 0 or more")
+
+    @cached_property
+    def module(self) -> MelTransformer:
+        channels = self.output.num_channels(self.network.num_mels)
+        return MelTransformer(self.network, channels, autoregressive=True, attend_to_padding=self.as_published)
+
+    def with_sampling(self, **overrides: Any) -> Autoregressive:
+        """A copy with other sampling settings: dither, or a mixture's temperature. UserError on others."""
+        return dataclasses.replace(self, output=self._replace_settings(self.output, overrides))
+
+    def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        """Mean loss per frame with the true frames as input (teacher forcing)."""
+        noise_key, dropout_key = jax.random.split(rng)
+        target = self._to_model(batch["mel"])
+        inputs = shift_right(target, self._start)
+        if train and self.input_noise:
+            inputs = inputs + self.input_noise * jax.random.normal(noise_key, inputs.shape)
+        channels = self.teacher_forced(params, batch, inputs, dropout_key if train else None)
+        loss = masked_mean(self.output.loss(channels, target), batch["mel_mask"])
+        return loss, {"loss": loss}
+
+    def teacher_forced(self, params: Params, batch: Batch, inputs: Array, dropout_key: Array | None = None) -> Array:
+        """All frames at once: inputs [B, T, M], already shifted -> output channels [B, T, channels]."""
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        cache = self._encode(params, batch, keys[0])
+        return self._apply(params, inputs, None, cache, keys[1] is None, method="decode", dropout_key=keys[1])
+
+    def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
+        """Notes and context -> log-mel [B, T, M], frame by frame with cached keys and values, in one scan."""
+        rows, frames = batch["note_tokens"].shape[0], self.network.target_frames
+        cross = self._encode(params, batch, None)
+        start = jnp.full((rows, 1, self.network.num_mels), self._start)
+        caches = self.module.bind({"params": params}).decoder.empty_caches(rows, frames)
+
+        def step(carry, index):
+            frame, caches = carry
+            channels, caches = self._apply(params, frame, index, cross, caches, method="decode_step")
+            frame = self.output.sample(channels, jax.random.fold_in(rng, index))
+            return (frame, caches), frame[:, 0]
+
+        _, mel = jax.lax.scan(step, (start, caches), jnp.arange(frames))  # [T, B, M]
+        mel = jnp.moveaxis(mel, 0, 1)
+        return mel if self.as_published else unscale_mel(mel)
+
+    @property
+    def _start(self) -> float:
+        return 0.0 if self.as_published else -1.0  # -1 is silence in the model's range
+
+    def _to_model(self, log_mel: Array) -> Array:
+        return log_mel if self.as_published else scale_mel(log_mel, clip=True)

@@ -1,0 +1,167 @@
+"""`Diffusion`: the denoising decoder behind the seam that `Autoregressive` shares (init, loss, sample)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from music_synth.audio.mel import scale_mel, unscale_mel
+from music_synth.diffusion import process
+from music_synth.diffusion import sampler as samplers
+from music_synth.diffusion.sampler import Sampler
+from music_synth.diffusion.schedule import CosineSchedule, Schedule, sigma
+from music_synth.models.layers import NetworkConfig
+from music_synth.models.seam import Batch, Params, Seam, masked_mean
+from music_synth.models.transformer import MelTransformer
+
+Array = jax.Array
+LOSS_TARGETS = ("x0", "eps", "max_x0_eps", "x0_and_eps")
+LOSS_WEIGHTINGS = ("none", "inverse_variance")
+
+
+@dataclass(frozen=True)
+class Diffusion(Seam):
+    """A denoising diffusion decoder (Hawthorne et al. 2022, section 3.2).
+
+    Differs from the published code, which golden/README.md 3.16 describes: dropout and condition dropout are off
+    when `train` is False; every evaluation batch brings its own key; the loss is the mean over unmasked elements,
+    not their sum, so that a learning rate means the same at any batch size; noise times of a batch are stratified.
+    The published objective is prediction_type="eps", loss_target="eps", loss_norm="l1".
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    schedule: Schedule = field(default_factory=CosineSchedule)
+    prediction_type: str = "x0"  # what the network's output means: "eps", "x0", "v" or "x0_and_eps"
+    loss_target: str = "x0"  # where the error is taken: "x0", "eps", "max_x0_eps" or "x0_and_eps" (their sum)
+    loss_norm: str = "l2"  # "l1" or "l2"
+    loss_weighting: str = "inverse_variance"  # "none", or min(1 / sigma^2, max_loss_weight)
+    max_loss_weight: float = 10.0
+    condition_dropout: float = 0.1  # share of training examples without notes and context, for guidance
+    sampler: Sampler = field(default_factory=Sampler)
+
+    def __post_init__(self):
+        for name, choices in (
+            ("prediction_type", process.PREDICTION_TYPES),
+            ("loss_target", LOSS_TARGETS),
+            ("loss_norm", ("l1", "l2")),
+            ("loss_weighting", LOSS_WEIGHTINGS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"Diffusion.{name} = {getattr(self, name)!r}: choose from {choices}")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"Diffusion.condition_dropout = {self.condition_dropout}: must be in [0, 1)")
+        if self.max_loss_weight <= 0:
+            raise ValueError(f"Diffusion.max_loss_weight = {self.max_loss_weight}: must be positive")
+
+    @cached_property
+    def module(self) -> MelTransformer:
+        channels = self.network.num_mels * (2 if self.prediction_type == "x0_and_eps" else 1)
+        return MelTransformer(self.network, channels, autoregressive=False)
+
+    def with_sampling(self, **overrides: Any) -> Diffusion:
+        """A copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
+        return dataclasses.replace(self, sampler=self._replace_settings(self.sampler, overrides))
+
+    def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        """Mean weighted denoising error of a batch; `train` turns dropout and condition dropout on."""
+        time_key, noise_key, condition_key, dropout_key = jax.random.split(rng, 4)
+        rows = batch["mel"].shape[0]
+        # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
+        t = (jax.random.uniform(time_key) + jnp.arange(rows, dtype=jnp.float32) / rows) % 1.0
+        eps = jax.random.normal(noise_key, batch["mel"].shape)
+        keep = None
+        if train and self.condition_dropout:
+            keep = jax.random.uniform(condition_key, (rows,)) >= self.condition_dropout
+        error = self.denoising_error(params, batch, t, eps, keep, dropout_key if train else None)
+        loss = masked_mean(error * self._weight(t, error), batch["mel_mask"])
+        return loss, {"loss": loss, "denoising_error": masked_mean(error, batch["mel_mask"])}
+
+    def denoising_error(
+        self, params: Params, batch: Batch, t: Array, eps: Array, keep: Array | None, dropout_key: Array | None
+    ) -> Array:
+        """Elementwise error [B, T, M] at noise times t [B] with noise eps [B, T, M].
+
+        keep [B]: which examples are conditioned (None: all). dropout_key None: no dropout.
+        """
+        x_0 = scale_mel(batch["mel"], clip=True)
+        log_snr = process.per_example(self.schedule.log_snr(t), x_0)
+        x_t = process.diffuse(x_0, eps, log_snr)
+        batch = batch if keep is None else drop_conditions(batch, keep)
+        output = self._denoise(params, batch, x_t, t, dropout_key)
+        return elementwise_loss(
+            output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm
+        )
+
+    def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
+        """Notes and context -> log-mel [B, T, M]; the batch's own mel, if any, is not looked at."""
+        start_key, step_key = jax.random.split(rng)
+        shape = (batch["note_tokens"].shape[0], self.network.target_frames, self.network.num_mels)
+        x_1 = jax.random.normal(start_key, shape)
+        return self.sample_from(
+            params, batch, x_1, lambda i: jax.random.normal(jax.random.fold_in(step_key, i), shape)
+        )
+
+    def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
+        """`sample` with its noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
+        cache = self._encode(params, batch, None)
+        times = samplers.step_times(self.sampler.num_steps)
+        film = self._apply(params, times, method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]
+        x_0 = samplers.sample(self.denoiser(params, cache), x_1, film, noise_fn, self.schedule, self.sampler)
+        return unscale_mel(x_0)
+
+    def denoiser(self, params: Params, cache):
+        """(x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided (Ho and Salimans 2022) and clipped as the sampler says.
+
+        Rows beyond those of the cache are unconditional, so guidance is one call on twice the rows.
+        """
+        scale = self.sampler.guidance_scale
+
+        def denoise_fn(x_t: Array, log_snr: Array, film: Array) -> Array:
+            rows = x_t if scale == 1.0 else jnp.concatenate([x_t, x_t])
+            output = self._apply(params, rows, film, cache, method="decode")
+            if scale != 1.0:  # linear in x_0 or eps alike, so the raw outputs can be combined
+                conditional, unconditional = jnp.split(output, 2)
+                output = scale * conditional + (1.0 - scale) * unconditional
+            x_0 = process.to_x_0(output, x_t, log_snr, self.prediction_type)
+            return jnp.clip(x_0, -1.0, 1.0) if self.sampler.clip_x_0 else x_0
+
+        return denoise_fn
+
+    def _denoise(self, params: Params, batch: Batch, x_t: Array, t: Array, dropout_key: Array | None) -> Array:
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        cache = self._encode(params, batch, keys[0])
+        film = self._apply(params, t, method="condition_time")  # [B, layers, 2, 2D]
+        return self._apply(params, x_t, film, cache, keys[1] is None, method="decode", dropout_key=keys[1])
+
+    def _weight(self, t: Array, like: Array) -> Array:
+        if self.loss_weighting == "none":
+            return jnp.ones_like(like)
+        weight = jnp.minimum(sigma(self.schedule.log_snr(t)) ** -2, self.max_loss_weight)
+        return jnp.broadcast_to(process.per_example(weight, like), like.shape)
+
+
+def drop_conditions(batch: Batch, keep: Array) -> Batch:
+    """Takes notes and context together from the examples where keep [B] is False (golden/README.md 3.15.6)."""
+    dropped = dict(batch, note_tokens=jnp.where(keep[:, None], batch["note_tokens"], 0))
+    if "context_mask" in batch:
+        dropped["context_mask"] = batch["context_mask"] & keep[:, None]
+    return dropped
+
+
+def elementwise_loss(
+    output: Array, x_0: Array, eps: Array, x_t: Array, log_snr: Array, prediction_type: str, target: str, norm: str
+) -> Array:
+    """|error| or error^2 [B, T, M] of x_0, of eps, their maximum or their sum (golden/README.md 3.15.4)."""
+    predicted_x_0, predicted_eps = process.to_x_0_and_eps(output, x_t, log_snr, prediction_type)
+    distance = jnp.abs if norm == "l1" else jnp.square
+    if target == "x0":
+        return distance(predicted_x_0 - x_0)
+    if target == "eps":
+        return distance(predicted_eps - eps)
+    both = distance(predicted_x_0 - x_0), distance(predicted_eps - eps)
+    return jnp.maximum(*both) if target == "max_x0_eps" else both[0] + both[1]

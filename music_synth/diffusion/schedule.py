@@ -1,0 +1,64 @@
+"""Noise schedules: log signal-to-noise ratio as a function of time t in [0, 1] (golden/README.md 3.15.1-2).
+
+Variance preserving: x_t = alpha x_0 + sigma eps, alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+class Schedule(Protocol):
+    def log_snr(self, t: Array) -> Array:
+        """Log signal-to-noise ratio at t, any shape; falls with t."""
+        ...
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """alpha = cos(pi t / 2) with its ends cut at log-SNR +-20 (Nichol and Dhariwal 2021, continuous form)."""
+
+    max_log_snr: float = 20.0
+
+    def __post_init__(self):
+        if not 0 < self.max_log_snr <= 20:
+            raise ValueError(f"CosineSchedule.max_log_snr = {self.max_log_snr}: must be in (0, 20], float32's reach")
+
+    def log_snr(self, t: Array) -> Array:
+        b = np.arctan(np.exp(-0.5 * self.max_log_snr))
+        a = np.arctan(np.exp(0.5 * self.max_log_snr)) - b
+        return -2.0 * jnp.log(jnp.tan(a * t + b))
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """Betas linear from `beta_start` to `beta_end` over `num_steps` (Ho et al. 2020), interpolated in t."""
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    num_steps: int = 1000
+
+    def __post_init__(self):
+        if not 0 < self.beta_start <= self.beta_end < 1 or self.num_steps < 2:
+            raise ValueError(f"{self}: needs 0 < beta_start <= beta_end < 1 and at least 2 steps")
+
+    def log_snr(self, t: Array) -> Array:
+        keep = np.cumprod(1.0 - np.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=np.float64))
+        table = np.clip(np.log(keep) - np.log1p(-keep), -20.0, 20.0).astype(np.float32)
+        grid = np.linspace(0.0, 1.0, self.num_steps, dtype=np.float32)
+        return jnp.interp(t, jnp.asarray(grid), jnp.asarray(table))
+
+
+def alpha(log_snr: Array) -> Array:
+    return jnp.sqrt(jax.nn.sigmoid(log_snr))
+
+
+def sigma(log_snr: Array) -> Array:
+    return jnp.sqrt(jax.nn.sigmoid(-log_snr))

@@ -1,0 +1,87 @@
+"""What `Diffusion` and `Autoregressive` share: the seam that training, evaluation and synthesis see.
+
+A model is a frozen dataclass with `network`, `loss(params, batch, rng, train)`, `sample(params, batch, rng)` and
+`with_sampling(**overrides)`; this base brings `init` and `logical_axes`. A batch is a dictionary:
+
+    note_tokens [B, N] int32     0 = padding, 1 = end; N may be any bucket up to network.max_tokens
+    context_mel [B, C, M] f32    log-mel of the previous segment     (only where network.context_frames > 0)
+    context_mask [B, C] bool     True = a frame of it; all False for the first segment
+    mel [B, T, M] f32            log-mel target                      (loss only)
+    mel_mask [B, T] bool         True = a frame that counts          (loss only)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from music_synth.audio.mel import scale_mel
+from music_synth.errors import UserError
+from music_synth.models.layers import NetworkConfig
+from music_synth.models.transformer import CrossCache, MelTransformer
+
+Array = jax.Array
+Params = dict[str, Any]
+Batch = dict[str, Array]
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Mean of values [B, T, ...] over the frames where mask [B, T] is True; 0 where there is none."""
+    weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+    return jnp.sum(jnp.where(weights, values, 0.0)) / jnp.maximum(jnp.sum(weights.astype(jnp.float32)), 1.0)
+
+
+class Seam:
+    """Base of the two models; a dataclass that inherits it has `network` and `module`."""
+
+    network: NetworkConfig
+    module: MelTransformer
+
+    def init(self, rng: Array) -> Params:
+        """Fresh float32 parameters as plain nested dictionaries."""
+        return nn.unbox(self._init_boxed(rng))
+
+    def logical_axes(self) -> Any:
+        """Tree like the parameters; each leaf a tuple with one logical axis name (or None) a dimension."""
+        boxed = jax.eval_shape(self._init_boxed, jax.random.key(0))
+        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+        return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
+
+    def _init_boxed(self, rng: Array) -> Params:
+        c = self.network
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        frames = jnp.zeros((1, c.target_frames, c.num_mels))
+        context = jnp.zeros((1, c.context_frames, c.num_mels)) if c.context_frames else None
+        mask = jnp.zeros((1, c.context_frames), bool) if c.context_frames else None
+        return self.module.init(rng, tokens, frames, jnp.zeros(1), context, mask)["params"]
+
+    def _apply(self, params: Params, *args, method: str, dropout_key: Array | None = None):
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
+
+    def _encode(self, params: Params, batch: Batch, dropout_key: Array | None) -> CrossCache:
+        context = context_mask = None
+        if self.network.context_frames:
+            context, context_mask = self._scale_context(batch["context_mel"]), batch["context_mask"]
+        tokens = batch["note_tokens"]
+        args = (tokens, tokens > 0, context, context_mask, dropout_key is None)
+        return self._apply(params, *args, method="encode", dropout_key=dropout_key)
+
+    def _scale_context(self, context_mel: Array) -> Array:
+        return scale_mel(context_mel, clip=True)
+
+    @staticmethod
+    def _replace_settings(settings, overrides: dict[str, Any]):
+        """dataclasses.replace that turns an unknown name or a bad value into a UserError."""
+        names = [f.name for f in dataclasses.fields(settings)]
+        for name in overrides:
+            if name not in names:
+                raise UserError(f"{type(settings).__name__} has no setting {name!r}: choose from {', '.join(names)}")
+        try:
+            return dataclasses.replace(settings, **overrides)
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error

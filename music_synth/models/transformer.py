@@ -1,0 +1,291 @@
+"""The networks: note encoder, context encoder, mel decoder, and the three together.
+
+They know nothing of diffusion or of likelihoods. Parameter names are those of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth.models.layers import (
+    Array,
+    DecoderLayer,
+    Dense,
+    EncoderLayer,
+    NetworkConfig,
+    PositionTable,
+    RMSNorm,
+    length_dropout,
+    sinusoid_table,
+)
+
+
+class CrossCache(NamedTuple):
+    """What the decoder reads of the notes and the context: computed once a segment.
+
+    `layers`: cross-attention keys and values of every layer (a tuple, or stacked arrays when layers are scanned),
+    `masks`: per source, [B, L], True = a key that may be seen.
+    """
+
+    layers: tuple
+    masks: tuple[Array, ...]
+
+
+def context_position_ids(mask: Array, positions: str) -> Array:
+    """Position ids [B, C] of a context with `mask` [B, C].
+
+    "terminal_relative" rolls 0..C-1 right by the number of leading valid frames, so that the last valid frame,
+    the one next to the target, always has id C-1 (golden/README.md 3.14.2-3). "regular" is plain 0..C-1.
+    """
+    length = mask.shape[1]
+    ids = jnp.broadcast_to(jnp.arange(length)[None], mask.shape)
+    if positions == "regular":
+        return ids
+    valid = jnp.where(jnp.all(mask, axis=1), length, jnp.argmin(mask, axis=1))  # index of the first False
+    return (ids - valid[:, None]) % length
+
+
+class LayerStack(nn.Module):
+    """Runs the encoder layers, one by one or scanned; the final norm; dropout."""
+
+    config: NetworkConfig
+
+    def build(self):
+        c = self.config
+        layer = nn.remat(EncoderLayer, static_argnums=(3,), prevent_cse=not c.scan_layers) if c.remat else EncoderLayer
+        if c.scan_layers:
+            layer = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast),
+                length=c.num_encoder_layers,
+                metadata_params={nn.PARTITION_NAME: None},
+            )
+            return [layer(c, name="layers")]
+        return [layer(c, name=f"layers_{i}") for i in range(c.num_encoder_layers)]
+
+    def run(self, x: Array, mask: Array | None, deterministic: bool) -> Array:  # [B, L, D] -> [B, L, D]
+        x = length_dropout(self.config.dropout_rate)(x, deterministic=deterministic)
+        x = x.astype(self.config.dtype)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        for layer in self.build():
+            x, _ = layer(x, key_mask, deterministic)
+        x = RMSNorm(name="encoder_norm")(x)
+        return nn.Dropout(self.config.dropout_rate)(x, deterministic=deterministic)
+
+
+class NoteEncoder(LayerStack):
+    """Note tokens [B, N] -> encodings [B, N, D]."""
+
+    sinusoids: bool  # positions computed (autoregressive) or from the checkpointed table (diffusion)
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array | None, deterministic: bool) -> Array:
+        c, length = self.config, tokens.shape[1]
+        if length > c.max_tokens:
+            raise ValueError(f"{length} note tokens, but NetworkConfig.max_tokens = {c.max_tokens}")
+        embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        embedder = nn.Embed(c.vocab_size, c.model_dim, embedding_init=embed_init, name="token_embedder")
+        if self.sinusoids:
+            table = jnp.asarray(sinusoid_table(c.max_tokens, c.model_dim))
+        else:
+            table = PositionTable(c.max_tokens, c.model_dim, name="Embed_0")()
+        return self.run(embedder(tokens) + table[None, :length], mask, deterministic)
+
+
+class ContextEncoder(LayerStack):
+    """Scaled mel of the previous segment [B, C, M] with its mask [B, C] -> encodings [B, C, D]."""
+
+    sinusoids: bool
+
+    @nn.compact
+    def __call__(self, context: Array, mask: Array, deterministic: bool) -> Array:
+        c = self.config
+        if context.shape[1:] != (c.context_frames, c.num_mels):
+            raise ValueError(f"context of shape {context.shape}, expected [B, {c.context_frames}, {c.num_mels}]")
+        x = Dense(c.model_dim, ("mel", "embed"), name="input_proj")(context)
+        if self.sinusoids:
+            table = jnp.asarray(sinusoid_table(c.context_frames, c.model_dim))
+        else:
+            table = PositionTable(c.context_frames, c.model_dim, name="Embed_0")()
+        x = x + table[context_position_ids(mask, c.context_positions)]
+        return self.run(x, mask, deterministic)
+
+
+class MelDecoder(nn.Module):
+    """Mel frames in, mel frames out, reading a `CrossCache`.
+
+    With `autoregressive` it is causal and has no noise time; otherwise frames see each other freely and every
+    layer is modulated by the noise time (FiLM).
+    """
+
+    config: NetworkConfig
+    output_dim: int
+    autoregressive: bool
+    attend_to_padding: bool = False
+
+    def setup(self):
+        c = self.config
+        self.continuous_inputs_projection = Dense(c.model_dim, ("mel", "embed"))
+        if not self.autoregressive:
+            self.Embed_0 = PositionTable(c.target_frames, c.model_dim)
+            self.time_emb_dense0 = Dense(4 * c.model_dim, ("embed", "time"))
+            self.time_emb_dense1 = Dense(4 * c.model_dim, ("time", "time"))
+        self.dropout = length_dropout(c.dropout_rate)
+        self.stack = self._layers()
+        self.decoder_norm = RMSNorm()
+        self.spec_out_dense = Dense(self.output_dim, ("embed", "mel"))
+
+    def _layers(self) -> list[DecoderLayer]:
+        c, flags = self.config, (self.autoregressive, self.attend_to_padding)
+        layer = DecoderLayer
+        if c.remat:  # argument 6 of __call__ is `deterministic`
+            layer = nn.remat(layer, static_argnums=(6,), prevent_cse=not c.scan_layers)
+        if c.scan_layers:
+            every, same = 0, nn.broadcast
+            shared = dict(
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=c.num_decoder_layers,
+                metadata_params={nn.PARTITION_NAME: None},
+            )
+            methods = {
+                "__call__": dict(in_axes=(every, every, same, same, same), **shared),
+                "precompute": dict(in_axes=(same,), **shared),
+                "film": dict(in_axes=(same,), **shared),
+                "step": dict(in_axes=(every, every, same, same), **shared),
+            }
+            return [nn.scan(layer, methods=methods)(c, *flags, name="layers")]
+        return [layer(c, *flags, name=f"layers_{i}") for i in range(c.num_decoder_layers)]
+
+    def precompute(self, sources: tuple[Array, ...], masks: tuple[Array, ...]) -> CrossCache:
+        """Encoded sources [B, L, D] and their masks [B, L] -> the cache every call below reads."""
+        if self.config.cross_attention == "concat":
+            sources = (jnp.concatenate(sources, axis=1),)
+            masks = (jnp.concatenate(masks, axis=1),)
+        layers = tuple(layer.precompute(None, sources)[1] for layer in self.stack)
+        return CrossCache(layers, masks)
+
+    def condition_time(self, t: Array) -> Array:
+        """Noise times t [S] in [0, 1] -> the modulation of all layers [S, layers, 2, 2D], in one batched call."""
+        half = self.config.model_dim // 2
+        # float32 and compiled, as published: the largest angles round to about 1e-3, and weights are used to it.
+        step = np.float32(-np.log(self.config.max_noise_time) / (half - 1))
+        frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * step)
+        angles = (t * self.config.max_noise_time)[:, None] * frequencies[None, :]
+        return self.film(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1))
+
+    def film(self, sinusoids: Array) -> Array:
+        """Sinusoids of the noise time [S, D] -> modulation of all layers [S, layers, 2, 2D] (3.14.4, 3.14.6)."""
+        y = nn.swish(self.time_emb_dense1(nn.swish(self.time_emb_dense0(sinusoids))))  # [S, 4D]
+        films = [layer.film(None, y)[1] for layer in self.stack]
+        return jnp.moveaxis(films[0], 0, 1) if self.config.scan_layers else jnp.stack(films, axis=1)
+
+    def __call__(self, x: Array, film: Array | None, cache: CrossCache, deterministic: bool) -> Array:
+        """x [B, T, M] -> [B, T, output_dim] float32.
+
+        `film` [B or 1, layers, 2, 2D] from `condition_time`, None when autoregressive. The cache may have fewer
+        rows than x: the further rows are then unconditional, which makes guidance one batched call.
+        """
+        c, frames = self.config, x.shape[1]
+        x = self.dropout(self._embed(x, self._positions(frames)[None]), deterministic=deterministic).astype(c.dtype)
+        mask = nn.make_causal_mask(jnp.ones((1, frames)), dtype=bool) if self.autoregressive else None
+        if c.scan_layers:
+            films = None if film is None else jnp.moveaxis(film, 1, 0)
+            x, _ = self.stack[0](x, films, cache.layers[0], cache.masks, mask, deterministic)
+        else:
+            for i, layer in enumerate(self.stack):
+                x, _ = layer(x, None if film is None else film[:, i], cache.layers[i], cache.masks, mask, deterministic)
+        return self._output(x, deterministic)
+
+    def step(self, x: Array, index: Array, cross: CrossCache, caches: tuple) -> tuple[Array, tuple]:
+        """Autoregressive decoding of one frame x [B, 1, M] at position `index`; caches from `empty_caches`."""
+        position = jax.lax.dynamic_slice_in_dim(self._positions(self.config.target_frames), index, 1)
+        x = self._embed(x, position[None]).astype(self.config.dtype)
+        new_caches = []
+        for layer, layer_cross, layer_cache in zip(self.stack, cross.layers, caches, strict=True):
+            x, new = layer.step(x, layer_cross, layer_cache, cross.masks, index)
+            new_caches.append(new)
+        return self._output(x, True), tuple(new_caches)
+
+    def empty_caches(self, batch_size: int, frames: int) -> tuple:
+        """Zero self-attention keys and values, [B, T, H, K] each, of every layer (stacked when scanned)."""
+        c = self.config
+        shape = (batch_size, frames, c.num_heads, c.head_dim)
+        shape = (c.num_decoder_layers, *shape) if c.scan_layers else shape
+        zeros = jnp.zeros(shape, c.dtype)
+        return tuple((zeros, zeros) for _ in range(1 if c.scan_layers else c.num_decoder_layers))
+
+    def _positions(self, frames: int) -> Array:
+        c = self.config
+        if frames > c.target_frames:
+            raise ValueError(f"{frames} target frames, but NetworkConfig.target_frames = {c.target_frames}")
+        table = jnp.asarray(sinusoid_table(c.target_frames, c.model_dim)) if self.autoregressive else self.Embed_0()
+        return table[:frames]
+
+    def _embed(self, x: Array, positions: Array) -> Array:
+        return self.continuous_inputs_projection(x) + positions
+
+    def _output(self, x: Array, deterministic: bool) -> Array:
+        x = self.dropout(self.decoder_norm(x), deterministic=deterministic)
+        return self.spec_out_dense(x.astype(jnp.float32))
+
+
+class MelTransformer(nn.Module):
+    """Encoders and decoder together; the decoder's output has `output_dim` channels a frame.
+
+    `attend_to_padding` is the fault of golden/README.md 3.18.2: the note encoder sees padding as if it were notes,
+    and a decoder without a single note averages over padding.
+    """
+
+    config: NetworkConfig
+    output_dim: int
+    autoregressive: bool
+    attend_to_padding: bool = False
+
+    def setup(self):
+        c = self.config
+        # Published checkpoints call the note encoder "encoder" where there is no context encoder beside it.
+        if c.context_frames:
+            self.token_encoder = NoteEncoder(c, sinusoids=self.autoregressive)
+            self.continuous_encoder = ContextEncoder(c, sinusoids=self.autoregressive)
+        else:
+            self.encoder = NoteEncoder(c, sinusoids=self.autoregressive)
+        self.decoder = MelDecoder(c, self.output_dim, self.autoregressive, self.attend_to_padding)
+
+    def encode(
+        self,
+        note_tokens: Array,
+        token_mask: Array,
+        context: Array | None,
+        context_mask: Array | None,
+        deterministic: bool,
+    ) -> CrossCache:
+        """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> cache of the decoder."""
+        encoder_mask = None if self.attend_to_padding else token_mask
+        if not self.config.context_frames:
+            return self.decoder.precompute((self.encoder(note_tokens, encoder_mask, deterministic),), (token_mask,))
+        tokens = self.token_encoder(note_tokens, encoder_mask, deterministic)
+        frames = self.continuous_encoder(context, context_mask, deterministic)
+        return self.decoder.precompute((tokens, frames), (token_mask, context_mask))
+
+    def condition_time(self, t: Array) -> Array:
+        return self.decoder.condition_time(t)
+
+    def decode(self, x: Array, film: Array | None, cache: CrossCache, deterministic: bool = True) -> Array:
+        return self.decoder(x, film, cache, deterministic)
+
+    def decode_step(self, x: Array, index: Array, cross: CrossCache, caches: tuple) -> tuple[Array, tuple]:
+        return self.decoder.step(x, index, cross, caches)
+
+    def __call__(self, note_tokens, x, t, context=None, context_mask=None, deterministic: bool = True) -> Array:
+        """Everything in one pass, as initialization needs it."""
+        cache = self.encode(note_tokens, note_tokens > 0, context, context_mask, deterministic)
+        film = None if self.autoregressive else self.condition_time(t)
+        return self.decode(x, film, cache, deterministic)
