@@ -191,9 +191,7 @@ def test_written_notes_read_back(notes):
     back = read_midi(midi_bytes(notes))
     key = [(n.is_drum, n.program, n.pitch) for n in notes]
     back = sorted(back, key=lambda n: key.index((n.is_drum, n.program, n.pitch)))
-    assert [n._replace(instrument=0, onset=0, offset=0) for n in back] == [
-        n._replace(onset=0, offset=0) for n in notes
-    ]
+    assert [n._replace(instrument=0, onset=0, offset=0) for n in back] == [n._replace(onset=0, offset=0) for n in notes]
     times = np.array([(n.onset, n.offset) for n in notes])
     np.testing.assert_allclose([(n.onset, n.offset) for n in back], times, rtol=0, atol=1e-9)
 
@@ -213,9 +211,7 @@ def test_golden_files_survive_writing(name, tmp_path):
 def test_overlaps_are_cut_when_written():
     notes = [note(60, 0.0, 2.0), note(60, 1.0, 1.5), note(60, 1.0, 1.7), note(60, 2.0, 2.0004)]
     back = read_midi(midi_bytes(notes))
-    np.testing.assert_allclose(
-        [(n.onset, n.offset) for n in back], [(0, 1), (1, 1.7), (2, 2.001)], rtol=0, atol=1e-9
-    )
+    np.testing.assert_allclose([(n.onset, n.offset) for n in back], [(0, 1), (1, 1.7), (2, 2.001)], rtol=0, atol=1e-9)
 
 
 def test_pedals_are_written():
