@@ -62,7 +62,7 @@ def checkpoint(model):
 
 def score(model, pieces, **settings):
     spectrum = np.zeros(128, np.float32)
-    silence = lambda mel: np.zeros(320 * len(mel), np.float32)  # noqa: E731
+    silence = lambda mel: np.zeros(320 * len(mel), np.float32)
     return evaluator.score(pieces, spectrum, [checkpoint(model)], silence, "silence", **settings)
 
 
@@ -114,7 +114,8 @@ def test_scores_depend_on_neither_batch_size_nor_order():
 def test_every_whole_piece_is_handed_out_once():
     pieces = [staircase_piece(str(n), n) for n in (3, 9, 4, 17, 12)]
     seen = []
-    score(Staircase(1.0), pieces, batch_size=2, on_piece=lambda name, piece, mel: seen.append((piece.id, len(mel))))
+    note = lambda name, piece, mel: seen.append((piece.id, len(mel)))
+    score(Staircase(1.0), pieces, batch_size=2, on_piece=note)
     assert sorted(seen) == sorted((piece.id, len(piece.mel)) for piece in pieces)
 
 
