@@ -18,13 +18,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from music_synth.audio.mel import MIN_LOG_MEL, NUM_MELS
 from music_synth.midi.notes import Note
-from music_synth.midi.segments import SegmentTooLong, pad_tokens
-from music_synth.midi.tokenizer import Events, Tokenizer
+from music_synth.midi.segments import pad_tokens
+from music_synth.midi.tokenizer import Events, OnOverflow, Tokenizer
 
 Example = dict[str, np.ndarray]  # one row of a batch
 Batch = dict[str, np.ndarray]
@@ -40,100 +41,86 @@ class Piece:
     audio: np.ndarray | None = None  # [S] float32, 16 kHz, where the feed has it
 
 
-def num_segments(num_frames: int, segment_frames: int) -> int:
-    """Consecutive segments that cover `num_frames` frames of mel; the last may be partly empty."""
-    return -(-num_frames // segment_frames)
+def num_strata(num_starts: int, segment_frames: int) -> int:
+    """Into how many parts a stretch of possible starts falls, so that a part is about a segment."""
+    return max(1, round(num_starts / segment_frames))
 
 
-def stratified_start(rng: np.random.Generator, stratum: int, num_strata: int, num_frames: int) -> int:
-    """A frame drawn uniformly from one of `num_strata` equal parts of range(num_frames).
+def stratified_start(rng: np.random.Generator, stratum: int, strata: int, num_starts: int) -> int:
+    """A start drawn uniformly from part `stratum` of range(num_starts) cut into `strata` equal parts.
 
-    One draw from every part covers a piece evenly, and a start is still uniform over the whole (to a frame a
-    part).
+    One draw from every part covers a piece evenly; a single draw is uniform over the whole, but for rounding.
     """
-    return int(rng.integers(stratum * num_frames // num_strata, (stratum + 1) * num_frames // num_strata))
+    return int(rng.integers(stratum * num_starts // strata, (stratum + 1) * num_starts // strata))
 
 
-def cut_target(mel: np.ndarray, start: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """`num_frames` frames of mel [T, M] from `start` on, and their mask: False (and silence) after its end."""
-    piece = mel[start : start + num_frames]
-    return _pad_frames(piece, num_frames), np.arange(num_frames) < len(piece)
+class Window(NamedTuple):
+    """A window as it is cut, without padding."""
+
+    tokens: np.ndarray  # [n] int32, with EOS
+    target: np.ndarray  # [t, M], the frames of the window that the piece has, at least one
+    context: np.ndarray  # [c, M], the frames before it that the piece has, none at its beginning
 
 
-def cut_context(mel: np.ndarray, start: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The (up to) num_frames frames before `start`, at the front of the window, and their mask [num_frames].
-
-    The mask is a prefix: all True from start = num_frames on, all False at start = 0. Frame `start` itself,
-    the target's first, is never in it.
-    """
-    piece = mel[max(0, start - num_frames) : start] if start > 0 else mel[:0]
-    return _pad_frames(piece, num_frames), np.arange(num_frames) < len(piece)
-
-
-def _pad_frames(piece: np.ndarray, num_frames: int) -> np.ndarray:
-    frames = np.full((num_frames, piece.shape[-1]), MIN_LOG_MEL, np.float32)
-    frames[: len(piece)] = piece
-    return frames
-
-
-def make_example(
+def cut_window(
     mel: np.ndarray,
     events: Events,
     tokenizer: Tokenizer,
     start: int,
-    *,
     context_frames: int,
-    training: bool,
+    *,
     first_frame: int = 0,
-    empty_context: bool = False,
-) -> Example | None:
-    """Tokens, target and context of the window that begins at frame `start` of `mel`.
+    on_overflow: OnOverflow = "truncate",
+) -> Window:
+    """The window that begins at frame `start` of `mel`, and at most `context_frames` frames before it.
 
     Args:
       mel: log-mel [T, M] of a piece, or of a stretch of it that reaches a context before and a segment after.
       events: of the whole piece.
-      start: in frames of `mel`, 0 <= start < T.
-      context_frames: 0 leaves context_mel and context_mask out.
-      training: a window with too many tokens gives None (else it loses its last events, with a warning);
-        silence after the end of the piece is part of the target (else it is masked).
+      start: in frames of `mel`, 0 <= start < T. It is the first frame of the target and never in the context.
       first_frame: frame of the piece at which `mel` begins.
-      empty_context: mask the context whatever there is.
+      on_overflow: what to do with more than max_tokens tokens, see `Tokenizer.encode_window`.
 
-    Returns:
-      note_tokens [max_tokens] int32 (padded with 0), mel [T, M] float32, mel_mask [T] bool, context_mel
-      [C, M] float32, context_mask [C] bool; T = segment_frames, C = context_frames.
+    Raises:
+      SegmentTooLong: too many tokens, and on_overflow is "error".
     """
     num_frames = tokenizer.segment_frames
-    try:
-        on_overflow = "error" if training else "truncate"
-        tokens = tokenizer.encode_window(events, first_frame + start, num_frames, on_overflow)
-    except SegmentTooLong:
-        return None
-    target, present = cut_target(mel, start, num_frames)
+    return Window(
+        tokenizer.encode_window(events, first_frame + start, num_frames, on_overflow),
+        mel[start : start + num_frames],
+        mel[max(0, start - context_frames) : start],
+    )
+
+
+def pad_window(window: Window, tokenizer: Tokenizer, context_frames: int, *, training: bool) -> Example:
+    """One row of a batch: tokens padded with 0, frames with silence; the context stands at the front.
+
+    In training, what follows the end of the piece is silence to be learned, as any other frame; in evaluation
+    it is masked. The context's mask is True for its frames.
+    """
+    target, present = _pad_frames(window.target, tokenizer.segment_frames)
     example = {
-        "note_tokens": pad_tokens(tokens, tokenizer.max_tokens),
+        "note_tokens": pad_tokens(window.tokens, tokenizer.max_tokens),
         "mel": target,
-        "mel_mask": np.ones(num_frames, bool) if training else present,
+        "mel_mask": np.ones_like(present) if training else present,
     }
     if context_frames:
-        context, context_mask = cut_context(mel, start, context_frames)
-        example["context_mel"] = context
-        example["context_mask"] = context_mask & (not empty_context)
+        example["context_mel"], example["context_mask"] = _pad_frames(window.context, context_frames)
     return example
+
+
+def _pad_frames(frames: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """frames [t, M] with silence appended, float32 [length, M], and a mask [length] of the frames proper."""
+    padded = np.full((length, NUM_MELS), MIN_LOG_MEL, np.float32)
+    padded[: len(frames)] = frames
+    return padded, np.arange(length) < len(frames)
 
 
 def blank_example(tokenizer: Tokenizer, context_frames: int) -> Example:
     """A row that counts for nothing (all masks False), to fill up the last batch of an evaluation."""
-    num_frames = tokenizer.segment_frames
-    example = {
-        "note_tokens": np.zeros(tokenizer.max_tokens, np.int32),
-        "mel": np.full((num_frames, NUM_MELS), MIN_LOG_MEL, np.float32),
-        "mel_mask": np.zeros(num_frames, bool),
-    }
-    if context_frames:
-        example["context_mel"] = np.full((context_frames, NUM_MELS), MIN_LOG_MEL, np.float32)
-        example["context_mask"] = np.zeros(context_frames, bool)
-    return example
+    nothing = np.zeros((0, NUM_MELS), np.float32)
+    window = Window(np.zeros(0, np.int32), nothing, nothing)
+    return pad_window(window, tokenizer, context_frames, training=False)
 
 
 def stack(examples: list[Example]) -> Batch:
@@ -165,8 +152,8 @@ def evaluation_batches(
     windows = ((mel, events, start) for mel, events in pieces for start in range(0, len(mel), step))
     blank = blank_example(tokenizer, context_frames)
     while chunk := list(itertools.islice(windows, batch_size)):
-        examples = [
-            make_example(mel, events, tokenizer, start, context_frames=context_frames, training=False)
-            for mel, events, start in chunk[rows.start : rows.stop]
-        ]
+        examples = []
+        for mel, events, start in chunk[rows.start : rows.stop]:
+            window = cut_window(mel, events, tokenizer, start, context_frames)
+            examples.append(pad_window(window, tokenizer, context_frames, training=False))
         yield stack(examples + [blank] * (len(rows) - len(examples)))

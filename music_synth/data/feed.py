@@ -22,7 +22,7 @@ class Feed(Protocol):
 
         note_tokens [B, max_tokens] int32   0 = padding, 1 = end
         mel [B, T, 128] float32             natural-log mel
-        mel_mask [B, T] bool                training: all True, for the silence after a piece is to be learnt;
+        mel_mask [B, T] bool                training: all True, the silence after a piece is learned;
                                             evaluation: False there, and in rows that fill up the last batch
         context_mel [B, C, 128] float32     the frames just before, at the front (only with context)
         context_mask [B, C] bool            a prefix; all False where nothing came before (only with context)
@@ -103,7 +103,5 @@ def is_folder(task: str) -> bool:
     if os.sep not in task and not task.startswith(("~", ".")):
         return False
     if not path.is_dir():
-        raise UserError(
-            f"no folder {task}: python -m music_synth.prepare_data synthetic --out {task} makes it"
-        )
+        raise UserError(f"no folder {task}: python -m music_synth.prepare_data synthetic --out {task} makes it")
     return True

@@ -30,15 +30,17 @@ from music_synth.data.examples import (
     Batch,
     Example,
     Piece,
+    cut_window,
     evaluation_batches,
-    make_example,
-    num_segments,
+    num_strata,
+    pad_window,
     shard_rows,
     stack,
     stratified_start,
 )
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
+from music_synth.midi.segments import SegmentTooLong
 from music_synth.midi.tokenizer import Events, Tokenizer
 
 FORMAT = "music_synth prepared arrays"
@@ -111,9 +113,7 @@ def write_folder(
         work.chmod(0o755)  # mkdtemp makes it private
         os.replace(work, folder)  # an empty folder of that name is replaced
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror}; make room or choose another --out"
-        ) from error
+        raise UserError(f"cannot write {folder}: {error.strerror}; make room or choose another --out") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {split: len(entries) for split, entries in manifest["splits"].items()}
@@ -158,8 +158,7 @@ def read_manifest(folder: Path) -> dict[str, list[StoredPiece]]:
         if manifest["mel"] != MEL_SETTINGS:
             raise UserError(f"{path} has mel settings {manifest['mel']}, not {MEL_SETTINGS}: {again}")
         splits = {
-            split: [StoredPiece.from_entry(entry) for entry in entries]
-            for split, entries in manifest["splits"].items()
+            split: [StoredPiece.from_entry(entry) for entry in entries] for split, entries in manifest["splits"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from error
@@ -227,9 +226,7 @@ class PreparedFeed:
         self.context_frames = tokenizer.segment_frames if context else 0
         self.empty_context = empty_context
         self.num_skipped = 0
-        self.splits = {
-            name: Split(name, tuple(pieces)) for name, pieces in read_manifest(self.folder).items()
-        }
+        self.splits = {name: Split(name, tuple(pieces)) for name, pieces in read_manifest(self.folder).items()}
         self._rows = shard_rows(batch_size, shard_index, num_shards)
         self._events = functools.lru_cache(maxsize=EVENTS_KEPT)(self._load_events)
         self._mel = functools.lru_cache(maxsize=EVENTS_KEPT)(self._open_mel)
@@ -269,34 +266,36 @@ class PreparedFeed:
 
     def _train_example(self, split: Split, index: int) -> Example:
         """Training example number `index` of the endless stream."""
-        num_frames = int(split.ends[-1])
-        num_strata = num_segments(num_frames, self.tokenizer.segment_frames)
-        epoch, position = divmod(index, num_strata)
-        stratum = int(self._order(epoch, num_strata)[position])
+        num_starts = int(split.ends[-1])
+        strata = num_strata(num_starts, self.tokenizer.segment_frames)
+        epoch, position = divmod(index, strata)
+        stratum = int(self._order(epoch, strata)[position])
         rng = np.random.default_rng([self.seed, WINDOW_STREAM, index])
         for _ in range(MAX_DRAWS):
-            piece, start = split.locate(stratified_start(rng, stratum, num_strata, num_frames))
+            piece, start = split.locate(stratified_start(rng, stratum, strata, num_starts))
+            context_frames = 0 if rng.random() < self.empty_context else self.context_frames
             stem = split.pieces[piece].stem
-            example = make_example(
-                self._mel(stem),
-                self._events(stem),
-                self.tokenizer,
-                start,
-                context_frames=self.context_frames,
-                training=True,
-                empty_context=bool(rng.random() < self.empty_context),
-            )
-            if example is not None:
-                return example
-            self.num_skipped += 1
-            stratum = int(rng.integers(num_strata))
+            try:
+                window = cut_window(
+                    self._mel(stem),
+                    self._events(stem),
+                    self.tokenizer,
+                    start,
+                    context_frames,
+                    on_overflow="error",
+                )
+            except SegmentTooLong:
+                self.num_skipped += 1
+                stratum = int(rng.integers(strata))
+                continue
+            return pad_window(window, self.tokenizer, self.context_frames, training=True)
         raise UserError(
             f"{MAX_DRAWS} windows of {self.folder} in a row exceed {self.tokenizer.max_tokens} tokens:"
             " raise Tokenizer.max_tokens"
         )
 
-    def _draw_order(self, epoch: int, num_strata: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(num_strata)
+    def _draw_order(self, epoch: int, strata: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(strata)
 
     def _open_mel(self, stem: str) -> np.ndarray:
         return np.load(self.folder / f"{stem}.mel.npy", mmap_mode="r")
