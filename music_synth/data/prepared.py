@@ -51,6 +51,7 @@ MEL_SETTINGS = {
     "hop_length": mel_module.HOP_LENGTH,
     "num_mels": mel_module.NUM_MELS,
 }
+AGAIN = "prepare the folder again with python -m music_synth.prepare_data"
 MAX_DRAWS = 100  # windows tried for one example before the data set is called unusable
 WINDOW_STREAM, ORDER_STREAM = 0, 1  # random streams of a seed: what a window is, in which order they come
 EVENTS_KEPT = 512  # pieces whose sorted events stay in memory
@@ -146,35 +147,34 @@ def read_manifest(folder: Path) -> dict[str, list[StoredPiece]]:
         missing or cut off.
     """
     path = folder / MANIFEST
-    again = "prepare the folder again with python -m music_synth.prepare_data"
     if not path.is_file():
-        raise UserError(f"{folder} holds no {MANIFEST}: {again}")
+        raise UserError(f"{folder} holds no {MANIFEST}: {AGAIN}")
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
-            raise UserError(f"{path} says format {manifest['format']!r}, not {FORMAT!r}: {again}")
+            raise UserError(f"{path} says format {manifest['format']!r}, not {FORMAT!r}: {AGAIN}")
         if manifest["version"] != VERSION:
-            raise UserError(f"{path} is version {manifest['version']}, this program reads {VERSION}: {again}")
+            raise UserError(f"{path} is version {manifest['version']}, this program reads {VERSION}: {AGAIN}")
         if manifest["mel"] != MEL_SETTINGS:
-            raise UserError(f"{path} has mel settings {manifest['mel']}, not {MEL_SETTINGS}: {again}")
+            raise UserError(f"{path} has mel settings {manifest['mel']}, not {MEL_SETTINGS}: {AGAIN}")
         splits = {
             split: [StoredPiece.from_entry(entry) for entry in entries] for split, entries in manifest["splits"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {again}") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {AGAIN}") from error
     for piece in itertools.chain.from_iterable(splits.values()):
-        _check_file(folder / f"{piece.stem}.mel.npy", piece.frames * mel_module.NUM_MELS * 2, again)
-        _check_file(folder / f"{piece.stem}.notes.npy", piece.notes * len(Note._fields) * 8, again)
+        _check_file(folder / f"{piece.stem}.mel.npy", piece.frames * mel_module.NUM_MELS * 2)
+        _check_file(folder / f"{piece.stem}.notes.npy", piece.notes * len(Note._fields) * 8)
     return splits
 
 
-def _check_file(path: Path, data_bytes: int, again: str) -> None:
+def _check_file(path: Path, data_bytes: int) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path} is missing, though the manifest lists it: {again}") from error
+        raise UserError(f"{path} is missing, though the manifest lists it: {AGAIN}") from error
     if not 0 < size - data_bytes <= 1024:  # the header of a .npy file is 128 bytes
-        raise UserError(f"{path} has {size} bytes instead of about {data_bytes + 128}: {again}")
+        raise UserError(f"{path} has {size} bytes instead of about {data_bytes + 128}: {AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -298,10 +298,23 @@ class PreparedFeed:
         return np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(strata)
 
     def _open_mel(self, stem: str) -> np.ndarray:
-        return np.load(self.folder / f"{stem}.mel.npy", mmap_mode="r")
+        return _load(self.folder / f"{stem}.mel.npy", np.float16, mel_module.NUM_MELS, mmap_mode="r")
 
     def _notes(self, stem: str) -> list[Note]:
-        return notes_from_array(np.load(self.folder / f"{stem}.notes.npy"))
+        return notes_from_array(_load(self.folder / f"{stem}.notes.npy", np.float64, len(Note._fields)))
 
     def _load_events(self, stem: str) -> Events:
-        return Events.from_notes(self._notes(stem))
+        try:
+            return Events.from_notes(self._notes(stem))
+        except ValueError as error:
+            raise UserError(f"{self.folder / stem}.notes.npy: {error}: {AGAIN}") from error
+
+
+def _load(path: Path, dtype: type, columns: int, mmap_mode: str | None = None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode=mmap_mode)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from error
+    if array.dtype != dtype or array.ndim != 2 or array.shape[1] != columns:
+        raise UserError(f"{path} holds {array.dtype} {array.shape}, not {dtype.__name__} [n, {columns}]: {AGAIN}")
+    return array
