@@ -1,0 +1,81 @@
+"""Audio files in and out (WAV, FLAC), mono, at any sample rate."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.errors import UserError
+
+WRITABLE = {".wav": "WAV", ".flac": "FLAC"}
+
+
+def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Band-limited resampling of float32 [S] by soxr, without delay; S * target / source samples, rounded."""
+    import soxr
+
+    if source_rate == target_rate:
+        return audio
+    return soxr.resample(audio, source_rate, target_rate, quality="HQ")
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads a WAV or FLAC file (or what else libsndfile reads) as mono float32 [S] at `sample_rate`.
+
+    Channels are averaged; samples lie in [-1, 1] if the file's do.
+
+    Raises:
+      UserError: the file is missing, is not audio, holds no samples, or holds NaN or infinity.
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no audio file at {path}")
+    try:
+        audio, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # [S, channels]
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"cannot read {path} as audio ({error}); give a WAV or FLAC file") from error
+    if audio.size == 0:
+        raise UserError(f"{path} holds no audio samples")
+    if not np.isfinite(audio).all():
+        raise UserError(f"{path} holds samples that are NaN or infinite; export it again")
+    return resample(np.ascontiguousarray(audio.mean(axis=1)), file_rate, sample_rate)
+
+
+def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes floats [S] in [-1, 1] as 16-bit WAV or FLAC, by the suffix of `path`.
+
+    Samples outside [-1, 1] are clipped, with a warning that says how many.
+
+    Raises:
+      UserError: unknown suffix, missing or unwritable folder, no samples, NaN or infinity.
+    """
+    import soundfile
+
+    path = Path(path)
+    if path.suffix.lower() not in WRITABLE:
+        raise UserError(f"cannot write {path}: the name must end in {' or '.join(WRITABLE)}")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    audio = np.asarray(audio)
+    if audio.ndim != 1:
+        raise ValueError(f"write_audio takes mono audio [S], not shape {audio.shape}")
+    if audio.size == 0:
+        raise UserError(f"nothing to write to {path}: the audio is empty")
+    if not np.isfinite(audio).all():
+        raise UserError(f"nothing written to {path}: the audio holds NaN or infinity")
+    num_clipped = int((np.abs(audio) > 1.0).sum())
+    if num_clipped:
+        message = f"{path.name}: {num_clipped} of {audio.size} samples exceed 1 and are clipped"
+        warnings.warn(message, stacklevel=2)
+    try:
+        soundfile.write(
+            path, audio.clip(-1.0, 1.0), sample_rate, format=WRITABLE[path.suffix.lower()], subtype="PCM_16"
+        )
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UserError(f"cannot write {path} ({error})") from error

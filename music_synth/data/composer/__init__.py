@@ -1,0 +1,1 @@
+"""A small seeded composer: theory -> lines -> ensembles -> score (MIDI). No TensorFlow."""

@@ -1,0 +1,174 @@
+"""The embedded data set: which pieces there are, how each is composed, and how it sounds. No TensorFlow.
+
+A piece is a pure function of the seed, the split and its number: seed -> MIDI bytes -> notes and audio. The
+MIDI file is the only source of both, so labels and sound cannot drift apart.
+
+    python -m music_synth.data.synthetic --kind piano --seed 3 --seconds 30 --out piece.mid
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from music_synth import errors
+from music_synth.audio.io import resample
+from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.audio.soundfont import RENDER_RATE, render_midi
+from music_synth.data.composer.ensembles import ENSEMBLES
+from music_synth.data.composer.score import to_midi
+from music_synth.errors import UserError
+
+KINDS = tuple(ENSEMBLES)  # they take turns, so a third of the time is piano and guitar
+SPLITS = ("train", "validation", "test")
+HELD_OUT_SHARE = 1 / 8  # of the training minutes, for validation and for test
+PIECE_SECONDS = (36, 54)  # drawn evenly; pieces end with a whole phrase, so they come out 30 to 60 s long
+MEAN_SECONDS = 46  # with the release of the last notes
+MAX_PEAK = 0.99  # the rare louder piece is turned down to it
+
+PIANOS = (0, 0, 0, 0, 1, 2, 4, 5, 6)
+GUITARS = (24, 24, 24, 25, 25, 25, 26, 26, 27)
+STRINGS = (  # highest voice first
+    (40, 40, 41, 42), (40, 40, 41, 42), (40, 40, 41, 42, 43), (40, 41, 42), (48, 48, 42, 43), (49, 48, 42, 43),
+    (45, 45, 42, 43), (44, 44, 42, 43), (40, 46, 41, 42),
+)  # fmt: skip
+WINDS = (
+    (73, 68, 71, 60, 70), (73, 68, 71, 70), (56, 56, 60, 57, 58), (56, 60, 57, 58), (64, 65, 66, 67),
+    (65, 65, 66, 67), (74, 71, 69, 70), (72, 73, 71, 60), (59, 61, 57, 58),
+)  # fmt: skip
+BAND = {  # by role
+    "lead": (11, 18, 22, 26, 27, 29, 30, 56, 57, 64, 65, 66, 73, *range(80, 88)),
+    "chords": (0, 1, 2, 3, 4, 5, 7, 16, 17, 18, *range(24, 32)),
+    "pad": (16, 19, 48, 50, 51, 52, 53, 54, 61, 62, 63, *range(88, 96)),
+    "bass": tuple(range(32, 40)),
+}  # fmt: skip
+MIXED_BASSES = (32, 33, 35, 42, 43, 43, 57, 58, 70)
+MIXED_FAMILIES = (*range(4), *range(5, 15)) * 2 + (15,)  # GM families; sound effects are a rare spice
+MIXED_SIZE = 11  # instruments besides the bass; about five of them play at a time
+# What the other kinds play; mixed ensembles prefer the rest, so that nearly every program is heard.
+PLAYED_ELSEWHERE = frozenset(PIANOS + GUITARS + sum(STRINGS + WINDS, ()) + sum(BAND.values(), ()))
+
+
+@dataclass(frozen=True)
+class PieceSpec:
+    """What fixes a piece: compose(spec) gives the same bytes wherever it runs."""
+
+    id: str
+    kind: str  # one of KINDS
+    programs: tuple[int, ...]  # General MIDI, in the order in which the kind uses them
+    seed: str
+    seconds: float  # asked for; the piece ends with a whole phrase
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"unknown kind of piece {self.kind!r}; choose one of {', '.join(KINDS)}")
+        if not 1 <= self.seconds <= 600:
+            raise UserError(f"a piece of {self.seconds} seconds cannot be composed; choose 1 to 600")
+
+
+class Deck:
+    """Draws without replacement, shuffled anew when it is empty: everything comes up before a repeat."""
+
+    def __init__(self, rng: random.Random, items: Sequence, later: frozenset = frozenset()):
+        self.rng, self.items, self.later, self.rest = rng, list(items), later, []
+
+    def draw(self):
+        if not self.rest:
+            # drawn from the end of the list, so members of `later` go to its front, as a tendency
+            self.rest = sorted(self.items, key=lambda item: self.rng.random() - 0.4 * (item in self.later))
+        return self.rest.pop()
+
+
+class Casting:
+    """Chooses the instruments of one piece after the other, so that all of them get their turn."""
+
+    def __init__(self, rng: random.Random):
+        self.solo = {"piano": Deck(rng, PIANOS), "guitar": Deck(rng, GUITARS)}
+        self.sets = {"strings": Deck(rng, STRINGS), "winds": Deck(rng, WINDS)}
+        self.band = [Deck(rng, programs) for programs in BAND.values()]
+        self.mixed_bass = Deck(rng, MIXED_BASSES)
+        self.families = Deck(rng, MIXED_FAMILIES)
+        self.members = [Deck(rng, range(8 * f, 8 * f + 8), PLAYED_ELSEWHERE) for f in range(16)]
+
+    def cast(self, kind: str) -> tuple[int, ...]:
+        if kind in self.solo:
+            return (self.solo[kind].draw(),)
+        if kind in self.sets:
+            return self.sets[kind].draw()
+        if kind == "band":
+            return tuple(deck.draw() for deck in self.band)
+        programs = [self.mixed_bass.draw()]
+        while len(programs) <= MIXED_SIZE:
+            program = self.members[self.families.draw()].draw()
+            if program not in programs:
+                programs.append(program)
+        return tuple(programs)
+
+
+def plan_split(split: str, minutes: float, seed: int = 0) -> list[PieceSpec]:
+    """The pieces of a split of the data set whose training split lasts about `minutes`.
+
+    Validation and test, an eighth of it each, take their casts from training pieces of the same kind, so
+    they are played by instruments heard in training, but every piece is composed anew.
+
+    Raises:
+      UserError: `minutes` is not between 0 and 100,000, or an unknown split.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if not 0 < minutes <= 100_000:
+        raise UserError(f"a data set of {minutes} minutes cannot be built; choose more than 0, up to 100000")
+    casting = Casting(random.Random(f"{seed}/casting"))
+    train = [(kind, casting.cast(kind)) for kind in _kinds(minutes)]
+    rng = random.Random(f"{seed}/{split}")
+    specs = []
+    for index, kind in enumerate(_kinds(minutes if split == "train" else minutes * HELD_OUT_SHARE)):
+        if split == "train":
+            programs = train[index][1]
+        else:
+            programs = rng.choice([cast for other, cast in train if other == kind])
+        name = f"{split}-{index:03d}-{kind}"
+        specs.append(PieceSpec(name, kind, programs, f"{seed}/{name}", rng.uniform(*PIECE_SECONDS)))
+    return specs
+
+
+def _kinds(minutes: float) -> list[str]:
+    return [KINDS[i % len(KINDS)] for i in range(max(1, round(minutes * 60 / MEAN_SECONDS)))]
+
+
+def compose(spec: PieceSpec) -> bytes:
+    """The piece as the bytes of a MIDI file."""
+    rng = random.Random(spec.seed)
+    return to_midi(ENSEMBLES[spec.kind](rng, spec.programs, spec.seconds), rng)
+
+
+def render(midi: bytes) -> np.ndarray:
+    """The sound of a piece: float32 [S], 16 kHz, mono, peak at most 0.99, until the last release ends."""
+    audio = resample(render_midi(midi), RENDER_RATE, SAMPLE_RATE)
+    peak = np.abs(audio).max()
+    return audio if peak <= MAX_PEAK else audio * np.float32(MAX_PEAK / peak)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="Compose one piece and write it as a MIDI file.")
+    parser.add_argument("--kind", required=True, help=f"one of {', '.join(KINDS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="about how long (default 30)")
+    parser.add_argument("--out", type=Path, required=True, help="MIDI file to write")
+    args = parser.parse_args(argv)
+    if args.kind not in KINDS:
+        raise UserError(f"unknown kind of piece {args.kind!r}; choose one of {', '.join(KINDS)}")
+    if not args.out.parent.is_dir():
+        raise UserError(f"cannot write {args.out}: there is no folder {args.out.parent}")
+    programs = Casting(random.Random(f"{args.seed}/casting")).cast(args.kind)
+    spec = PieceSpec(args.out.stem, args.kind, programs, f"{args.seed}/{args.kind}", args.seconds)
+    args.out.write_bytes(compose(spec))
+
+
+if __name__ == "__main__":
+    errors.run(main)
