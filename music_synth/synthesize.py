@@ -102,6 +102,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed {flags.seed}: must be in 0 .. 2^32 - 1")
+    if flags.guidance is not None and not math.isfinite(flags.guidance):
+        raise UserError(f"--guidance {flags.guidance}: must be a finite number, 1 for none")
     check_writable(flags.out, tuple(WRITABLE))
     if flags.plot:
         check_writable(flags.plot, PICTURE_SUFFIXES)
