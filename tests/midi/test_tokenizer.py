@@ -160,7 +160,7 @@ def plain_events(notes, slakh=False):
     """(time, is_drum, program, velocity, pitch) in order (3.4)."""
     notes = sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch))
     if slakh:
-        to_class = lambda program: max(c for c in SLAKH_PROGRAMS if c <= program)  # noqa: E731
+        to_class = lambda program: max(c for c in SLAKH_PROGRAMS if c <= program)
         notes = [n if n.is_drum else n._replace(program=to_class(n.program)) for n in notes]
         notes = sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch))
     events = [(n.offset, False, n.program, 0, n.pitch) for n in notes if not n.is_drum]
@@ -262,7 +262,7 @@ TOKENIZER = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(TOKENIZER, random_notes(), st.integers(1, 900))
 def test_segments_equal_the_plain_reading(tokenizer, notes, frames):
     encoded = tokenizer.encode(notes, frames)
@@ -274,7 +274,7 @@ def test_segments_equal_the_plain_reading(tokenizer, notes, frames):
         assert tokens.dtype == np.int32
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(TOKENIZER, random_notes(), st.integers(-700, 900), st.integers(1, 600))
 def test_windows_equal_the_plain_reading_wherever_they_lie(tokenizer, notes, start, frames):
     events = Events.from_array(Events.from_notes(notes).to_array())
@@ -330,7 +330,7 @@ ROUND_TRIP = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(ROUND_TRIP, random_notes(overlaps=False))
 def test_notes_that_do_not_overlap_all_survive(tokenizer, notes):
     decoded = tokenizer.decode(tokenizer.encode(notes))
@@ -345,7 +345,7 @@ def test_notes_that_do_not_overlap_all_survive(tokenizer, notes):
     assert on_grid(decoded.notes) == expected
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(ROUND_TRIP, random_notes())
 def test_of_overlapping_notes_survives_what_one_voice_can_play(tokenizer, notes):
     decoded = tokenizer.decode(tokenizer.encode(notes))
@@ -354,7 +354,7 @@ def test_of_overlapping_notes_survives_what_one_voice_can_play(tokenizer, notes)
     assert (decoded.num_invalid, decoded.num_dropped) == (lost, 0)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(ROUND_TRIP, random_notes())
 def test_encoding_what_was_decoded_changes_nothing(tokenizer, notes):
     # Decoded notes last a step or more, so a second trip finds notes of one pitch that overlap; trim them.
@@ -363,7 +363,7 @@ def test_encoding_what_was_decoded_changes_nothing(tokenizer, notes):
     assert on_grid(once) == on_grid(twice)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.lists(st.integers(-5, 1700), max_size=60), max_size=4), st.booleans())
 def test_any_tokens_decode_to_valid_notes(rows, ties):
     tokenizer = Tokenizer(127, ties=ties)
@@ -517,6 +517,17 @@ def test_nothing_is_a_segment_of_its_own():
     empty = Events.from_notes([])
     for tokenizer in TOKENIZERS.values():
         assert tokenizer.encode_window(empty, -5, 10)[-1] == 1
+
+
+def test_slakh_classes_sort_by_class_within_a_moment():
+    # Programs 0 and 1 are both class 0: pitches then ascend, which by program they would not.
+    notes = [Note(61, 100, 0, 1.0, 2.0), Note(60, 100, 1, 1.0, 2.0), Note(59, 100, 1, 1.0 + 1e-9, 2.0)]
+    tokenizer = Tokenizer(granularity="slakh")
+    stored = Events.from_array(Events.from_notes(notes).to_array())
+    for tokens in (tokenizer.encode(notes)[0], tokenizer.encode_window(stored, 0, 256)):
+        pitches = tokens[(tokens >= V.pitch_id) & (tokens < V.velocity_id)] - V.pitch_id
+        assert pitches.tolist() == [60, 61, 59, 59, 60, 61]
+        assert (tokens >= V.program_id).sum() == 1
 
 
 @pytest.mark.parametrize("variant", ["vb1_ties_full", "vb127_ties_full", "vb1_ties_full_slakhmap"])
