@@ -59,16 +59,12 @@ def parse(data: bytes) -> MidiFile:
     if header_length < 6:
         raise MidiError(f"damaged MIDI file: a header of {header_length} bytes, at least 6 are needed")
     if file_format > 1:
-        raise MidiError(
-            f"MIDI file of format {file_format}; only 0 and 1 can be read, export it as one of them"
-        )
+        raise MidiError(f"MIDI file of format {file_format}; only 0 and 1 can be read, export it as one of them")
     division, tick_seconds = _division(division)
     tracks, position = [], 8 + header_length
     while len(tracks) < num_tracks:
         if position + 8 > len(data):
-            raise MidiError(
-                f"truncated MIDI file: it announces {num_tracks} tracks and ends after {len(tracks)}"
-            )
+            raise MidiError(f"truncated MIDI file: it announces {num_tracks} tracks and ends after {len(tracks)}")
         name, length = struct.unpack(">4sI", data[position : position + 8])
         chunk = data[position + 8 : position + 8 + length]
         if len(chunk) < length:

@@ -269,9 +269,7 @@ class Tokenizer:
     def _mapped(self, events: Events) -> Events:
         return events.with_programs(_slakh_table()) if self.granularity == "slakh" else events
 
-    def _encode(
-        self, events: Events, start_frame: int, num_frames: int | None, on_overflow: OnOverflow
-    ) -> np.ndarray:
+    def _encode(self, events: Events, start_frame: int, num_frames: int | None, on_overflow: OnOverflow) -> np.ndarray:
         if on_overflow not in get_args(OnOverflow):
             raise ValueError(f"on_overflow={on_overflow!r}: must be one of {', '.join(get_args(OnOverflow))}")
         start = start_frame * seg.STEPS_PER_FRAME
@@ -285,9 +283,7 @@ class Tokenizer:
         length = len(prefix) + int(kept.sum()) + 1
         if length > self.max_tokens and on_overflow != "keep":
             if on_overflow == "error":
-                raise seg.SegmentTooLong(
-                    f"frame {start_frame}: {length} tokens, at most {self.max_tokens} fit"
-                )
+                raise seg.SegmentTooLong(f"frame {start_frame}: {length} tokens, at most {self.max_tokens} fit")
             fitting = self._fit_ties(prefix)
             room = self.max_tokens - 1 - len(fitting)
             num_rows = int(np.searchsorted(np.cumsum(kept.sum(axis=1)), room, side="right"))
