@@ -6,6 +6,7 @@ import ctypes
 import heapq
 import importlib.util
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ QUIET = 1e-4  # -80 dB; the tail ends with the first tenth of a second below it
 DRUM_CHANNEL = 9
 REVERB_SEND = 40  # CC91 where the file sets none, General MIDI 2's default; FluidSynth's own is 0
 CC_REVERB, CC_PEDAL = 91, 64
+_SETUP = threading.Lock()  # FluidSynth fills its tables when the first synthesizer is made; rendering needs no lock
 
 
 def default_soundfont() -> Path:
@@ -41,7 +43,7 @@ def render_midi(
     """Plays a MIDI file from its first tick until the last release has rung out.
 
     Program changes, controllers and pitch bends act when they come; channel 10 plays the drum kit (bank 128).
-    The same input gives the same samples. Time 0 of the MIDI file is sample 0.
+    The same input gives the same samples. Time 0 of the MIDI file is sample 0. Threads may render side by side.
 
     Args:
       midi: the bytes of a MIDI file, or its path.
@@ -63,7 +65,8 @@ def render_midi(
     if not path.is_file():
         raise UserError(f"no SoundFont at {path}; give a .sf2 file")
     settings = {"synth.reverb.active": int(reverb), "synth.chorus.active": 0}
-    synth = fluidsynth.Synth(gain=float(gain), samplerate=float(sample_rate), channels=16, **settings)
+    with _SETUP:
+        synth = fluidsynth.Synth(gain=float(gain), samplerate=float(sample_rate), channels=16, **settings)
     try:
         if synth.sfload(str(path)) == fluidsynth.FLUID_FAILED:
             raise UserError(f"{path} is not a SoundFont that FluidSynth can read")

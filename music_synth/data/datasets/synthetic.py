@@ -1,0 +1,173 @@
+"""The embedded data set as a tfds data set, composed and rendered on first use.
+
+    builder = synthetic.prepare()           # 40 minutes of training pieces, 5 each for validation and test
+    builder.as_dataset(split="train")
+
+Its size is its configuration: `synthetic/40min` (the default), `synthetic/400min`, `synthetic/5min-seed1`, any
+number of minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.data import quiet_tensorflow  # noqa: F401  before tfds loads TensorFlow
+from music_synth.data.data_dir import default_data_dir
+from music_synth.data.synthetic import SPLITS, make_pieces, plan_split
+from music_synth.errors import UserError
+from music_synth.midi.notes import read_midi
+
+DEFAULT_MINUTES = 40
+MAX_AMPLITUDE = 32768  # audio is stored as round(32768 * sample), 16 bits
+
+
+@dataclasses.dataclass
+class SyntheticConfig(tfds.core.BuilderConfig):
+    """Minutes of music in the training split (validation and test: an eighth each) and the composer's seed."""
+
+    minutes: float = DEFAULT_MINUTES
+    seed: int = 0
+
+    @classmethod
+    def of(cls, minutes: float = DEFAULT_MINUTES, seed: int = 0) -> SyntheticConfig:
+        """The configuration; its name says all of it."""
+        plan_split("train", minutes, seed)  # complains about sizes that make no sense
+        name = f"{minutes:g}min" + (f"-seed{seed}" if seed else "")
+        return cls(name=name, minutes=minutes, seed=seed, description=f"{minutes:g} minutes, seed {seed}")
+
+    @classmethod
+    def from_name(cls, name: str) -> SyntheticConfig | None:
+        """The configuration of that name; None if it is none."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)min(?:-seed(\d+))?", name)
+        return cls.of(float(match[1]), int(match[2] or 0)) if match else None
+
+
+class Synthetic(tfds.core.GeneratorBasedBuilder):
+    """Pieces for piano, guitar, strings, winds, bands and mixed ensembles, composed and rendered by program.
+
+    Records: `id`; `audio`, 16-bit, 16 kHz, mono; `sequence`, a serialized NoteSequence whose notes sound as long
+    as the pedal lets them; `programs`, the General MIDI programs heard besides drums, ascending.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [SyntheticConfig.of()]
+    bar: tqdm | None = None  # counts pieces, where `prepare` shows one
+
+    @classmethod
+    def get_builder_config(cls, name, version=None):
+        """Any configuration that a name describes, besides those listed."""
+        return super().get_builder_config(name, version) or SyntheticConfig.from_name(name)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            # As bytes: tfds.features.Audio would store every sample as an integer of up to ten bytes.
+            "audio": tfds.features.Tensor(
+                shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES, doc=f"{SAMPLE_RATE} Hz, mono"
+            ),
+            "sequence": tfds.features.Tensor(shape=(), dtype=np.bytes_),
+            "programs": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), description=type(self).__doc__, disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
+        specs = plan_split(split, config.minutes, config.seed)
+        workers = min(4, os.cpu_count() or 1)
+        for index, (spec, midi, audio) in enumerate(make_pieces(specs, workers)):
+            samples = np.clip(np.round(audio * MAX_AMPLITUDE), -MAX_AMPLITUDE, MAX_AMPLITUDE - 1)
+            notes = read_midi(midi)
+            yield (
+                index,
+                {
+                    "id": spec.id,
+                    "audio": samples.astype(np.int16),
+                    "sequence": note_sequence(spec.id, notes),
+                    "programs": np.array(sorted({n.program for n in notes if not n.is_drum}), np.int64),
+                },
+            )
+            if self.bar is not None:
+                self.bar.update()
+
+
+def note_sequence(name: str, notes: list) -> bytes:
+    """Notes as a serialized NoteSequence: the same numbers, in the same order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one of its imports looks for ffmpeg, which nobody needs here
+        from note_seq.protobuf import music_pb2  # 3 seconds
+
+    sequence = music_pb2.NoteSequence(id=name, total_time=max(note.offset for note in notes))
+    for note in notes:
+        sequence.notes.add(
+            pitch=note.pitch,
+            velocity=note.velocity,
+            program=note.program,
+            start_time=note.onset,
+            end_time=note.offset,
+            is_drum=note.is_drum,
+            instrument=note.instrument,
+        )
+    return sequence.SerializeToString(deterministic=True)
+
+
+def prepare(
+    minutes: float = DEFAULT_MINUTES, seed: int = 0, data_dir: str | os.PathLike | None = None, progress: bool = True
+) -> Synthetic:
+    """The builder of a data set that is on disk; what is not there yet is built now (a minute or two).
+
+    A build takes its name only when it is whole: one that is killed leaves nothing to be mistaken for it.
+
+    Args:
+      minutes: of the training split.
+      seed: of the composer; the same seed gives the same bytes.
+      data_dir: folder of data sets; the default is `default_data_dir()`.
+      progress: show a progress bar while building.
+
+    Raises:
+      UserError: no room or no permission in `data_dir`, FluidSynth missing, or a size that makes no sense.
+    """
+    folder = Path(data_dir) if data_dir is not None else default_data_dir()
+    config = SyntheticConfig.of(minutes, seed)
+    builder = Synthetic(config=config.name, data_dir=os.fspath(folder))
+    if builder.data_path.exists():
+        return builder
+    total = sum(len(plan_split(split, minutes, seed)) for split in SPLITS)
+    description = f"composing and rendering synthetic/{config.name}"
+    try:
+        with _quiet_tfds(), tqdm(desc=description, total=total, unit="piece", disable=not progress) as builder.bar:
+            builder.download_and_prepare()
+    except OSError as error:
+        if not builder.data_path.exists():  # else another process was faster
+            raise UserError(f"cannot build the synthetic data set in {folder}: {error.strerror or error}") from error
+        return Synthetic(config=config.name, data_dir=os.fspath(folder))
+    finally:
+        builder.bar = None
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Without tfds's own bars, which know no total, and its talk of downloads."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()

@@ -1,0 +1,142 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import music_synth
+from music_synth.audio import soundfont
+from music_synth.data import synthetic as pieces
+from music_synth.data.data_dir import default_data_dir
+from music_synth.data.datasets import synthetic
+from music_synth.data.preprocessors import notes_of_sequence
+from music_synth.errors import UserError
+from music_synth.midi.notes import read_midi
+
+MINUTES = 2.3  # three training pieces, one each for validation and test
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_pieces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE_SECONDS", (5, 7))
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return synthetic.prepare(MINUTES, data_dir=tmp_path_factory.mktemp("data"), progress=False)
+
+
+def files_of(builder):
+    return {path.name: path.read_bytes() for path in Path(builder.data_path).glob("*.tfrecord*")}
+
+
+def records_of(builder, split):
+    return list(builder.as_dataset(split=split).as_numpy_iterator())
+
+
+def test_records_are_the_planned_pieces_in_order(built):
+    for split, count in {"train": 3, "validation": 1, "test": 1}.items():
+        specs, records = pieces.plan_split(split, MINUTES), records_of(built, split)
+        assert len(specs) == len(records) == count
+        for spec, record in zip(specs, records, strict=True):
+            midi = pieces.compose(spec)
+            assert record["id"].decode() == spec.id
+            assert record["audio"].dtype == np.int16
+            np.testing.assert_allclose(record["audio"] / 32768, pieces.render(midi), atol=0.51 / 32768)
+            assert np.abs(record["audio"]).max() > 1000
+            notes = read_midi(midi)
+            assert notes_of_sequence(record["sequence"]) == notes
+            assert record["programs"].tolist() == sorted({n.program for n in notes if not n.is_drum})
+
+
+def test_same_seed_same_bytes(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # nor does the number of workers matter
+    again = synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False)
+    assert files_of(again) == files_of(built) and len(files_of(built)) == 3
+    other = synthetic.prepare(MINUTES, seed=1, data_dir=tmp_path, progress=False)
+    assert other.data_path != again.data_path
+    assert not set(files_of(other).values()) & set(files_of(built).values())
+
+
+def test_built_once(built, monkeypatch):
+    monkeypatch.setattr(synthetic, "make_pieces", None)
+    again = synthetic.prepare(MINUTES, data_dir=built.data_path.parents[2], progress=False)
+    assert again.info.splits["train"].num_examples == 3
+
+
+def test_found_by_name(built):
+    import tensorflow_datasets as tfds
+
+    data_dir = built.data_path.parents[2]
+    assert tfds.builder(f"synthetic/{MINUTES}min:1.0.0", data_dir=data_dir).data_path == built.data_path
+    assert tfds.builder("synthetic", data_dir=data_dir).builder_config.name == "40min"
+
+
+def test_configurations():
+    config = synthetic.SyntheticConfig.from_name("5min-seed3")
+    assert (config.minutes, config.seed, config.name) == (5.0, 3, "5min-seed3")
+    assert synthetic.SyntheticConfig.from_name("large") is None
+    with pytest.raises(UserError, match="minutes"):
+        synthetic.prepare(minutes=0)
+
+
+def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
+    rendered = []
+
+    def failing(midi):
+        rendered.append(midi)
+        if len(rendered) == 3:
+            raise UserError("rendering needs the FluidSynth library")
+        return np.zeros(16000, np.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "render", failing)
+        with pytest.raises(UserError, match="FluidSynth"):
+            synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("dataset_info.json"))
+    assert len(records_of(synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False), "train")) == 3
+
+
+def test_missing_fluidsynth_is_said_in_one_line(tmp_path, monkeypatch):
+    def missing():
+        raise UserError("rendering needs the FluidSynth library: apt-get install libfluidsynth3")
+
+    monkeypatch.setattr(soundfont, "_import_fluidsynth", missing)
+    with pytest.raises(UserError, match="apt-get install libfluidsynth3"):
+        synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False)
+
+
+def test_data_dir_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot build .*file"):
+        synthetic.prepare(MINUTES, data_dir=tmp_path / "file", progress=False)
+
+
+def test_default_data_dir(monkeypatch, tmp_path):
+    repository = Path(music_synth.__file__).resolve().parents[1]
+    assert default_data_dir() == repository / "data"
+    installed = tmp_path / "site-packages" / "music_synth" / "__init__.py"
+    installed.parent.mkdir(parents=True)
+    monkeypatch.setattr(music_synth, "__file__", str(installed))
+    assert default_data_dir() == Path.home() / "music_synth_data"
+
+
+@pytest.mark.slow
+def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
+    code = f"from music_synth.data.datasets.synthetic import prepare; prepare(20, data_dir={str(tmp_path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(tmp_path.rglob("*incomplete*")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was still building"
+    assert list(tmp_path.rglob("*incomplete*"))
+    builder = synthetic.Synthetic(config="20min", data_dir=str(tmp_path))
+    assert not builder.data_path.exists()
