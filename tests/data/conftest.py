@@ -55,3 +55,49 @@ def made() -> dict[str, list[Piece]]:
             audio = make_audio(notes, seconds).astype(np.float32) / 32768
             splits[split].append(Piece(f"{split}-{index}", notes, log_mel(audio, xp=np), audio))
     return splits
+
+
+@pytest.fixture(scope="session")
+def made_source(made, tmp_path_factory):
+    """The same pieces as a tfds data set on disk, behind a seqio source."""
+    import seqio
+    import tensorflow_datasets as tfds
+    from note_seq.protobuf import music_pb2
+
+    class Made(tfds.core.GeneratorBasedBuilder):
+        """Pieces of sines."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "audio": tfds.features.Audio(dtype=np.int16, sample_rate=SAMPLE_RATE),
+                    "sequence": tfds.features.Tensor(shape=(), dtype=np.bytes_),
+                }
+            )
+            return tfds.core.DatasetInfo(builder=self, features=features, description="sines")
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in made}
+
+        def _generate_examples(self, split):
+            for piece in made[split]:
+                sequence = music_pb2.NoteSequence()
+                for note in piece.notes:
+                    sequence.notes.add(
+                        pitch=note.pitch,
+                        velocity=note.velocity,
+                        program=note.program,
+                        start_time=note.onset,
+                        end_time=note.offset,
+                        is_drum=note.is_drum,
+                        instrument=note.instrument,
+                    )
+                audio = (piece.audio * 32768).astype(np.int16)
+                yield piece.id, {"id": piece.id, "audio": audio, "sequence": sequence.SerializeToString()}
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    Made(data_dir=data_dir).download_and_prepare()
+    return seqio.TfdsDataSource(tfds_name="made:1.0.0", tfds_data_dir=str(data_dir), read_only=True)

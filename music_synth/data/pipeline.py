@@ -1,0 +1,253 @@
+"""The feed over seqio tasks and mixtures, and the feature converter between their features and a batch."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from music_synth.audio.mel import MIN_LOG_MEL
+from music_synth.data import tasks
+from music_synth.data.examples import Batch, Piece, evaluation_batches, num_strata, shard_rows
+from music_synth.data.preprocessors import BLOCK_STARTS
+from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Events, Tokenizer
+
+ROUND_EXAMPLES = 2048  # training examples of a round at least, see SeqioFeed
+IN_MEMORY_BYTES = 2**31  # data sets up to this size on disk are held in memory as mel, in less than half of it
+ROUND_STREAM, ORDER_STREAM = 0, 1  # random streams of a seed: within a round, and which files it is about
+PREFETCH_BATCHES = 4
+
+log = logging.getLogger(__name__)
+
+
+class NoteToMelFeatureConverter(seqio.FeatureConverter):
+    """Task features to the features of a batch.
+
+    inputs [n] -> note_tokens [N], zeros appended. targets [t, M] -> mel [T, M], silence appended, and mel_mask [T]
+    (True throughout in training, where silence is a target too). targets_context [c, M], if the task has it ->
+    context_mel [C, M], the frames at the front, and context_mask [C].
+    """
+
+    def __init__(self, context: bool = True, training: bool = True):
+        spec = seqio.FeatureConverter.FeatureSpec
+        self.TASK_FEATURES = {"inputs": spec(tf.int32), "targets": spec(tf.float32, rank=2)}
+        self.MODEL_FEATURES = {
+            "note_tokens": spec(tf.int32),
+            "mel": spec(tf.float32, rank=2),
+            "mel_mask": spec(tf.bool),
+        }
+        if context:
+            self.TASK_FEATURES["targets_context"] = spec(tf.float32, rank=2)
+            self.MODEL_FEATURES["context_mel"] = spec(tf.float32, rank=2)
+            self.MODEL_FEATURES["context_mask"] = spec(tf.bool)
+        self._context = context
+        self._training = training
+        super().__init__(pack=False)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        lengths = {"note_tokens": task_feature_lengths["inputs"]}
+        lengths["mel"] = lengths["mel_mask"] = task_feature_lengths["targets"]
+        if self._context:
+            lengths["context_mel"] = lengths["context_mask"] = task_feature_lengths["targets_context"]
+        return lengths
+
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+        def convert(example):
+            mel, present = pad_frames(example["targets"], task_feature_lengths["targets"])
+            batch = {
+                "note_tokens": pad(example["inputs"], task_feature_lengths["inputs"], 0),
+                "mel": mel,
+                "mel_mask": tf.ones_like(present) if self._training else present,
+            }
+            if self._context:
+                context = pad_frames(example["targets_context"], task_feature_lengths["targets_context"])
+                batch["context_mel"], batch["context_mask"] = context
+            return batch
+
+        return ds.map(convert, tf.data.AUTOTUNE)
+
+
+def pad(tensor: tf.Tensor, length: int, value) -> tf.Tensor:
+    """`tensor` [n, ...] with `value` appended along its first axis, [length, ...]."""
+    paddings = [[0, length - tf.shape(tensor)[0]]] + [[0, 0]] * (tensor.shape.rank - 1)
+    padded = tf.pad(tensor, paddings, constant_values=value)
+    return tf.ensure_shape(padded, [length, *tensor.shape[1:]])
+
+
+def pad_frames(frames: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """frames [t, M] with silence appended, [length, M], and a mask [length] of the frames proper."""
+    return pad(frames, length, MIN_LOG_MEL), tf.range(length) < tf.shape(frames)[0]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A task as a part of the training data."""
+
+    task: seqio.Task
+    share: float  # of all examples
+    num_windows: int  # of an epoch, at most
+    num_files: int  # into which its blocks are divided, or may be
+
+
+def plan_rounds(streams: Sequence[Stream], min_examples: int, num_shards: int) -> tuple[int, list[int]]:
+    """How long a round is, and into how many groups of files each task falls.
+
+    A round draws, from each task, as many examples as one group of its files has, or more; so everything is seen
+    equally often in the long run. Groups are as many as that allows, lest rounds become long.
+
+    Returns:
+      Examples of a round (global), and the number of groups of each stream.
+    """
+    files = [stream.num_files // num_shards for stream in streams]
+    for stream, number in zip(streams, files, strict=True):
+        if not number:
+            raise UserError(
+                f"task {stream.task.name!r} has {stream.num_files} files, too few for {num_shards} processes"
+            )
+    smallest = [s.num_windows / number / s.share for s, number in zip(streams, files, strict=True)]
+    examples = max(min_examples, math.ceil(max(smallest)))
+    groups = [
+        min(number, math.ceil(stream.num_windows / (stream.share * examples)))
+        for stream, number in zip(streams, files, strict=True)
+    ]
+    return examples, groups
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed of 32 bits, for tf.data, from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class SeqioFeed:
+    """A feed (`music_synth.data.feed.Feed`) over a seqio task or mixture.
+
+    Training runs in rounds of a few thousand examples. A round is a pipeline of its own over a part of every task's
+    files, seeded by (seed, number of the round); a task's parts take turns in a random order. So batch k is a
+    function of (seed, k), and to resume means to begin the step's round and to pass over at most a round: seconds,
+    however long the run was. seqio shuffles examples that are complete; there is no cheaper place to skip at.
+
+    A task that is small and not cached offline is turned into mel once and stays in memory. A large one must be
+    cached: its mel would be computed anew in every epoch.
+
+    num_skipped counts the training windows that were left out because they have too many tokens (the pipeline
+    works ahead, so a few of them may be of batches to come).
+    """
+
+    def __init__(
+        self,
+        task: str,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        context: bool = True,
+        empty_context: float = 0.1,
+        data_dir: str | None = None,
+        cache_dir: str | None = None,
+        shard_index: int = 0,
+        num_shards: int = 1,
+    ):
+        """See `music_synth.data.feed.open_feed`."""
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_skipped = 0
+        tasks.register_tasks(tokenizer, empty_context=empty_context, data_dir=data_dir, on_skip=self._count_skip)
+        self._provider = tasks.find(task, context)
+        self.context_frames = tokenizer.segment_frames if context else 0
+        self._cached = cache_dir is not None
+        if self._cached:
+            tasks.use_cache(self._provider, cache_dir)
+        self._shard = (shard_index, num_shards)
+        self._rows = shard_rows(batch_size, shard_index, num_shards)
+        self._streams: list[Stream] = []  # filled when training begins
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches start_step, start_step + 1, ... without end; each is a function of (seed, number)."""
+        self._streams = self._streams or self._make_streams()
+        examples, groups = plan_rounds(self._streams, ROUND_EXAMPLES, self._shard[1])
+        steps = -(-examples // self.batch_size)
+        first_round, skip = divmod(start_step, steps)
+        for number in itertools.count(first_round):
+            yield from self._round(number, groups, skip, steps).as_numpy_iterator()
+            skip = 0
+
+    def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
+        """Consecutive segments of the pieces of `split`; the last batch is filled up with blank rows."""
+        pieces = ((piece.mel, Events.from_notes(piece.notes)) for piece in self.pieces(split))
+        return evaluation_batches(
+            pieces,
+            self.tokenizer,
+            context_frames=self.context_frames,
+            batch_size=self.batch_size,
+            rows=self._rows,
+        )
+
+    def pieces(self, split: str) -> Iterator[Piece]:
+        """The whole pieces of `split`, with audio: of each task in order of their names, as they are stored."""
+        return tasks.pieces(self._provider, split)
+
+    def _make_streams(self) -> list[Stream]:
+        subtasks = seqio.get_subtasks(self._provider)
+        rates = [1.0] if subtasks == [self._provider] else [self._provider.get_rate(task) for task in subtasks]
+        return [self._make_stream(task, rate / sum(rates)) for task, rate in zip(subtasks, rates, strict=True)]
+
+    def _make_stream(self, task: seqio.Task, share: float) -> Stream:
+        windows_per_block = num_strata(BLOCK_STARTS, self.tokenizer.segment_frames)
+        if self._cached:
+            num_blocks = task.get_cached_stats("train")["examples"]
+            files = tf.io.gfile.glob(f"{task.cache_dir}/train.tfrecord-*")
+            return Stream(task, share, num_blocks * windows_per_block, len(files))
+        if tasks.stored_bytes(task) > IN_MEMORY_BYTES:
+            raise UserError(
+                f"task {task.name!r} is too large to be read without a cache: write one, or a prepared folder, with "
+                "python -m music_synth.prepare_data"
+            )
+        task = tasks.in_memory(task)
+        num_blocks = task.num_input_examples("train")
+        return Stream(task, share, num_blocks * windows_per_block, num_blocks)
+
+    def _round(self, number: int, groups: Sequence[int], skip: int, steps: int) -> tf.data.Dataset:
+        """Batches `skip` .. `steps` of round `number`."""
+        lengths = {"inputs": self.tokenizer.max_tokens, "targets": self.tokenizer.segment_frames}
+        if self.context_frames:
+            lengths["targets_context"] = self.context_frames
+        seed = seed_of(self.seed, ROUND_STREAM, number)
+        datasets = []
+        for stream, num_groups in zip(self._streams, groups, strict=True):
+            epoch, position = divmod(number, num_groups)
+            order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(num_groups)
+            shard_index, num_shards = self._shard
+            dataset = stream.task.get_dataset(
+                lengths,
+                split="train",
+                use_cached=self._cached,
+                shuffle=True,
+                seed=seed,
+                shard_info=seqio.ShardInfo(shard_index * num_groups + int(order[position]), num_groups * num_shards),
+                num_epochs=None,
+                try_in_mem_cache=False,  # it would keep up to 10,000 records, whatever their size
+            )
+            datasets.append(dataset.map(lambda example: {name: example[name] for name in lengths}))
+        shares = [stream.share for stream in self._streams]
+        dataset = tf.data.Dataset.sample_from_datasets(datasets, shares, seed) if len(datasets) > 1 else datasets[0]
+        rows = len(self._rows)
+        dataset = dataset.skip(skip * rows).take((steps - skip) * rows)
+        dataset = NoteToMelFeatureConverter(context=bool(self.context_frames))(dataset, lengths)
+        return dataset.batch(rows, drop_remainder=True).prefetch(PREFETCH_BATCHES)
+
+    def _count_skip(self, piece: str, seconds: float) -> None:
+        self.num_skipped += 1
+        log.warning(
+            "skipped a window of %s at %.2f s: more than %d tokens (%d skipped so far)",
+            piece,
+            seconds,
+            self.tokenizer.max_tokens,
+            self.num_skipped,
+        )

@@ -1,0 +1,248 @@
+"""The steps from a stored record to a training example: pure NumPy functions, and the tf.data steps made of them.
+
+    record   {id, audio, sequence}                            what every tfds builder stores
+      parse_record
+    piece    {id, notes [n, 7] f64, audio [S] f32}
+      add_mel
+             {..., mel [T, M] f32}                            evaluation takes whole pieces from here
+      cut_blocks
+    block    {id, mel, events, first_frame, first_start, num_starts}
+      (offline cache: nothing up to here depends on the tokenizer or on chance)
+      draw_windows(segment_frames, empty_context)
+    window   block and {start, use_context}
+      cut_windows(tokenizer, context_frames, on_skip)
+    example  {inputs [n] i32, targets [t, M] f32, targets_context [c, M] f32}
+
+A block is a stretch of a piece that is read, and cached, in one bite: up to 2,048 frames at which a window may
+start, and 512 before and after them for context and target. Pieces are cut into blocks only so that a symphony
+is not read for the sake of five seconds of it; every block is cut from the mel of the whole piece, so windows
+that cross a border are the same as if there were none. Published, pieces of 2,000 frames know nothing beyond
+their borders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from music_synth.audio.mel import NUM_MELS, log_mel
+from music_synth.data.examples import cut_window, num_strata, stratified_start
+from music_synth.data.prepared import notes_from_array, notes_to_array
+from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.midi.notes import Note, Pedal, apply_sustain, trim_overlaps
+from music_synth.midi.segments import FRAME_RATE, STEPS_PER_FRAME, SegmentTooLong
+from music_synth.midi.tokenizer import NUM_PITCHES, Events, Tokenizer
+
+BLOCK_STARTS = 2048  # frames of a block at which a window may start
+MARGIN_FRAMES = 512  # frames of a block before the first start and after the last; the longest segment
+SUSTAIN_CONTROL = 64
+NOTE_COLUMNS = len(Note._fields)
+EVENT_COLUMNS = len(dataclasses.fields(Events))
+
+Dataset = tf.data.Dataset
+
+
+# --- NumPy ---
+
+
+def notes_of_sequence(sequence: bytes, trim: bool = False) -> list[Note]:
+    """Notes of a serialized NoteSequence; pedal movements, if it holds any, are applied.
+
+    Args:
+      trim: cut an earlier note of the same pitch, program and drum flag where the next one begins.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydub looks for ffmpeg
+        from note_seq.protobuf import music_pb2  # 3 seconds
+
+    message = music_pb2.NoteSequence.FromString(sequence)
+    notes = [
+        Note(n.pitch, n.velocity, n.program, n.start_time, n.end_time, n.is_drum, n.instrument) for n in message.notes
+    ]
+    pedals = [
+        Pedal(c.time, c.instrument, c.control_value)
+        for c in message.control_changes
+        if c.control_number == SUSTAIN_CONTROL
+    ]
+    if pedals:
+        notes = apply_sustain(notes, pedals)
+    return trim_overlaps(notes) if trim else notes
+
+
+def float_audio(audio: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1] from floats or 16-bit integers (which tfds hands out as 64-bit ones)."""
+    if np.issubdtype(audio.dtype, np.integer):
+        return audio.astype(np.float32) / 32768.0
+    return audio.astype(np.float32)
+
+
+def events_between(events: Events, first_frame: int, end_frame: int) -> Events:
+    """Those events of a piece that the windows inside [first_frame, end_frame) need, in order.
+
+    Besides the events in that stretch, the last earlier one of every program and pitch: it says what sounds on.
+    """
+    first, end = np.searchsorted(events.step, [first_frame * STEPS_PER_FRAME, end_frame * STEPS_PER_FRAME])
+    pitched = np.flatnonzero(events.is_drum[:first] == 0)[::-1]  # latest first
+    key = events.program[pitched] * NUM_PITCHES + events.pitch[pitched]
+    _, latest = np.unique(key, return_index=True)
+    kept = np.concatenate([np.sort(pitched[latest]), np.arange(first, end)])
+    return Events.from_array(events.to_array()[kept])
+
+
+def blocks_of_piece(mel: np.ndarray, notes: np.ndarray) -> Iterator[tuple[bytes, bytes, int, int, int]]:
+    """Cuts a piece into equal blocks of at most BLOCK_STARTS possible starts.
+
+    Args:
+      mel: [T, M].
+      notes: [n, 7], see `notes_to_array`.
+
+    Yields:
+      mel (float16 bytes) of frames first_frame and on, events (int32 bytes), first_frame, the first possible
+      start (counted in the block's frames), the number of possible starts.
+    """
+    events = Events.from_notes(notes_from_array(notes))
+    num_blocks = -(-len(mel) // BLOCK_STARTS)
+    bounds = [len(mel) * i // num_blocks for i in range(num_blocks + 1)] if num_blocks else []
+    for start, end in itertools.pairwise(bounds):
+        first_frame = max(0, start - MARGIN_FRAMES)
+        part = mel[first_frame : end + MARGIN_FRAMES].astype(np.float16)
+        needed = events_between(events, start, end + MARGIN_FRAMES).to_array().astype(np.int32)
+        yield part.tobytes(), needed.tobytes(), first_frame, start - first_frame, end - start
+
+
+def window_starts(seed: Sequence[int], first_start: int, num_starts: int, segment_frames: int) -> np.ndarray:
+    """One random start from each part of a block that is about a segment long; int32 [number of parts]."""
+    rng = np.random.default_rng(seed)
+    strata = num_strata(num_starts, segment_frames)
+    starts = [stratified_start(rng, stratum, strata, num_starts) for stratum in range(strata)]
+    return np.array(starts, np.int32) + np.int32(first_start)
+
+
+# --- tf.data ---
+
+PIECE_SPEC = {
+    "id": tf.TensorSpec([], tf.string),
+    "audio": tf.TensorSpec([None], tf.float32),
+    "notes": tf.TensorSpec([None, NOTE_COLUMNS], tf.float64),
+}
+MEL_SPEC = tf.TensorSpec([None, NUM_MELS], tf.float32)
+BLOCK_SPEC = {
+    "mel": tf.TensorSpec([None], tf.string),
+    "events": tf.TensorSpec([None], tf.string),
+    "first_frame": tf.TensorSpec([None], tf.int32),
+    "first_start": tf.TensorSpec([None], tf.int32),
+    "num_starts": tf.TensorSpec([None], tf.int32),
+}
+
+
+def in_graph(function: Callable, specs: Sequence[tf.TensorSpec], *tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Calls a NumPy function inside a tf.data graph; its results have the dtypes and shapes of `specs`."""
+    results = tf.numpy_function(function, tensors, [spec.dtype for spec in specs], stateful=False)
+    for result, spec in zip(results, specs, strict=True):
+        result.set_shape(spec.shape)
+    return tuple(results)
+
+
+def parse_record(dataset: Dataset, trim: bool = False) -> Dataset:
+    """Records to pieces: notes from the sequence, audio as floats."""
+
+    def parse(sequence: bytes, audio: np.ndarray):
+        return notes_to_array(notes_of_sequence(sequence, trim)), float_audio(audio)
+
+    def step(record):
+        specs = [PIECE_SPEC["notes"], PIECE_SPEC["audio"]]
+        notes, audio = in_graph(parse, specs, record["sequence"], record["audio"])
+        return {"id": record["id"], "notes": notes, "audio": audio}
+
+    return dataset.map(step, tf.data.AUTOTUNE)
+
+
+def add_mel(dataset: Dataset) -> Dataset:
+    """The log-mel of every whole piece, by the definition that everything else uses too."""
+
+    def step(piece):
+        (mel,) = in_graph(lambda audio: (log_mel(audio, xp=np),), [MEL_SPEC], piece["audio"])
+        return piece | {"mel": mel}
+
+    return dataset.map(step, tf.data.AUTOTUNE)
+
+
+def cut_blocks(dataset: Dataset) -> Dataset:
+    """Pieces to blocks (see above); the audio ends here."""
+
+    def cut(mel: np.ndarray, notes: np.ndarray):
+        mels, events, *numbers = zip(*blocks_of_piece(mel, notes), strict=True) if len(mel) else [()] * 5
+        return np.array(mels, object), np.array(events, object), *(np.array(n, np.int32) for n in numbers)
+
+    def step(piece):
+        results = in_graph(cut, list(BLOCK_SPEC.values()), piece["mel"], piece["notes"])
+        columns = dict(zip(BLOCK_SPEC, results, strict=True))
+        return columns | {"id": tf.fill(tf.shape(columns["first_frame"]), piece["id"])}
+
+    return dataset.map(step, tf.data.AUTOTUNE).unbatch()
+
+
+def draw_windows(segment_frames: int, empty_context: float) -> Callable[[Dataset], Dataset]:
+    """Step: blocks to windows, about one a segment, at random starts; a share of them is to have no context."""
+
+    def draw(seed: np.ndarray, first_start: np.ndarray, num_starts: np.ndarray):
+        starts = window_starts(seed, int(first_start), int(num_starts), segment_frames)
+        use_context = np.random.default_rng([*seed, 1]).random(len(starts)) >= empty_context
+        return starts, use_context
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def add_starts(block, seed):
+        seed = tf.bitcast(tf.cast(seed, tf.int32), tf.uint32)
+        specs = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.bool)]
+        return block, in_graph(draw, specs, seed, block["first_start"], block["num_starts"])
+
+    def spread(block, windows):
+        starts, use_context = windows
+        return tf.data.Dataset.from_tensor_slices((starts, use_context)).map(
+            lambda start, use: block | {"start": start, "use_context": use}
+        )
+
+    def step(dataset: Dataset) -> Dataset:
+        return add_starts(dataset).flat_map(spread)
+
+    return step
+
+
+def cut_windows(
+    tokenizer: Tokenizer, context_frames: int, on_skip: Callable[[str, float], None] | None = None
+) -> Callable[[Dataset], Dataset]:
+    """Step: windows to examples with the features `inputs`, `targets` and (context_frames > 0) `targets_context`.
+
+    Windows with more than max_tokens tokens are left out, after on_skip(piece id, seconds) has been told.
+    """
+    nothing = np.zeros((0, NUM_MELS), np.float32)
+
+    def cut(piece, mel, events, first_frame, start, use_context):
+        mel = np.frombuffer(mel, np.float16).reshape(-1, NUM_MELS)
+        events = Events.from_array(np.frombuffer(events, np.int32).reshape(-1, EVENT_COLUMNS))
+        context = context_frames if use_context else 0
+        try:
+            window = cut_window(
+                mel, events, tokenizer, int(start), context, first_frame=int(first_frame), on_overflow="error"
+            )
+        except SegmentTooLong:
+            if on_skip is not None:
+                on_skip(piece.decode(), float(first_frame + start) / FRAME_RATE)
+            return np.zeros(0, np.int32), nothing, nothing
+        return window.tokens, window.target.astype(np.float32), window.context.astype(np.float32)
+
+    def step(window):
+        names = ("id", "mel", "events", "first_frame", "start", "use_context")
+        specs = [tf.TensorSpec([None], tf.int32), MEL_SPEC, MEL_SPEC]
+        tokens, target, context = in_graph(cut, specs, *(window[name] for name in names))
+        example = {"inputs": tokens, "targets": target}
+        return example | {"targets_context": context} if context_frames else example
+
+    def steps(dataset: Dataset) -> Dataset:
+        return dataset.map(step, tf.data.AUTOTUNE).filter(lambda example: tf.size(example["inputs"]) > 0)
+
+    return steps

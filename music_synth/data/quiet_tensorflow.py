@@ -1,0 +1,39 @@
+"""TensorFlow, tfds and seqio as this package imports them: without noise, and never on the accelerator.
+
+    from music_synth.data.quiet_tensorflow import seqio, tf, tfds
+
+TensorFlow's C++ side reports missing CUDA libraries before any logging can be set up, so the only way to keep a
+console readable is to close standard error while it is imported. Python errors are raised as ever.
+"""
+
+import contextlib
+import os
+import sys
+import warnings
+
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Sends what is written to file descriptor 2 to nowhere."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is first imported
+with silent_stderr():
+    import seqio
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+__all__ = ["seqio", "tf", "tfds"]

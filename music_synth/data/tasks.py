@@ -1,0 +1,251 @@
+"""seqio tasks over the data sets, with and without context, and mixtures of them.
+
+Nothing is registered on import: call `register_tasks`. For seqio's own tools, which find tasks by importing a
+module, there is `music_synth.data.seqio_tasks`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from music_synth.data import preprocessors
+from music_synth.data.examples import Piece
+from music_synth.data.prepared import notes_from_array
+from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Tokenizer
+
+DATA_SETS = ("synthetic",)  # names of tfds builders in data/datasets/, each with one task or two of that name
+NO_CONTEXT = "_nocontext"  # suffix of the task without context
+MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probability proportional to n^0.3
+SHUFFLE_WINDOWS = 512  # buffer of windows, up to 134 MB; a block gives about eight neighbors
+
+SkipHook = Callable[[str, float], None]
+
+
+def register_tasks(
+    tokenizer: Tokenizer | None = None,
+    *,
+    empty_context: float = 0.1,
+    data_dir: str | Path | None = None,
+    on_skip: SkipHook | None = None,
+) -> list[str]:
+    """Registers `<data set>` and `<data set>_nocontext` for every data set here, anew if they are there already.
+
+    A task (or mixture) that was fetched from seqio's registry before keeps the settings that it was made with.
+
+    Args:
+      tokenizer: default settings if None.
+      empty_context: share of training windows without context, see `music_synth.data.feed.open_feed`.
+      data_dir: of tfds (default: its own).
+      on_skip: told (piece id, seconds) of every window that has too many tokens.
+
+    Returns:
+      The names.
+    """
+    names = []
+    for name in DATA_SETS:
+        source = tfds_source(name, data_dir)
+        names += register_data_set(name, source, tokenizer, empty_context=empty_context, on_skip=on_skip)
+    return names
+
+
+def register_data_set(
+    name: str,
+    source: seqio.DataSource,
+    tokenizer: Tokenizer | None = None,
+    *,
+    empty_context: float = 0.1,
+    trim: bool = False,
+    on_skip: SkipHook | None = None,
+) -> list[str]:
+    """Registers the tasks `name` and `name`_nocontext over a source of records {id, audio, sequence}.
+
+    Args:
+      trim: cut overlapping notes of one pitch (Slakh and Cerberus4, as published).
+
+    Returns:
+      The two names.
+    """
+    tokenizer = tokenizer or Tokenizer()
+    names = []
+    for context in (True, False):
+        task = make_task(
+            name if context else name + NO_CONTEXT,
+            source,
+            tokenizer,
+            context_frames=tokenizer.segment_frames if context else 0,
+            empty_context=empty_context if context else 0.0,
+            trim=trim,
+            on_skip=on_skip,
+        )
+        if task.name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(task.name)
+        seqio.TaskRegistry.add_provider(task.name, task)
+        names.append(task.name)
+    return names
+
+
+def make_task(
+    name: str,
+    source: seqio.DataSource,
+    tokenizer: Tokenizer,
+    *,
+    context_frames: int,
+    empty_context: float,
+    trim: bool = False,
+    on_skip: SkipHook | None = None,
+) -> seqio.Task:
+    """A task with features inputs (tokens), targets (log-mel) and, with context, targets_context (log-mel)."""
+    if tokenizer.segment_frames > preprocessors.MARGIN_FRAMES:
+        raise UserError(
+            f"Tokenizer.segment_frames = {tokenizer.segment_frames}: seqio tasks take at most "
+            f"{preprocessors.MARGIN_FRAMES}"
+        )
+    mel = seqio.ContinuousFeature(dtype=tf.float32, rank=2)
+    features = {"inputs": token_feature(tokenizer), "targets": mel}
+    if context_frames:
+        features["targets_context"] = mel
+    return seqio.Task(
+        name,
+        source=source,
+        preprocessors=[
+            functools.partial(preprocessors.parse_record, trim=trim),
+            preprocessors.add_mel,
+            preprocessors.cut_blocks,
+            seqio.CacheDatasetPlaceholder(),
+            preprocessors.draw_windows(tokenizer.segment_frames, empty_context),
+            preprocessors.cut_windows(tokenizer, context_frames, on_skip),
+        ],
+        output_features=features,
+        shuffle_buffer_size=SHUFFLE_WINDOWS,
+    )
+
+
+def token_feature(tokenizer: Tokenizer) -> seqio.Feature:
+    """The feature of note tokens; they come with their EOS."""
+    vocabulary = seqio.PassThroughVocabulary(size=tokenizer.vocabulary.num_embeddings)
+    return seqio.Feature(vocabulary=vocabulary, add_eos=False, dtype=tf.int32)
+
+
+def tfds_source(name: str, data_dir: str | Path | None) -> seqio.TfdsDataSource:
+    """The records of a data set of this package. Nothing is read until they are asked for."""
+    pass
+    return seqio.TfdsDataSource(
+        tfds_name=name, tfds_data_dir=data_dir and str(data_dir), splits=["train", "validation", "test"], read_only=True
+    )
+
+
+def register_mixture(name: str, tasks: Sequence[str], exponent: float = MIXING_EXPONENT) -> None:
+    """Registers a mixture in which a task of n training records is drawn with a rate of n^exponent."""
+
+    def rate(task: seqio.Task) -> float:
+        return float(task.num_input_examples("train")) ** exponent
+
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])
+
+
+Provider = seqio.Task | seqio.Mixture
+
+
+def find(name: str, context: bool = True) -> Provider:
+    """The registered task or mixture `name`, or the variant of it without context.
+
+    Raises:
+      UserError: there is none of that name, or it has no context although context is asked for.
+    """
+    names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if not context and not name.endswith(NO_CONTEXT):
+        name += NO_CONTEXT
+    if name not in names:
+        raise UserError(f"no task or mixture {name!r}: choose from {', '.join(names)}, or a prepared folder")
+    provider = seqio.get_mixture_or_task(name)
+    if context and "targets_context" not in provider.output_features:
+        raise UserError(f"task {name!r} has no context: set Feed.context = False, or choose another task")
+    return provider
+
+
+def use_cache(provider: Provider, cache_dir: str | Path) -> None:
+    """Lets seqio read the offline cache in `cache_dir`. UserError where a task of `provider` is not in it."""
+    if str(cache_dir) not in seqio.get_global_cache_dirs():
+        seqio.add_global_cache_dirs([str(cache_dir)])
+    for task in seqio.get_subtasks(provider):
+        if not task.cache_dir:
+            raise UserError(
+                f"task {task.name!r} is not cached in {cache_dir}: python -m music_synth.prepare_data writes the "
+                "cache, or leave Feed.cache_dir out"
+            )
+
+
+def in_memory(task: seqio.Task) -> seqio.Task:
+    """`task` with its training blocks held in memory. Their mel is computed here, once instead of every epoch."""
+    records = task.source.get_dataset(split="train", shuffle=False)
+    kinds = [type(step) for step in task.preprocessors]
+    return task.replace(
+        source=InMemorySource(task.preprocess_precache(records)),
+        preprocessors=task.preprocessors[kinds.index(seqio.CacheDatasetPlaceholder) + 1 :],
+    )
+
+
+def stored_bytes(task: seqio.Task) -> int:
+    """Size of the training records on disk; 0 if the source is not a tfds data set."""
+    if not isinstance(task.source, seqio.TfdsDataSource):
+        return 0
+    return task.source.tfds_dataset.info.splits["train"].num_bytes
+
+
+class InMemorySource(seqio.DataSource):
+    """A training split that was read to its end once and stays in memory."""
+
+    def __init__(self, dataset: tf.data.Dataset):
+        self._dataset = dataset.cache()
+        self._size = sum(1 for _ in self._dataset)  # a complete pass fills the cache
+        super().__init__(splits=["train"], num_input_examples={"train": self._size})
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [str(index) for index in range(self._size)]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+    ) -> tf.data.Dataset:
+        dataset = self._dataset
+        if shard_info is not None:
+            dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+        return dataset.shuffle(self._size, seed=seed) if shuffle else dataset
+
+
+def pieces(provider: Provider, split: str) -> Iterator[Piece]:
+    """The whole pieces of a split, with audio: task by task in order of their names, as they are stored.
+
+    Raises:
+      UserError: no task of `provider` has such a split.
+    """
+    holders = [task for task in seqio.get_subtasks(provider) if split in task.splits]
+    if not holders:
+        raise UserError(f"{provider.name!r} has no split {split!r}: choose from {', '.join(provider.splits)}")
+    for task in holders:
+        for piece in whole_pieces(task, split).as_numpy_iterator():
+            notes = notes_from_array(piece["notes"])
+            yield Piece(piece["id"].decode(), notes, piece["mel"], piece["audio"])
+
+
+def whole_pieces(task: seqio.Task, split: str) -> tf.data.Dataset:
+    """The pieces of a split, {id, notes, audio, mel}, in the order in which they are stored."""
+    dataset = task.source.get_dataset(split=split, shuffle=False)
+    for step in task.preprocessors:
+        if step is preprocessors.cut_blocks:
+            return dataset
+        dataset = step(dataset)
+    raise ValueError(f"task {task.name!r} was not made by register_data_set: it has no step cut_blocks")
