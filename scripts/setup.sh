@@ -69,8 +69,8 @@ fi
 
 say "installing Python packages into .venv (about 3 minutes the first time)"
 SECONDS=0
-# twice quiet: errors only
-.venv/bin/python -m pip install -qq --disable-pip-version-check --editable '.[data,eval,dev]' </dev/null ||
+# Twice quiet: errors only. Not compiled: Python compiles what it imports, pip would compile all of TensorFlow.
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[data,eval,dev]' </dev/null ||
   fail "pip could not install the packages; its messages stand above"
 printf '%s' "$stamp" >.venv/music_synth.stamp
 say "ready after $SECONDS s"
