@@ -46,9 +46,7 @@ class Checkpointer:
         items = _items(state)
         meta = {"step": step, "data_position": data_position, "checksums": _checksums(items)}
         arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-        self._open_manager().save(
-            step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True
-        )
+        self._open_manager().save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True)
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, int] | None:
         """Newest whole checkpoint as (state, data position), laid out as `like` (shapes with shardings) says.
@@ -98,9 +96,7 @@ class Checkpointer:
         )
 
     def _open_manager(self) -> ocp.CheckpointManager:
-        if (
-            self._manager is None
-        ):  # only now: opening clears half-written folders away, which a reader must not do
+        if self._manager is None:  # only now: opening clears half-written folders away, which a reader must not do
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self.keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
             )
@@ -126,9 +122,7 @@ def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True
     if not steps:
         raise UserError(f"no checkpoint in {model_dir}: train first, or give the MODEL_DIR of a training run")
     if step is not None and step not in steps:
-        raise UserError(
-            f"no checkpoint of step {step} in {model_dir}: there are {', '.join(map(str, steps))}"
-        )
+        raise UserError(f"no checkpoint of step {step} in {model_dir}: there are {', '.join(map(str, steps))}")
     for candidate in reversed(steps) if step is None else [step]:
         path = folder / str(candidate)
         try:
@@ -216,9 +210,7 @@ def _check_shapes(stored: dict[str, tuple[tuple[int, ...], Any]], like: Any, whe
     wanted = _paths(like)
     for key, leaf in wanted.items():
         if key not in stored:
-            raise _different(
-                where, f"it has no {key}, which this configuration needs with shape {leaf.shape}"
-            )
+            raise _different(where, f"it has no {key}, which this configuration needs with shape {leaf.shape}")
         if stored[key][0] != tuple(leaf.shape):
             raise _different(where, f"{key} has shape {stored[key][0]} there and {tuple(leaf.shape)} here")
     for key, (shape, _) in stored.items():

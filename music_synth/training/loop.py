@@ -27,6 +27,7 @@ from music_synth.training.state import TrainState, create_state, eval_step, trai
 from music_synth.training.writer import NoWriter, Writer, mel_image
 
 DECIBELS_PER_LOG_UNIT = 20.0 / np.log(10.0)  # 8.6859
+Batch = dict[str, np.ndarray]
 RUN_AHEAD = 2  # steps that may be queued on the device: enough to hide the host, few enough to bound memory
 
 
@@ -74,8 +75,8 @@ def train(
     )
     evaluate = jax.jit(partial(eval_step, model), out_shardings=whole)
     sample = jax.jit(model.sample, out_shardings=whole)
-    ready = lambda batch: partitioning.put(rows, cut_tokens(check(batch), token_buckets))  # noqa: E731
-    check = partial(checked, mesh=mesh, num_microbatches=num_microbatches)
+    ready = lambda batch: partitioning.put(rows, cut_tokens(check(batch), token_buckets))
+    check = partial(checked, network=model.network, mesh=mesh, num_microbatches=num_microbatches)
 
     window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last line of the log
     clock = time.monotonic()
@@ -102,9 +103,7 @@ def train(
                 bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.1f} examples/s")
                 window, clock = [], time.monotonic()
             if step % checkpoint_every == 0 or stopping or last:
-                mean_metrics(
-                    window, step, saved_step, model_dir
-                )  # never keeps parameters that are not finite
+                mean_metrics(window, step, saved_step, model_dir)  # never keeps parameters that are not finite
                 checkpointer.save(state, data_position=step)
                 saved_step = step
             if stopping:
@@ -115,13 +114,9 @@ def train(
             if step % eval_every == 0 or last:
                 params = state.params if state.ema_params is None else state.ema_params
                 held_out = first_n(feed.eval_batches(), num_eval_batches)
-                writer.scalars(
-                    step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out)))
-                )
+                writer.scalars(step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out))))
                 if num_samples:
-                    batch = cut_tokens(
-                        first_rows(next(iter(feed.eval_batches())), num_samples), token_buckets
-                    )
+                    batch = cut_tokens(first_rows(next(iter(feed.eval_batches())), num_samples), token_buckets)
                     mel = np.asarray(sample(params, partitioning.put(whole, batch), eval_key(0)))  # [B, T, M]
                     write_samples(writer, step, mel, batch, inverter)
                 writer.flush()
@@ -136,12 +131,10 @@ def start_state(
     model: Any, optimizer: Optimizer, mesh: Any, checkpointer: Checkpointer, seed: int, ema_decay: float
 ) -> tuple[TrainState, int]:
     """The newest checkpoint's state, or a fresh one, laid out over the mesh; and the number of its next batch."""
-    create = lambda: create_state(model, optimizer, jax.random.key(seed), ema_decay)  # noqa: E731
+    create = lambda: create_state(model, optimizer, jax.random.key(seed), ema_decay)
     shapes = jax.eval_shape(create)
     layout = partitioning.state_shardings(mesh, shapes, model.logical_axes())
-    like = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout
-    )
+    like = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout)
     restored = checkpointer.restore_latest(like)
     return (jax.jit(create, out_shardings=layout)(), 0) if restored is None else restored
 
@@ -167,7 +160,7 @@ def open_writer(model_dir: str, step: int, config_text: str) -> Writer:
 # --- batches -----------------------------------------------------------------------------------------------------
 
 
-def cut_tokens(batch: dict[str, np.ndarray], buckets: Sequence[int]) -> dict[str, np.ndarray]:
+def cut_tokens(batch: Batch, buckets: Sequence[int]) -> Batch:
     """Cuts the padding of note_tokens [B, N] to the shortest bucket that holds the longest row.
 
     Every process sees the whole batch, so all of them choose alike.
@@ -179,12 +172,29 @@ def cut_tokens(batch: dict[str, np.ndarray], buckets: Sequence[int]) -> dict[str
     return dict(batch, note_tokens=tokens[:, :length])
 
 
-def checked(batch: dict[str, np.ndarray], mesh: Any, num_microbatches: int) -> dict[str, np.ndarray]:
+def checked(batch: Batch, network: Any, mesh: Any, num_microbatches: int) -> Batch:
+    """The batch, if it suits the network and the devices; else a UserError."""
     partitioning.check_batch_size(mesh, len(batch["mel"]), num_microbatches)
+    if batch["note_tokens"].max(initial=0) >= network.vocab_size:
+        raise UserError(
+            f"note token {batch['note_tokens'].max()} is beyond NetworkConfig.vocab_size = {network.vocab_size}:"
+            " raise it to hold the Tokenizer's vocabulary"
+        )
+    if network.context_frames and "context_mel" not in batch:
+        raise UserError(
+            f"NetworkConfig.context_frames = {network.context_frames}, but the feed brings no context: set"
+            " Feed.context = True, or context_frames = 0"
+        )
+    for name, length in (("mel", network.target_frames), ("context_mel", network.context_frames)):
+        if length and batch[name].shape[1:] != (length, network.num_mels):
+            raise UserError(
+                f"{name} of the feed is {batch[name].shape[1:]} frames by bins, the network's is"
+                f" {(length, network.num_mels)}: set Tokenizer.segment_frames and NetworkConfig alike"
+            )
     return batch
 
 
-def first_rows(batch: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+def first_rows(batch: Batch, n: int) -> Batch:
     return {name: array[:n] for name, array in batch.items()}
 
 
@@ -230,9 +240,7 @@ def prefetch(items: Iterator, size: int = 2) -> Iterator:
 # --- numbers, pictures, sounds -----------------------------------------------------------------------------------
 
 
-def mean_metrics(
-    window: list[dict[str, jax.Array]], step: int, saved_step: int, model_dir: str
-) -> dict[str, float]:
+def mean_metrics(window: list[dict[str, jax.Array]], step: int, saved_step: int, model_dir: str) -> dict[str, float]:
     """Means over the window that ends with `step`; UserError if a loss or a gradient in it is not finite."""
     values = jax.device_get(window)
     for number, metrics in enumerate(values, start=step - len(values) + 1):
@@ -262,9 +270,7 @@ def eval_key(i: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(0), i)
 
 
-def write_samples(
-    writer: Writer, step: int, mel: np.ndarray, batch: dict[str, np.ndarray], inverter: Callable | None
-) -> None:
+def write_samples(writer: Writer, step: int, mel: np.ndarray, batch: Batch, inverter: Callable | None) -> None:
     """Target above sample as one picture an example, both as sounds if an inverter is there, and their distance."""
     target, mask = batch["mel"], batch["mel_mask"]  # [B, T, M], [B, T]
     if mask.any():

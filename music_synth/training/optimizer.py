@@ -33,9 +33,7 @@ def warmup_constant(learning_rate: float, warmup_steps: int) -> Schedule:
     return _after_warmup("warmup_constant", learning_rate, warmup_steps, lambda step: jnp.ones_like(step))
 
 
-def warmup_cosine(
-    learning_rate: float, warmup_steps: int, num_steps: int, final_fraction: float = 0.0
-) -> Schedule:
+def warmup_cosine(learning_rate: float, warmup_steps: int, num_steps: int, final_fraction: float = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to `final_fraction` of the rate at step `num_steps`."""
     if not 0 <= final_fraction <= 1:
         raise ValueError(f"warmup_cosine.final_fraction = {final_fraction}: must be in [0, 1]")
@@ -113,7 +111,7 @@ def adamw(
     if weight_decay < 0:
         raise ValueError(f"adamw.weight_decay = {weight_decay}: must be 0 or more")
     schedule = _as_schedule("adamw", learning_rate)
-    transform = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+    transform = _promoting(optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decays))
     return Optimizer(_clipped("adamw", clip_norm, transform), schedule)
 
 
@@ -132,6 +130,16 @@ def _positive(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ValueError(f"{name} = {value!r}: must be a positive number")
     return float(value)
+
+
+def _promoting(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets optax's Adam mix integers and floats where the caller has JAX refuse it."""
+
+    def update(grads, state, params):
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.update(grads, state, params)
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def _clipped(name: str, clip_norm: float | None, transform: optax.GradientTransformation):

@@ -26,9 +26,7 @@ def make_mesh(model_parallelism: int = 1, devices: list | None = None) -> Mesh:
     """Mesh [data, model] over all devices of all processes; `model_parallelism` of them share one copy."""
     devices = jax.devices() if devices is None else devices
     if model_parallelism < 1 or len(devices) % model_parallelism:
-        raise UserError(
-            f"model_parallelism = {model_parallelism}: must divide the number of devices, {len(devices)}"
-        )
+        raise UserError(f"model_parallelism = {model_parallelism}: must divide the number of devices, {len(devices)}")
     shape = (len(devices) // model_parallelism, model_parallelism)
     return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
@@ -42,9 +40,7 @@ def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*map(_mesh_axis, names, leaf.shape)))
 
     def _mesh_axis(name: str | None, size: int) -> str | None:
-        axis = (
-            None if name is None else RULES.get(name)
-        )  # a name without a rule, such as "layers", stays whole
+        axis = None if name is None else RULES.get(name)  # a name without a rule, such as "layers", stays whole
         return axis if axis is not None and size % mesh.shape[axis] == 0 else None
 
     return jax.tree.map(one, abstract_params, logical_axes)
@@ -97,7 +93,7 @@ def put(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.
     """Lays a global batch out over the mesh. Every process holds all of it and hands over the rows it must."""
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    place = lambda array: jax.make_array_from_callback(array.shape, sharding, lambda rows: array[rows])  # noqa: E731
+    place = lambda array: jax.make_array_from_callback(array.shape, sharding, lambda rows: array[rows])
     return {name: place(np.asarray(array)) for name, array in batch.items()}
 
 

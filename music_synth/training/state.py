@@ -47,7 +47,7 @@ def train_step(
     metrics, grads = mean_gradients(model, state.params, batch, key, num_microbatches)
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = optimizer.learning_rate(state.step)
     ema_params = state.ema_params
     if ema_params is not None:
@@ -67,7 +67,7 @@ def mean_gradients(model, params, batch: Batch, key: Array, num_microbatches: in
     """
 
     def loss_and_grads(piece: Batch, piece_key: Array):
-        loss_fn = lambda p: model.loss(p, piece, piece_key, train=True)  # noqa: E731
+        loss_fn = lambda p: model.loss(p, piece, piece_key, train=True)
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         return dict(metrics, loss=loss), grads
 

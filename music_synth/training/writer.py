@@ -71,9 +71,7 @@ def mel_image(mel: np.ndarray, low: float, high: float) -> np.ndarray:
     """Picture of a log-mel [T, M], low notes at the bottom -> [M, T, 3] uint8; `low`..`high` is the color range."""
     level = np.clip((np.asarray(mel, np.float64).T[::-1] - low) / (high - low), 0.0, 1.0)  # [M, T]
     grid = np.linspace(0.0, 1.0, len(_COLORS))
-    return (
-        np.stack([np.interp(level, grid, channel) for channel in _COLORS.T], axis=-1).round().astype(np.uint8)
-    )
+    return np.stack([np.interp(level, grid, channel) for channel in _COLORS.T], axis=-1).round().astype(np.uint8)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
