@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import soundfile
+
+from music_synth.audio.io import read_audio, resample, write_audio
+from music_synth.errors import UserError
+
+
+def sine(hz, rate, seconds=1.0, amplitude=0.5):
+    return (amplitude * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".WAV"])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_round_trip(tmp_path, suffix, rate):
+    path, audio = tmp_path / f"a{suffix}", sine(440, rate)
+    write_audio(path, audio, rate)
+    assert soundfile.info(path).samplerate == rate and soundfile.info(path).channels == 1
+    again = read_audio(path, rate)
+    assert again.dtype == np.float32
+    np.testing.assert_allclose(again, audio, atol=1.0 / 32768)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 96000])
+def test_reads_at_any_rate(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", sine(440, rate), rate, subtype="FLOAT")
+    audio = read_audio(tmp_path / "a.wav")  # 16 kHz
+    assert len(audio) == 16000
+    inside = slice(1000, -1000)  # the ends ring
+    np.testing.assert_allclose(audio[inside], sine(440, 16000)[inside], atol=2e-3)
+
+
+def test_resampling_does_not_fold():
+    assert np.abs(resample(sine(10000, 44100), 44100, 16000)[1000:-1000]).max() < 1e-3
+
+
+def test_stereo_is_averaged(tmp_path):
+    left, right = sine(440, 16000), sine(220, 16000)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), (left + right) / 2, atol=1e-6)
+
+
+def test_clipping_is_warned_of(tmp_path):
+    audio = sine(440, 16000, amplitude=2.0)
+    with pytest.warns(UserWarning, match=r"a\.wav: \d+ of 16000 samples exceed 1"):
+        write_audio(tmp_path / "a.wav", audio)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), audio.clip(-1, 1), atol=1.0 / 32768)
+
+
+def nothing(folder):
+    return folder / "none.wav"
+
+
+def text(folder):
+    (folder / "text.wav").write_text("this is not audio")
+    return folder / "text.wav"
+
+
+def empty_file(folder):
+    (folder / "empty.wav").write_bytes(b"")
+    return folder / "empty.wav"
+
+
+def no_samples(folder):
+    soundfile.write(folder / "short.wav", np.zeros(0, np.float32), 16000)
+    return folder / "short.wav"
+
+
+def nan(folder):
+    soundfile.write(folder / "nan.wav", np.array([0.1, np.nan, 0.2], np.float32), 16000, subtype="FLOAT")
+    return folder / "nan.wav"
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (nothing, r"no audio file at .*none\.wav"),
+        (lambda folder: folder, "no audio file at"),
+        (text, r"cannot read .*text\.wav as audio"),
+        (empty_file, r"cannot read .*empty\.wav as audio"),
+        (no_samples, r"short\.wav holds no audio samples"),
+        (nan, r"nan\.wav holds samples that are NaN"),
+    ],
+)
+def test_unreadable(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        read_audio(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name, audio, message",
+    [
+        ("a.mp3", np.zeros(10), r"must end in \.wav or \.flac"),
+        ("a", np.zeros(10), r"must end in \.wav or \.flac"),
+        ("none/a.wav", np.zeros(10), "no folder"),
+        ("a.wav", np.zeros(0), "empty"),
+        ("a.wav", np.array([0.0, np.inf]), "NaN or infinity"),
+    ],
+)
+def test_unwritable(tmp_path, name, audio, message):
+    with pytest.raises(UserError, match=message):
+        write_audio(tmp_path / name, audio)
+    assert not list(tmp_path.rglob("a*"))
+
+
+def test_folder_in_the_way(tmp_path):
+    (tmp_path / "a.wav").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*a\.wav"):
+        write_audio(tmp_path / "a.wav", np.zeros(10))
+    with pytest.raises(ValueError, match="mono"):
+        write_audio(tmp_path / "b.wav", np.zeros((10, 2)))
