@@ -7,8 +7,12 @@ newest checkpoint that cannot be read or does not match is passed over for the o
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,7 @@ class Checkpointer:
 
     def __init__(self, model_dir: str | Path, keep: int = 3):
         if keep < 1:
-            raise ValueError(f"keep = {keep}: at least one checkpoint must be kept")
+            raise UserError(f"train.keep_checkpoints = {keep}: at least one checkpoint must be kept")
         self.folder = (Path(model_dir) / FOLDER).absolute()
         self.keep = keep
         self._manager = None
@@ -183,10 +187,8 @@ def _restore_item(path: Path, name: str, like: Any) -> Any:
 
 def _read(path: Path, name: str, like: Any, restore_args: Any) -> Any:
     arguments = ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
-    try:
+    with _damage_in(name):
         return ocp.PyTreeCheckpointHandler().restore(epath.Path(path / name), args=arguments)
-    except Exception as error:  # Orbax and TensorStore raise anything from KeyError to a bare Exception
-        raise Damaged(f"{name}: {error}") from error
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -199,11 +201,28 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _stored_shapes(path: Path, name: str) -> dict[str, tuple[tuple[int, ...], Any]]:
-    try:
+    with _damage_in(name):
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / name)).tree
         return {key: (tuple(leaf.shape), leaf.dtype) for key, leaf in _paths(tree).items()}
-    except Exception as error:  # as above
-        raise Damaged(f"{name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _damage_in(name: str) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise, from KeyError to a bare Exception, into `Damaged`."""
+    hook = sys.unraisablehook
+    reason = None
+    try:
+        yield
+    except Exception as error:
+        reason = str(error)
+    if reason is not None:
+        # A read that fails leaves others half done, and each would print pages when it is thrown away.
+        sys.unraisablehook = lambda unraisable: None
+        try:
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+        raise Damaged(f"{name}: {reason}")
 
 
 def _check_shapes(stored: dict[str, tuple[tuple[int, ...], Any]], like: Any, where: str) -> None:

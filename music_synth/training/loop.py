@@ -58,6 +58,8 @@ def train(
         UserError: stopped by SIGTERM or Ctrl-C (after saving), a loss that is not finite, a checkpoint of other
             shapes, a batch size that the devices do not divide, a model_dir that cannot be written.
     """
+    check_counts(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
+    check_counts(num_eval_batches=num_eval_batches, shortest_token_bucket=min(token_buckets, default=0))
     mesh = partitioning.make_mesh(model_parallelism)
     rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
     checkpointer = Checkpointer(make_folder(model_dir), keep_checkpoints)
@@ -137,6 +139,12 @@ def start_state(
     like = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout)
     restored = checkpointer.restore_latest(like)
     return (jax.jit(create, out_shardings=layout)(), 0) if restored is None else restored
+
+
+def check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"train.{name} = {count}: must be at least 1")
 
 
 def make_folder(model_dir: str) -> Path:

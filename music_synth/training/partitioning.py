@@ -37,13 +37,17 @@ def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
     def one(leaf, names: tuple[str | None, ...]) -> NamedSharding:
         if len(names) != len(leaf.shape):
             raise ValueError(f"axes {names} do not fit shape {leaf.shape}")
-        return NamedSharding(mesh, PartitionSpec(*map(_mesh_axis, names, leaf.shape)))
-
-    def _mesh_axis(name: str | None, size: int) -> str | None:
-        axis = None if name is None else RULES.get(name)  # a name without a rule, such as "layers", stays whole
-        return axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        return NamedSharding(
+            mesh, PartitionSpec(*(mesh_axis(mesh, *pair) for pair in zip(names, leaf.shape, strict=True)))
+        )
 
     return jax.tree.map(one, abstract_params, logical_axes)
+
+
+def mesh_axis(mesh: Mesh, name: str | None, size: int) -> str | None:
+    """Where a dimension of `size` with a logical name goes; None: whole on every device."""
+    axis = RULES.get(name)  # a name without a rule, such as "layers", stays whole
+    return axis if axis is not None and size % mesh.shape[axis] == 0 else None
 
 
 def like_params(mesh: Mesh, tree: Any, abstract_params: Any, shardings: Any) -> Any:
@@ -81,8 +85,10 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 def check_batch_size(mesh: Mesh, batch_size: int, num_microbatches: int) -> None:
     """UserError unless every micro-batch spreads evenly over the data axis."""
+    if num_microbatches < 1:
+        raise UserError(f"num_microbatches = {num_microbatches}: must be at least 1")
     rows = mesh.shape["data"] * num_microbatches
-    if num_microbatches < 1 or batch_size % rows:
+    if batch_size % rows:
         raise UserError(
             f"batch size {batch_size} must be a multiple of {rows}: {mesh.shape['data']} devices along the data axis"
             f" times {num_microbatches} micro-batches"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from music_synth.errors import UserError
 from music_synth.training.optimizer import Optimizer
 
 Array = jax.Array
@@ -27,7 +28,9 @@ class TrainState:
 
 
 def create_state(model, optimizer: Optimizer, rng: Array, ema_decay: float) -> TrainState:
-    """A fresh state; jittable."""
+    """A fresh state; jittable. ema_decay in [0, 1); 0: no moving average."""
+    if not 0 <= ema_decay < 1:
+        raise UserError(f"train.ema_decay = {ema_decay}: must be in [0, 1)")
     init_key, step_key = jax.random.split(rng)
     params = model.init(init_key)
     return TrainState(

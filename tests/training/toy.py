@@ -1,5 +1,6 @@
-"""A model of a few numbers and a feed to go with it, behind the seams of the real ones; and, run as a script, a training
-run of it in a process of its own:
+"""A model of a few numbers and a feed to go with it, behind the seams of the real ones.
+
+Run as a script, this is a training run in a process of its own:
 
     python -m tests.training.toy MODEL_DIR key=value ...     keys: arguments of `train_toy`
 """
