@@ -158,8 +158,24 @@ class SeqioFeed:
         self.batch_size = batch_size
         self.seed = seed
         self.num_skipped = 0
-        tasks.register_tasks(tokenizer, empty_context=empty_context, data_dir=data_dir, on_skip=self._count_skip)
+        name = tasks.data_set_of(task)
+        tasks.register_tasks(
+            tokenizer,
+            names=[name] if tasks.is_data_set(name) else list(tasks.DATA_SETS),
+            empty_context=empty_context,
+            data_dir=data_dir,
+            on_skip=self._count_skip,
+        )
         self._provider = tasks.find(task, context)
+        vocabulary = self._provider.output_features["inputs"].vocabulary
+        if vocabulary.vocab_size != tokenizer.vocabulary.num_embeddings:
+            raise UserError(
+                f"task {task!r} was registered for {vocabulary.vocab_size} token ids, the tokenizer has "
+                f"{tokenizer.vocabulary.num_embeddings}: register it with the same Tokenizer settings"
+            )
+        for name in {tasks.data_set_of(subtask.name) for subtask in seqio.get_subtasks(self._provider)}:
+            if tasks.is_data_set(name):
+                tasks.build(name, data_dir)
         self.context_frames = tokenizer.segment_frames if context else 0
         self._cached = cache_dir is not None
         if self._cached:
@@ -175,7 +191,15 @@ class SeqioFeed:
         steps = -(-examples // self.batch_size)
         first_round, skip = divmod(start_step, steps)
         for number in itertools.count(first_round):
-            yield from self._round(number, groups, skip, steps).as_numpy_iterator()
+            count = skip
+            for batch in self._round(number, groups, skip, steps).as_numpy_iterator():
+                yield batch
+                count += 1
+            if count < steps:  # a shard without a block, or all of its windows are too long
+                raise UserError(
+                    f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches of a "
+                    "round: cache it in fewer shards, use fewer processes, or raise Tokenizer.max_tokens"
+                )
             skip = 0
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:

@@ -8,48 +8,106 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from music_synth.data import preprocessors
+from music_synth.data.data_dir import default_data_dir
+from music_synth.data.datasets import synthetic
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import notes_from_array
-from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.data.quiet_tensorflow import seqio, tf, tfds
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
 
-DATA_SETS = ("synthetic",)  # names of tfds builders in data/datasets/, each with one task or two of that name
 NO_CONTEXT = "_nocontext"  # suffix of the task without context
+SPLITS = ("train", "validation", "test")
 MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probability proportional to n^0.3
 SHUFFLE_WINDOWS = 512  # buffer of windows, up to 134 MB; a block gives about eight neighbors
 
+Provider = seqio.Task | seqio.Mixture
 SkipHook = Callable[[str, float], None]
+
+
+def build_synthetic(config: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    settings = synthetic.SyntheticConfig.from_name(config) if config else synthetic.SyntheticConfig.of()
+    if settings is None:
+        raise UserError(f"no data set of the size {config!r}: it reads as in synthetic:5min or synthetic:5min_seed1")
+    return synthetic.prepare(settings.minutes, settings.seed, data_dir)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of this package."""
+
+    version: str  # of its tfds builder
+    build: Callable[[str, Path], tfds.core.DatasetBuilder]  # (configuration or "", data_dir); builds what is missing
+
+
+DATA_SETS = {"synthetic": DataSet(str(synthetic.Synthetic.VERSION), build_synthetic)}
+
+
+def build(name: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that is on disk; what is not there yet is built now, with a progress bar.
+
+    Args:
+      name: of a data set, "synthetic", or with a configuration of its builder, "synthetic:5min". seqio has no
+        hyphens in names, so an underscore stands for them.
+      data_dir: where data sets live (default: `default_data_dir()`).
+
+    Raises:
+      UserError: there is no such data set, or it cannot be built.
+    """
+    if not is_data_set(name):
+        raise UserError(f"unknown data set {name!r}: choose from {', '.join(DATA_SETS)}")
+    data_set, _, config = name.partition(":")
+    return DATA_SETS[data_set].build(config.replace("_", "-"), Path(data_dir or default_data_dir()))
+
+
+def is_data_set(name: str) -> bool:
+    """Whether `name` is that of a data set of this package, perhaps with a configuration."""
+    return name.partition(":")[0] in DATA_SETS
+
+
+def data_set_of(task: str) -> str:
+    """The data set that a task of this package is about."""
+    return task.removesuffix(NO_CONTEXT)
 
 
 def register_tasks(
     tokenizer: Tokenizer | None = None,
     *,
+    names: Sequence[str] = tuple(DATA_SETS),
     empty_context: float = 0.1,
     data_dir: str | Path | None = None,
     on_skip: SkipHook | None = None,
 ) -> list[str]:
-    """Registers `<data set>` and `<data set>_nocontext` for every data set here, anew if they are there already.
+    """Registers `<name>` and `<name>_nocontext` for data sets of this package, anew if they are there already.
 
-    A task (or mixture) that was fetched from seqio's registry before keeps the settings that it was made with.
+    Nothing is built or read yet. A task or mixture that was fetched from seqio's registry before keeps the settings
+    that it was made with.
 
     Args:
       tokenizer: default settings if None.
+      names: as of `build`.
       empty_context: share of training windows without context, see `music_synth.data.feed.open_feed`.
-      data_dir: of tfds (default: its own).
+      data_dir: see `build`.
       on_skip: told (piece id, seconds) of every window that has too many tokens.
 
     Returns:
-      The names.
+      The names of the tasks.
     """
-    names = []
-    for name in DATA_SETS:
-        source = tfds_source(name, data_dir)
-        names += register_data_set(name, source, tokenizer, empty_context=empty_context, on_skip=on_skip)
-    return names
+    registered = []
+    for name in names:
+        data_set, _, config = name.partition(":")
+        source = seqio.TfdsDataSource(
+            tfds_name="/".join([data_set, *config.replace("_", "-").split()]) + f":{DATA_SETS[data_set].version}",
+            tfds_data_dir=str(data_dir or default_data_dir()),
+            splits=SPLITS,
+            read_only=True,
+        )
+        registered += register_data_set(name, source, tokenizer, empty_context=empty_context, on_skip=on_skip)
+    return registered
 
 
 def register_data_set(
@@ -130,14 +188,6 @@ def token_feature(tokenizer: Tokenizer) -> seqio.Feature:
     return seqio.Feature(vocabulary=vocabulary, add_eos=False, dtype=tf.int32)
 
 
-def tfds_source(name: str, data_dir: str | Path | None) -> seqio.TfdsDataSource:
-    """The records of a data set of this package. Nothing is read until they are asked for."""
-    pass
-    return seqio.TfdsDataSource(
-        tfds_name=name, tfds_data_dir=data_dir and str(data_dir), splits=["train", "validation", "test"], read_only=True
-    )
-
-
 def register_mixture(name: str, tasks: Sequence[str], exponent: float = MIXING_EXPONENT) -> None:
     """Registers a mixture in which a task of n training records is drawn with a rate of n^exponent."""
 
@@ -147,9 +197,6 @@ def register_mixture(name: str, tasks: Sequence[str], exponent: float = MIXING_E
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
     seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])
-
-
-Provider = seqio.Task | seqio.Mixture
 
 
 def find(name: str, context: bool = True) -> Provider:
