@@ -23,7 +23,7 @@ from music_synth.evaluation import evaluator
 from music_synth.evaluation.evaluator import Checkpoint, Piece
 from music_synth.evaluation.report import plot_piece
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.vocoder.inverter import GriffinLim, load_inverter
+from music_synth.vocoder.inverter import GRIFFIN_LIM, load_inverter
 
 EXAMPLE_FRAMES = 20 * FRAME_RATE  # of a piece that is drawn and written as audio
 
@@ -36,7 +36,7 @@ def evaluate(
     max_seconds: float | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    inverter: str | None = None,
+    inverter: str = GRIFFIN_LIM,
     num_examples: int = 1,
     data_dir: str | None = None,
 ) -> None:
@@ -49,7 +49,7 @@ def evaluate(
       max_seconds: as much of the split, from its start; None: all of it.
       batch_size: pieces sampled side by side: faster, at the cost of memory; the numbers stay.
       seed: of the sampling.
-      inverter: a trained inverter; None: Griffin-Lim.
+      inverter: makes the audio, and a row of the table: what is lost after the decoder.
       num_examples: pieces of which the beginning is drawn beside its target, and written as audio.
       data_dir: where tfds keeps its data sets.
 
@@ -61,7 +61,7 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"evaluate.batch_size = {batch_size}: must be at least 1")
     folder = make_folder(output_dir)
-    vocode = load_inverter(inverter) if inverter else GriffinLim()
+    vocode = load_inverter(inverter)
     loaded = [load_checkpoint(model_dir) for model_dir in checkpoints]
     feed = open_feed(task, Tokenizer(), batch_size=1, data_dir=data_dir)  # whole pieces: no tokenizer matters
     pieces = evaluator.take(feed.pieces(split), max_seconds)
@@ -78,7 +78,7 @@ def evaluate(
         evaluator.mean_log_mel(feed.pieces("train")),
         loaded,
         vocode,
-        inverter or "Griffin-Lim",
+        type(vocode).__name__,
         batch_size,
         seed,
         on_piece,

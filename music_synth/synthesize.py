@@ -22,7 +22,7 @@ from music_synth.evaluation.report import PICTURE_SUFFIXES, plot_piece
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.seam import Seam
-from music_synth.vocoder.inverter import GriffinLim, Inverter, load_inverter
+from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter, load_inverter
 
 RING_OUT_SECONDS = 1.0  # what is kept after the end of the last note
 
@@ -98,7 +98,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="diffusion only: sampling steps a segment")
     parser.add_argument("--guidance", type=float, help="diffusion only: guidance scale, 1 = none")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers, 0 or more (default: 0)")
-    parser.add_argument("--inverter", help="trained inverter, mel to audio (default: Griffin-Lim)")
+    parser.add_argument("--inverter", default=GRIFFIN_LIM, help=f"mel to audio (default: {GRIFFIN_LIM}, untrained)")
     flags = parser.parse_args(argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed {flags.seed}: must be in 0 .. 2^32 - 1")
@@ -113,13 +113,13 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
     notes = read_midi(flags.midi)
-    inverter = load_inverter(flags.inverter) if flags.inverter else GriffinLim()
+    inverter = load_inverter(flags.inverter)
     model, tokenizer, params, step = config.load_run(flags.checkpoint, flags.step)
     asked = {"name": flags.sampler, "num_steps": flags.steps, "guidance_scale": flags.guidance}
     model = model.with_sampling(**{name: value for name, value in asked.items() if value is not None})
     print(f"{flags.midi}: {len(notes)} notes; {type(model).__name__} of {flags.checkpoint}, step {step}")
-    if not flags.inverter:
-        print("No trained inverter given (--inverter): Griffin-Lim makes the audio, which sounds metallic.")
+    if flags.inverter == GRIFFIN_LIM:
+        print("no trained inverter (--inverter): Griffin-Lim makes the audio, which sounds metallic")
 
     begin = time.perf_counter()
     mel = sample_piece(notes, model, params, tokenizer, flags.seed, progress=True)

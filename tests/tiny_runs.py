@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,16 +32,18 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
+def random_like(init: Callable[[jax.Array], Any]) -> Any:
+    """What `init(key)` would return, with random numbers in it: saves the seconds of compiling an initialization."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: (0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype), shapes)
+
+
 def start(model_dir: Path, recipe: str, prepared: Path) -> Path:
     """A MODEL_DIR as training leaves it behind, with random parameters at step 0."""
     config.parse([recipe, "smoke.gin"], [f"MODEL_DIR={model_dir}", f"TASK={prepared}"])
     settings = config.build("train").keywords
     create = functools.partial(create_state, settings["model"], settings["optimizer"], ema_decay=0.9)
-    rng = np.random.default_rng(0)
-    state = jax.tree.map(  # in place of the real initialization, which costs seconds to compile
-        lambda leaf: (0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
-        jax.eval_shape(create, jax.random.key(0)),
-    )
-    Checkpointer(model_dir).save(state, data_position=0)
+    Checkpointer(model_dir).save(random_like(create), data_position=0)
     (model_dir / config.CONFIG_FILE).write_text(config.operative_text())
     return model_dir
