@@ -14,6 +14,7 @@ import dataclasses
 import io
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +153,8 @@ def prepare(
     description = f"composing and rendering synthetic/{config.name}"
     try:
         with _quiet_tfds(), tqdm(desc=description, total=total, unit="piece", disable=not progress) as builder.bar:
-            builder.download_and_prepare()
+            with tempfile.TemporaryDirectory() as downloads:  # tfds makes the folder, though nothing goes there
+                builder.download_and_prepare(download_dir=downloads)
     except OSError as error:
         if not builder.data_path.exists():  # else another process was faster
             raise UserError(f"cannot build the synthetic data set in {folder}: {error.strerror or error}") from error
