@@ -23,18 +23,27 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """alpha = cos(pi t / 2) with its ends cut at log-SNR +-20 (Nichol and Dhariwal 2021, continuous form)."""
+    """alpha = cos(pi t / 2) with its ends cut at log-SNR +-20 (Nichol and Dhariwal 2021, continuous form).
+
+    `shift` is added to the log-SNR (Hoogeboom et al. 2023, eq. 4). Neighboring frames and bins of a mel resemble
+    each other, so noise of moderate variance hides little of it; a negative shift spends more of [0, 1] where
+    the notes, not x_t, tell what x_0 is.
+    """
 
     max_log_snr: float = 20.0
+    shift: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.max_log_snr <= 20:
             raise ValueError(f"CosineSchedule.max_log_snr = {self.max_log_snr}: must be in (0, 20], float32's reach")
+        if not abs(self.shift) < self.max_log_snr:
+            raise ValueError(f"CosineSchedule.shift = {self.shift}: must be smaller than max_log_snr")
 
     def log_snr(self, t: Array) -> Array:
         b = np.arctan(np.exp(-0.5 * self.max_log_snr))
         a = np.arctan(np.exp(0.5 * self.max_log_snr)) - b
-        return -2.0 * jnp.log(jnp.tan(a * t + b))
+        log_snr = -2.0 * jnp.log(jnp.tan(a * t + b)) + self.shift
+        return log_snr if self.shift == 0.0 else jnp.clip(log_snr, -self.max_log_snr, self.max_log_snr)
 
 
 @dataclass(frozen=True)

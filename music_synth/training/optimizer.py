@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 Schedule = Callable[[jax.Array | int], jax.Array]  # step, from 0 -> learning rate
 
@@ -113,6 +114,45 @@ def adamw(
     schedule = _as_schedule("adamw", learning_rate)
     transform = _promoting(optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=decays))
     return Optimizer(_clipped("adamw", clip_norm, transform), schedule)
+
+
+def muon(
+    learning_rate: Schedule | float,
+    matrix_scale: float = 2.0,  # rate of the layers' matrices over that of the other parameters
+    momentum: float = 0.95,
+    b2: float = 0.98,  # of the Adam for the other parameters
+    weight_decay: float = 0.01,  # times the learning rate, on the layers' matrices only
+    clip_norm: float | None = 1.0,  # of all gradients together
+) -> Optimizer:
+    """Muon (Jordan et al. 2024) for the matrices inside layers, Adam for everything else.
+
+    Momentum orthogonalized by five Newton-Schulz steps, scaled to the RMS of an Adam update (Liu et al. 2025), so
+    that Adam's learning rates serve. Small networks need about a third fewer steps than with AdamW.
+    """
+    for name, value in (("momentum", momentum), ("b2", b2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"muon.{name} = {value}: must be in [0, 1)")
+    schedule, scale = _as_schedule("muon", learning_rate), _positive("muon.matrix_scale", matrix_scale)
+    transform = optax.contrib.muon(
+        lambda step: scale * schedule(step),
+        beta=momentum,
+        weight_decay=weight_decay,
+        adam_b2=b2,
+        adam_learning_rate=schedule,
+        muon_weight_dimension_numbers=layer_matrices,
+        consistent_rms=0.2,
+    )
+    return Optimizer(_clipped("muon", clip_norm, _promoting(transform)), schedule)
+
+
+def layer_matrices(params: Any) -> Any:
+    """Tree that gives the input and output axes of kernels inside layers (stacked or not), None elsewhere."""
+
+    def axes(path, leaf):
+        inside = path[-1].key == "kernel" and any(str(part.key).startswith("layers") for part in path)
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if inside else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def decays(params: Any) -> Any:
