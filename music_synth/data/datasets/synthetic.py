@@ -62,7 +62,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
     as the pedal lets them; `programs`, the General MIDI programs heard besides drums, ascending.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.0")  # raise it when the composer, its sound or the record change
     BUILDER_CONFIGS = [SyntheticConfig.of()]
     bar: tqdm | None = None  # counts pieces, where `prepare` shows one
 
