@@ -44,6 +44,7 @@ CONFIGURABLES = {
     "load_inverter": "music_synth.vocoder.inverter:load_inverter",
     "adafactor": "music_synth.training.optimizer:adafactor",
     "adamw": "music_synth.training.optimizer:adamw",
+    "muon": "music_synth.training.optimizer:muon",
     "constant_rate": "music_synth.training.optimizer:constant_rate",
     "warmup_constant": "music_synth.training.optimizer:warmup_constant",
     "warmup_cosine": "music_synth.training.optimizer:warmup_cosine",
@@ -145,16 +146,10 @@ def _parse_text(text: str, where: str, folder: Path, including: tuple[str, ...])
     except tokenize.TokenError as error:
         raise UserError(f"{where}: {error.args[0]}: is a bracket or a quote left open?") from error
     except SyntaxError as error:
-        raise UserError(
-            f"{where}, line {error.lineno}: {error.msg} in {(error.text or '').strip()!r}"
-        ) from error
+        raise UserError(f"{where}, line {error.lineno}: {error.msg} in {(error.text or '').strip()!r}") from error
     except ValueError as error:
         line = "" if parser is None else f", line {parser.current_token.start[0]}"
-        if (
-            statement is not None
-            and str(statement.location.line_content)
-            and parser.current_token.string == ""
-        ):
+        if statement is not None and str(statement.location.line_content) and parser.current_token.string == "":
             line = f", line {statement.location.line_num}"
         raise UserError(f"{where}{line}: {error}") from error
 
@@ -230,9 +225,7 @@ def build(name: str, overrides: Iterable[str] = ()) -> Callable[..., Any]:
     for override in overrides:
         key = override.partition("=")[0]
         if key in ignored:
-            raise UserError(
-                f"--gin.{key}: nothing in this run reads it; leave it out, or choose what would read it"
-            )
+            raise UserError(f"--gin.{key}: nothing in this run reads it; leave it out, or choose what would read it")
     return function
 
 
@@ -259,9 +252,7 @@ def unread() -> list[str]:
                 if (scope, selector, parameter) not in read:
                     missed.append(scope)
             elif not is_read(scope, selector, parameter):
-                missed.append(
-                    f"{scope}/" * bool(scope) + f"{selector.removeprefix(_MODULE + '.')}.{parameter}"
-                )
+                missed.append(f"{scope}/" * bool(scope) + f"{selector.removeprefix(_MODULE + '.')}.{parameter}")
     return missed
 
 

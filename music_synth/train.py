@@ -25,22 +25,16 @@ def main(argv: list[str]) -> None:
     model_dir = train.keywords["model_dir"]
     train(config_text=config.operative_text())
     print(f"done: checkpoints, {config.CONFIG_FILE}, metrics.jsonl and TensorBoard events are in {model_dir}")
-    print(
-        f"play a MIDI file with: python -m music_synth.synthesize FILE.mid --checkpoint {model_dir} --out OUT.wav"
-    )
+    print(f"play a MIDI file with: python -m music_synth.synthesize FILE.mid --checkpoint {model_dir} --out OUT.wav")
 
 
 def _flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser(prog="python -m music_synth.train", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--gin_file", metavar="FILE", help="a recipe's name or a path; may be repeated")
-    parser.add_argument(
-        "--gin.NAME", metavar="VALUE", help="sets a knob, or one parameter: --gin.adamw.b2=0.95"
-    )
+    parser.add_argument("--gin.NAME", metavar="VALUE", help="sets a knob, or one parameter: --gin.adamw.b2=0.95")
     several = parser.add_argument_group("several processes (each sees its own devices)")
-    several.add_argument(
-        "--distributed", action="store_true", help="find the others by the environment (Slurm, TPU)"
-    )
+    several.add_argument("--distributed", action="store_true", help="find the others by the environment (Slurm, TPU)")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, where nothing says it")
     several.add_argument("--num_processes", type=int, metavar="N")
     several.add_argument("--process_id", type=int, metavar="I", help="from 0")

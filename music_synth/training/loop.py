@@ -42,7 +42,7 @@ def train(
     num_microbatches: int = 1,  # pieces a batch is computed in, to save memory
     ema_decay: float = 0.999,  # of the average of the parameters that evaluation and playing use; 0: none
     model_parallelism: int = 1,  # devices that share one copy of the parameters
-    token_buckets: Sequence[int] = (128, 256, 512, 1024, 2048),  # lengths that note tokens are cut to
+    token_buckets: Sequence[int] = (128, 256, 384, 512, 1024, 2048),  # lengths that note tokens are cut to
     log_every: int = 100,  # steps, as are the next two
     checkpoint_every: int = 1000,
     eval_every: int = 1000,
@@ -230,7 +230,7 @@ def prefetch(items: Iterator, size: int = 2) -> Iterator:
         except BaseException as error:  # carried over to the thread that waits for the item
             offer((None, error))
 
-    thread = threading.Thread(target=make, daemon=True)
+    thread = threading.Thread(target=make, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:
