@@ -12,7 +12,7 @@ AUTOREGRESSIVE_STEPS=300
 EVALUATION_SECONDS=60      # of the test split that are scored
 OUT=runs/demo
 
-midi=${1:-data/demo.mid}
+midi=${1:-data/piano_with_pedal.mid}
 if [[ ! -f "$midi" ]]; then
   printf 'error: no MIDI file %s\n' "$midi" >&2
   exit 1
@@ -26,7 +26,7 @@ source .venv/bin/activate
 train() { # recipe, steps
   python -m music_synth.train --gin_file="$1.gin" --gin.MODEL_DIR="$OUT/$1" --gin.TRAIN_STEPS="$2"
 }
-say "training the diffusion decoder for $DIFFUSION_STEPS steps (the data set is built first, about 3 minutes)"
+say "training the diffusion decoder for $DIFFUSION_STEPS steps (the data set is built first)"
 train diffusion "$DIFFUSION_STEPS"
 say "training the autoregressive decoder for $AUTOREGRESSIVE_STEPS steps"
 train autoregressive "$AUTOREGRESSIVE_STEPS"

@@ -165,11 +165,12 @@ CASES = [
     (SCORE + " --checkpoints={w}/run --gin.evaluate.metric=fad", "metric"),
     (SCORE + " --checkpoint={w}/run", "--checkpoint="),
     # prepare_data
-    ("prepare_data", "data"),
-    ("prepare_data sinthetic --out={w}/prepared2", "sinthetic", "synthetic"),
+    ("prepare_data", "task"),
     ("prepare_data synthetic", "--out"),
     ("prepare_data synthetic --out={w}/in.mid", "in.mid"),
     ("prepare_data synthetic --out={w}/run", "/run", "not empty"),
+    ("prepare_data synthetic --out=/proc/prepared", "/proc"),
+    ("prepare_data synthetic --out={w}/in.mid/prepared", "in.mid"),
     ("prepare_data synthetic --out={w}/prepared2 --split=exam", "exam"),
 ]
 
@@ -177,7 +178,13 @@ AS_PROCESSES = [
     ("synthesize {w}/text.mid --checkpoint={w}/run --out={w}/out.wav", "text.mid"),
     ("train --gin_file=difusion.gin", "diffusion.gin"),
     ("evaluate --checkpoints={w}/nowhere", "nowhere"),
-    ("prepare_data sinthetic --out={w}/prepared2", "sinthetic"),
+    ("prepare_data synthetic --out={w}/run", "not empty"),
+]
+
+WITH_TENSORFLOW = [
+    (TRAIN + " --gin.TASK=sinthetic", "'sinthetic'", "synthetic"),
+    ("prepare_data sinthetic --out={w}/prepared2", "'sinthetic'", "synthetic"),
+    ("prepare_data synthetic:long --out={w}/prepared2", "long"),
 ]
 
 
@@ -267,11 +274,10 @@ def test_debug_shows_the_traceback(w):
     assert "UserError" in result.stderr
 
 
-def test_a_wrong_task_name_is_named(w, monkeypatch, capsys):
-    """The one case that needs TensorFlow."""
+@pytest.mark.parametrize("line, parts", [(line, parts) for line, *parts in WITH_TENSORFLOW])
+def test_wrong_data_sets_are_named(line, parts, w, monkeypatch, capsys):
     pytest.importorskip("seqio")
-    line = TRAIN + " --gin.TASK=sinthetic"
-    test_bad_input_is_one_clear_line(line, ["'sinthetic'", "synthetic"], w, monkeypatch, capsys)
+    test_bad_input_is_one_clear_line(line, parts, w, monkeypatch, capsys)
 
 
 def test_there_are_fifty_cases_and_no_two_alike():
