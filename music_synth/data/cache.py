@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from music_synth.data.quiet_tensorflow import seqio, silent_stderr
+from music_synth.data.tasks import look_first_in
 from music_synth.errors import UserError
 
 with silent_stderr():
@@ -36,7 +37,7 @@ def write_cache(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the tool reads its defaults from there
     flags.FLAGS.min_shards = min_files
-    seqio.add_global_cache_dirs([str(cache_dir)])
+    look_first_in(cache_dir)
     missing = [name for name in tasks if not seqio.TaskRegistry.get(name).cache_dir]
     if not missing:
         return []

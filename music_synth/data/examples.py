@@ -16,6 +16,7 @@ Where this differs from the published selector (Hawthorne et al. 2022; its quirk
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +30,8 @@ from music_synth.midi.tokenizer import Events, OnOverflow, Tokenizer
 
 Example = dict[str, np.ndarray]  # one row of a batch
 Batch = dict[str, np.ndarray]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,18 @@ def _pad_frames(frames: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray
     padded = np.full((length, NUM_MELS), MIN_LOG_MEL, np.float32)
     padded[: len(frames)] = frames
     return padded, np.arange(length) < len(frames)
+
+
+def tell_skipped(count: int, piece: str, seconds: float, max_tokens: int) -> None:
+    """Logs that a training window was skipped: the first one, the second, the fourth, the eighth and so on."""
+    if count & (count - 1) == 0:
+        log.warning(
+            "skipped a window of %s at %.2f s: more than %d tokens (%d skipped so far)",
+            piece,
+            seconds,
+            max_tokens,
+            count,
+        )
 
 
 def blank_example(tokenizer: Tokenizer, context_frames: int) -> Example:

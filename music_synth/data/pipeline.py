@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from music_synth.audio.mel import MIN_LOG_MEL
 from music_synth.data import tasks
-from music_synth.data.examples import Batch, Piece, evaluation_batches, num_strata, shard_rows
+from music_synth.data.examples import Batch, Piece, evaluation_batches, num_strata, shard_rows, tell_skipped
 from music_synth.data.preprocessors import BLOCK_STARTS
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.errors import UserError
@@ -22,8 +21,6 @@ ROUND_EXAMPLES = 2048  # training examples of a round at least, see SeqioFeed
 IN_MEMORY_BYTES = 2**31  # data sets up to this size on disk are held in memory as mel, in less than half of it
 ROUND_STREAM, ORDER_STREAM = 0, 1  # random streams of a seed: within a round, and which files it is about
 PREFETCH_BATCHES = 4
-
-log = logging.getLogger(__name__)
 
 
 class NoteToMelFeatureConverter(seqio.FeatureConverter):
@@ -268,10 +265,4 @@ class SeqioFeed:
 
     def _count_skip(self, piece: str, seconds: float) -> None:
         self.num_skipped += 1
-        log.warning(
-            "skipped a window of %s at %.2f s: more than %d tokens (%d skipped so far)",
-            piece,
-            seconds,
-            self.tokenizer.max_tokens,
-            self.num_skipped,
-        )
+        tell_skipped(self.num_skipped, piece, seconds, self.tokenizer.max_tokens)

@@ -37,10 +37,11 @@ from music_synth.data.examples import (
     shard_rows,
     stack,
     stratified_start,
+    tell_skipped,
 )
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
-from music_synth.midi.segments import SegmentTooLong
+from music_synth.midi.segments import FRAME_RATE, SegmentTooLong
 from music_synth.midi.tokenizer import Events, Tokenizer
 
 FORMAT = "music_synth prepared arrays"
@@ -274,11 +275,11 @@ class PreparedFeed:
         for _ in range(MAX_DRAWS):
             piece, start = split.locate(stratified_start(rng, stratum, strata, num_starts))
             context_frames = 0 if rng.random() < self.empty_context else self.context_frames
-            stem = split.pieces[piece].stem
+            stored = split.pieces[piece]
             try:
                 window = cut_window(
-                    self._mel(stem),
-                    self._events(stem),
+                    self._mel(stored.stem),
+                    self._events(stored.stem),
                     self.tokenizer,
                     start,
                     context_frames,
@@ -286,6 +287,7 @@ class PreparedFeed:
                 )
             except SegmentTooLong:
                 self.num_skipped += 1
+                tell_skipped(self.num_skipped, stored.id, start / FRAME_RATE, self.tokenizer.max_tokens)
                 stratum = int(rng.integers(strata))
                 continue
             return pad_window(window, self.tokenizer, self.context_frames, training=True)

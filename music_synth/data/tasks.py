@@ -84,8 +84,8 @@ def register_tasks(
 ) -> list[str]:
     """Registers `<name>` and `<name>_nocontext` for data sets of this package, anew if they are there already.
 
-    Nothing is built or read yet. A task or mixture that was fetched from seqio's registry before keeps the settings
-    that it was made with.
+    Nothing is built or read yet. A task or mixture that was fetched from seqio's registry before keeps the
+    settings that it was made with.
 
     Args:
       tokenizer: default settings if None.
@@ -218,14 +218,19 @@ def find(name: str, context: bool = True) -> Provider:
 
 def use_cache(provider: Provider, cache_dir: str | Path) -> None:
     """Lets seqio read the offline cache in `cache_dir`. UserError where a task of `provider` is not in it."""
-    if str(cache_dir) not in seqio.get_global_cache_dirs():
-        seqio.add_global_cache_dirs([str(cache_dir)])
+    look_first_in(cache_dir)
     for task in seqio.get_subtasks(provider):
-        if not task.cache_dir:
+        if not (task.cache_dir or "").startswith(str(cache_dir)):
             raise UserError(
                 f"task {task.name!r} is not cached in {cache_dir}: python -m music_synth.prepare_data writes the "
                 "cache, or leave Feed.cache_dir out"
             )
+
+
+def look_first_in(cache_dir: str | Path) -> None:
+    """Puts a folder in front of those in which seqio looks for cached tasks."""
+    others = [folder for folder in seqio.get_global_cache_dirs() if folder != str(cache_dir)]
+    seqio.set_global_cache_dirs([str(cache_dir), *others])
 
 
 def in_memory(task: seqio.Task) -> seqio.Task:
@@ -282,10 +287,11 @@ def pieces(provider: Provider, split: str) -> Iterator[Piece]:
     holders = [task for task in seqio.get_subtasks(provider) if split in task.splits]
     if not holders:
         raise UserError(f"{provider.name!r} has no split {split!r}: choose from {', '.join(provider.splits)}")
-    for task in holders:
-        for piece in whole_pieces(task, split).as_numpy_iterator():
-            notes = notes_from_array(piece["notes"])
-            yield Piece(piece["id"].decode(), notes, piece["mel"], piece["audio"])
+    return (
+        Piece(piece["id"].decode(), notes_from_array(piece["notes"]), piece["mel"], piece["audio"])
+        for task in holders
+        for piece in whole_pieces(task, split).as_numpy_iterator()
+    )
 
 
 def whole_pieces(task: seqio.Task, split: str) -> tf.data.Dataset:

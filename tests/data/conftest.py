@@ -10,6 +10,7 @@ from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.data.examples import Piece
 from music_synth.midi.notes import Note
 
+FLOAT16 = 0.004  # rounding of a log-mel between -11.6 and 6
 SECONDS = {"train": (50.0, 12.34, 95.0, 6.0, 31.7), "validation": (11.0, 7.03), "test": (5.0,)}
 
 
@@ -58,11 +59,10 @@ def made() -> dict[str, list[Piece]]:
 
 
 @pytest.fixture(scope="session")
-def made_source(made, tmp_path_factory):
-    """The same pieces as a tfds data set on disk, behind a seqio source."""
-    import seqio
-    import tensorflow_datasets as tfds
-    from note_seq.protobuf import music_pb2
+def made_data_dir(made, tmp_path_factory):
+    """The same pieces as a tfds data set "made", built in the folder that is returned."""
+    from music_synth.data.datasets.synthetic import note_sequence
+    from music_synth.data.quiet_tensorflow import tfds
 
     class Made(tfds.core.GeneratorBasedBuilder):
         """Pieces of sines."""
@@ -73,7 +73,7 @@ def made_source(made, tmp_path_factory):
             features = tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
-                    "audio": tfds.features.Audio(dtype=np.int16, sample_rate=SAMPLE_RATE),
+                    "audio": tfds.features.Tensor(shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES),
                     "sequence": tfds.features.Tensor(shape=(), dtype=np.bytes_),
                 }
             )
@@ -84,20 +84,42 @@ def made_source(made, tmp_path_factory):
 
         def _generate_examples(self, split):
             for piece in made[split]:
-                sequence = music_pb2.NoteSequence()
-                for note in piece.notes:
-                    sequence.notes.add(
-                        pitch=note.pitch,
-                        velocity=note.velocity,
-                        program=note.program,
-                        start_time=note.onset,
-                        end_time=note.offset,
-                        is_drum=note.is_drum,
-                        instrument=note.instrument,
-                    )
                 audio = (piece.audio * 32768).astype(np.int16)
-                yield piece.id, {"id": piece.id, "audio": audio, "sequence": sequence.SerializeToString()}
+                yield piece.id, {"id": piece.id, "audio": audio, "sequence": note_sequence(piece.id, piece.notes)}
 
     data_dir = tmp_path_factory.mktemp("tfds")
+    tfds.disable_progress_bar()
     Made(data_dir=data_dir).download_and_prepare()
-    return seqio.TfdsDataSource(tfds_name="made:1.0.0", tfds_data_dir=str(data_dir), read_only=True)
+    return data_dir
+
+
+@pytest.fixture
+def made_tasks(made_data_dir, monkeypatch):
+    """The data set "made" takes the place of those of the package."""
+    from music_synth.data import tasks
+    from music_synth.data.quiet_tensorflow import tfds
+
+    def build(config, data_dir):
+        return tfds.builder("made:1.0.0", data_dir=str(data_dir))
+
+    monkeypatch.setattr(tasks, "SHUFFLE_WINDOWS", 24)  # filling the buffer is what takes time
+    monkeypatch.setattr(tasks, "DATA_SETS", {"made": tasks.DataSet("1.0.0", build)})
+    return tasks
+
+
+@pytest.fixture(scope="session")
+def find_window():
+    return window_in
+
+
+def window_in(mel: np.ndarray, pieces: list[np.ndarray]) -> tuple[int, int]:
+    """(piece, start) at which a window [T, M] of one of the pieces [.., M] begins."""
+    distances = [np.abs(piece - mel[0]).max(axis=1) for piece in pieces]
+    candidates = []
+    for index, piece in enumerate(pieces):
+        for start in np.flatnonzero(distances[index] <= FLOAT16):
+            part = piece[start : start + len(mel)]
+            candidates.append((float(np.abs(part - mel[: len(part)]).max()), -len(part), index, int(start)))
+    error, _, index, start = min(candidates)
+    assert error <= FLOAT16
+    return index, start

@@ -49,8 +49,8 @@ def test_window_relations_hold_at_every_start(num_frames):
 def test_windows_are_those_of_the_published_selector_without_its_leak(num_frames):
     """golden chunk_context: context first, context length, target first, target length, with extra STFT frames.
 
-    There, target first = max(context first + context length - 16, ...): the context ends 16 frames inside the
-    target. Cutting the 16 extra frames off gives our context; cutting at 256 as published leaves part of them in.
+    The published context reaches 16 frames into the target and is then cut to 256 frames: full contexts lose the
+    excess, short ones keep (some of) it. Ours are the same windows without those frames.
     """
     leaks = 0
     for context_first, context_length, target_first, target_length, *_ in GOLDEN[f"chunk_context/n{num_frames}"]:

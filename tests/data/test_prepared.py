@@ -71,7 +71,7 @@ def test_batches_have_the_agreed_form(folder, context):
     assert {name: (value.shape, value.dtype.type) for name, value in batch.items()} == expected
 
 
-def test_every_training_row_is_a_window_of_a_piece(folder, made):
+def test_every_training_row_is_a_window_of_a_piece(folder, made, find_window):
     """Tokens and mel of a row equal those cut directly from notes and audio, wherever it begins."""
     tokenizer = Tokenizer()
     pieces = [(piece.mel, Events.from_notes(piece.notes)) for piece in made["train"]]
@@ -93,16 +93,7 @@ def test_every_training_row_is_a_window_of_a_piece(folder, made):
     assert {piece for piece, _ in starts} == set(range(5))
 
 
-def find_window(mel, pieces):
-    """(piece, start) at which the first frame of a window stands."""
-    distances = [np.abs(piece - mel[0]).max(axis=1) for piece in pieces]
-    piece = int(np.argmin([distance.min() for distance in distances]))
-    candidates = np.flatnonzero(distances[piece] <= FLOAT16)
-    error = [np.abs(pieces[piece][s : s + 256] - mel[: len(pieces[piece]) - s]).max() for s in candidates]
-    return piece, int(candidates[int(np.argmin(error))])
-
-
-def test_an_epoch_covers_the_data_once(folder, made):
+def test_an_epoch_covers_the_data_once(folder, made, find_window):
     """One window from each stretch of about a segment: their starts, in order, are about a segment apart."""
     feed = open_made(folder)
     frames = sum(len(piece.mel) for piece in made["train"])

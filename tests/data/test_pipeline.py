@@ -1,0 +1,190 @@
+"""The seqio feed: its batches, their order, and the plan of its rounds."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from music_synth.data import pipeline
+from music_synth.data.examples import cut_window, pad_window
+from music_synth.data.feed import open_feed
+from music_synth.data.pipeline import NoteToMelFeatureConverter, Stream, plan_rounds
+from music_synth.data.prepared import PreparedFeed, write_folder
+from music_synth.data.quiet_tensorflow import tf
+from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Events, Tokenizer
+
+
+@pytest.fixture
+def open_made(made_tasks, made_data_dir, monkeypatch):
+    monkeypatch.setattr(pipeline, "ROUND_EXAMPLES", 24)  # three batches; the default is far beyond these tests
+
+    def open_it(task="made", batch_size=8, tokenizer=None, **settings):
+        settings = {"seed": 5, "data_dir": str(made_data_dir)} | settings
+        return open_feed(task, tokenizer or Tokenizer(), batch_size, **settings)
+
+    return open_it
+
+
+@pytest.fixture(scope="module")
+def prepared(made, tmp_path_factory) -> PreparedFeed:
+    folder = tmp_path_factory.mktemp("prepared") / "made"
+    write_folder(folder, made, "made", "1.0.0")
+    return open_feed(str(folder), Tokenizer(), 8)
+
+
+def take(feed, count, start_step=0):
+    return list(itertools.islice(feed.train_batches(start_step), count))
+
+
+def assert_same(batch, other):
+    assert batch.keys() == other.keys()
+    for name in batch:
+        np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+def test_rows_are_windows_of_the_prepared_pieces(open_made, prepared, find_window):
+    """The seqio path and the prepared path give the same tokens and mel for the same window, bit for bit."""
+    pieces = list(prepared.pieces("train"))
+    mels, events = [piece.mel for piece in pieces], [Events.from_notes(piece.notes) for piece in pieces]
+    seen = set()
+    for batch in take(open_made(empty_context=0.0), 5):
+        for i in range(8):
+            piece, start = find_window(batch["mel"][i], mels)
+            window = cut_window(mels[piece], events[piece], Tokenizer(), start, 256)
+            expected = pad_window(window, Tokenizer(), 256, training=True)
+            assert_same({name: batch[name][i] for name in batch}, expected)
+            seen.add((piece, start))
+    assert len(seen) > 36
+
+
+def test_batch_has_the_form_of_the_prepared_feed(open_made, prepared):
+    batch, expected = take(open_made(), 1)[0], take(prepared, 1)[0]
+    assert {n: (v.shape, v.dtype) for n, v in batch.items()} == {n: (v.shape, v.dtype) for n, v in expected.items()}
+    without = {"note_tokens", "mel", "mel_mask"}
+    assert (
+        set(take(open_made(context=False), 1)[0])
+        == set(take(open_made("made_nocontext", context=False), 1)[0])
+        == without
+    )
+
+
+def test_batch_is_a_function_of_seed_and_number(open_made):
+    feed = open_made()
+    batches = take(feed, 8)  # of three rounds
+    for first in (0, 2, 3, 7):
+        for batch, expected in zip(take(open_made(), 8 - first, first), batches[first:], strict=True):
+            assert_same(batch, expected)
+    assert_same(take(feed, 1, start_step=4)[0], batches[4])  # the same feed again
+    with pytest.raises(AssertionError):
+        assert_same(take(open_made(seed=6), 1)[0], batches[0])
+    for a, b in itertools.combinations(batches, 2):
+        assert not np.array_equal(a["mel"], b["mel"])
+
+
+def test_shards_read_disjoint_blocks_and_together_all(open_made, made, find_window):
+    mels = [piece.mel for piece in made["train"]]
+
+    def blocks_seen(shard_index):
+        feed = open_made(shard_index=shard_index, num_shards=2)
+        batches = take(feed, 16)
+        assert all(batch["mel"].shape == (4, 256, 128) for batch in batches)
+        return {
+            (p, s * -(-len(mels[p]) // 2048) // len(mels[p]))
+            for b in batches
+            for p, s in (find_window(m, mels) for m in b["mel"])
+        }
+
+    first, second = blocks_seen(0), blocks_seen(1)
+    assert not first & second
+    assert first | second == {(p, i) for p, mel in enumerate(mels) for i in range(-(-len(mel) // 2048))}
+
+
+def test_evaluation_equals_that_of_the_prepared_feed(open_made, prepared):
+    for batch, expected in zip(open_made().eval_batches(), prepared.eval_batches(), strict=True):
+        for name in ("note_tokens", "mel_mask", "context_mask"):
+            np.testing.assert_array_equal(batch[name], expected[name])
+        for name in ("mel", "context_mel"):
+            np.testing.assert_allclose(batch[name], expected[name], atol=0.004)
+
+
+def test_pieces_are_whole(open_made, made):
+    for split in made:
+        for piece, expected in zip(open_made().pieces(split), made[split], strict=True):
+            assert (piece.id, piece.notes) == (expected.id, expected.notes)
+            np.testing.assert_array_equal(piece.mel, expected.mel)
+            np.testing.assert_array_equal(piece.audio, expected.audio)
+
+
+def test_windows_with_too_many_tokens_are_skipped_and_counted(open_made, caplog):
+    limit = int(np.median((take(open_made(), 1)[0]["note_tokens"] > 0).sum(axis=1)))
+    feed = open_made(tokenizer=Tokenizer(max_tokens=limit))
+    batches = take(feed, 3)
+    assert feed.num_skipped > 5
+    assert f"more than {limit} tokens" in caplog.text
+    assert all((batch["note_tokens"] == 1).any(axis=1).all() for batch in batches)
+    with pytest.raises(UserError, match="ran out of training examples"):
+        take(open_made(tokenizer=Tokenizer(max_tokens=2)), 1)
+
+
+def test_user_errors(open_made, made_tasks):
+    with pytest.raises(UserError, match=r"'nonsense': choose from .*made, made_nocontext.*prepared folder"):
+        open_made("nonsense")
+    with pytest.raises(UserError, match=r"Feed\.context"):
+        open_made("made_nocontext")
+    with pytest.raises(UserError, match=r"no split 'holdout': choose from .*train"):
+        open_made().pieces("holdout")
+    with pytest.raises(UserError, match="segment_frames = 1000"):
+        open_made(tokenizer=Tokenizer(segment_frames=1000))
+    with pytest.raises(UserError, match=r"not cached in /nowhere"):
+        open_made(cache_dir="/nowhere")
+    with pytest.raises(UserError, match="too few for 100 processes"):
+        take(open_made(batch_size=100, num_shards=100), 1)
+
+
+def test_large_task_must_be_cached(open_made, monkeypatch):
+    monkeypatch.setattr(pipeline, "IN_MEMORY_BYTES", 1000)
+    with pytest.raises(UserError, match="too large"):
+        take(open_made(), 1)
+
+
+def test_converter_equals_padding(made):
+    tokenizer, piece = Tokenizer(), made["train"][0]
+    events = Events.from_notes(piece.notes)
+    lengths = {"inputs": 2048, "targets": 256, "targets_context": 256}
+    for start in (0, 100, 256, 2300):
+        window = cut_window(piece.mel, events, tokenizer, start, 256)
+        example = {"inputs": window.tokens, "targets": window.target, "targets_context": window.context}
+        dataset = tf.data.Dataset.from_generator(
+            lambda example=example: iter([example]),
+            output_signature={
+                "inputs": tf.TensorSpec([None], tf.int32),
+                "targets": tf.TensorSpec([None, 128], tf.float32),
+                "targets_context": tf.TensorSpec([None, 128], tf.float32),
+            },
+        )
+        for training in (True, False):
+            converted = NoteToMelFeatureConverter(training=training)(dataset, lengths)
+            (row,) = converted.as_numpy_iterator()
+            assert_same(row, pad_window(window, tokenizer, 256, training=training))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rounds_read_every_group_to_its_end(seed):
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.ones(3))
+    streams = [
+        Stream(None, float(share), int(rng.integers(1, 1_000_000)), int(rng.integers(8, 3000))) for share in shares
+    ]
+    num_shards = int(rng.integers(1, 8))
+    examples, groups = plan_rounds(streams, 2048, num_shards)
+    assert examples >= 2048
+    for stream, num_groups in zip(streams, groups, strict=True):
+        assert 1 <= num_groups <= stream.num_files // num_shards
+        assert stream.share * examples >= stream.num_windows / num_groups * 0.999
+
+
+def test_rounds_of_a_small_task_are_short():
+    assert plan_rounds([Stream(None, 1.0, 480, 60)], 2048, 1) == (2048, [1])
+    examples, groups = plan_rounds([Stream(None, 1.0, 143_000, 64)], 2048, 1)
+    assert examples < 2300 and groups == [64]

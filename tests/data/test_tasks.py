@@ -1,0 +1,127 @@
+"""seqio's own view of the data: tasks, mixtures and the offline cache."""
+
+import importlib
+import itertools
+
+import numpy as np
+import pytest
+
+from music_synth.data import pipeline, tasks
+from music_synth.data.examples import cut_window, pad_window
+from music_synth.data.feed import open_feed
+from music_synth.data.pipeline import NoteToMelFeatureConverter
+from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Events, Tokenizer
+
+LENGTHS = {"inputs": 2048, "targets": 256, "targets_context": 256}
+
+
+def test_importing_registers_nothing():
+    for name in ("synthetic", "synthetic_nocontext"):
+        if name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(name)
+    importlib.reload(pipeline)
+    assert "synthetic" not in seqio.TaskRegistry.names()
+
+
+def test_tasks_have_the_agreed_features():
+    assert tasks.register_tasks() == ["synthetic", "synthetic_nocontext"]
+    assert tasks.register_tasks(Tokenizer(velocity_bins=127)) == ["synthetic", "synthetic_nocontext"]  # anew
+    task, without = tasks.find("synthetic"), tasks.find("synthetic", context=False)
+    assert without.name == "synthetic_nocontext"
+    assert set(task.output_features) == {"inputs", "targets", "targets_context"}
+    assert set(without.output_features) == {"inputs", "targets"}
+    assert task.output_features["inputs"].vocabulary.vocab_size == 1664
+    for name in ("targets", "targets_context"):
+        feature = task.output_features[name]
+        assert isinstance(feature, seqio.ContinuousFeature) and feature.dtype == tf.float32 and feature.rank == 2
+    assert task.supports_caching
+    assert set(task.splits) == {"train", "validation", "test"}
+
+
+def test_unknown_data_set_names_the_choices():
+    with pytest.raises(UserError, match="unknown data set 'maestro5': choose from synthetic"):
+        tasks.build("maestro5")
+    with pytest.raises(UserError, match="synthetic:5min"):
+        tasks.build("synthetic:big")
+
+
+@pytest.fixture
+def registered(made_tasks, made_data_dir):
+    """The tasks made and made_nocontext, and few, whose training split has two pieces."""
+    made_tasks.register_tasks(names=["made"], data_dir=made_data_dir)
+    few = seqio.TfdsDataSource("made:1.0.0", str(made_data_dir), splits={"train": "validation"}, read_only=True)
+    made_tasks.register_data_set("few", few)
+    return made_tasks
+
+
+def test_plain_seqio_reads_the_task(registered, made):
+    """Any trainer over seqio gets the data: one epoch, every window once."""
+    dataset = seqio.get_dataset(
+        "made", LENGTHS, NoteToMelFeatureConverter(), dataset_split="train", shuffle=True, seed=1
+    )
+    rows = list(dataset.as_numpy_iterator())
+    assert len(rows) == sum(
+        max(1, round(size / 256)) for piece in made["train"] for size in block_sizes(len(piece.mel))
+    )
+    assert rows[0]["mel"].shape == (256, 128) and rows[0]["note_tokens"].shape == (2048,)
+    again = list(
+        seqio.get_dataset(
+            "made", LENGTHS, NoteToMelFeatureConverter(), dataset_split="train", shuffle=True, seed=1
+        ).as_numpy_iterator()
+    )
+    for a, b in zip(rows, again, strict=True):
+        np.testing.assert_array_equal(a["mel"], b["mel"])
+
+
+def block_sizes(frames):
+    bounds = np.arange(-(-frames // 2048) + 1) * frames // -(-frames // 2048)
+    return np.diff(bounds)
+
+
+def test_mixture_rates(registered, made, made_data_dir, find_window):
+    registered.register_mixture("mix", ["made", "few"])
+    mixture = tasks.find("mix")
+    rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    assert rates == {"made": 5**0.3, "few": 2**0.3}
+    feed = open_feed("mix", Tokenizer(), 8, seed=0, data_dir=str(made_data_dir))
+    mels = [piece.mel for split in ("train", "validation") for piece in made[split]]
+    batches = itertools.islice(feed.train_batches(), 40)
+    from_made = [find_window(mel, mels)[0] < 5 for batch in batches for mel in batch["mel"]]
+    share = 5**0.3 / (5**0.3 + 2**0.3)
+    assert abs(np.mean(from_made) - share) < 3.5 * np.sqrt(share * (1 - share) / len(from_made))
+    assert [piece.id for piece in feed.pieces("test")] == ["test-0"]
+    assert [piece.id[:5] for piece in feed.pieces("train")] == ["valid"] * 2 + ["train"] * 5  # few, made
+
+
+def test_offline_cache(registered, made, made_data_dir, tmp_path, find_window):
+    from music_synth.data.cache import write_cache
+
+    assert write_cache(["made"], tmp_path, min_files=3) == ["made"]
+    assert (tmp_path / "made" / "COMPLETED").exists()
+    assert write_cache(["made"], tmp_path) == []  # it is there
+    with pytest.raises(UserError, match="'few' is not cached"):
+        tasks.use_cache(tasks.find("few"), tmp_path)
+
+    tokenizer = Tokenizer(velocity_bins=127)  # the cache does not know of it
+    settings = {"data_dir": str(made_data_dir), "cache_dir": str(tmp_path), "empty_context": 0.0}
+    feed = open_feed("made", tokenizer, 8, **settings)
+    batches = list(itertools.islice(feed.train_batches(), 6))
+    resumed = list(itertools.islice(open_feed("made", tokenizer, 8, **settings).train_batches(4), 2))
+    for batch, expected in zip(resumed, batches[4:], strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], expected[name])
+    mels = [piece.mel.astype(np.float16) for piece in made["train"]]
+    events = [Events.from_notes(piece.notes) for piece in made["train"]]
+    seen = set()
+    for batch in batches:
+        for i, mel in enumerate(batch["mel"]):
+            piece, start = find_window(mel, mels)
+            row = pad_window(
+                cut_window(mels[piece], events[piece], tokenizer, start, 256), tokenizer, 256, training=True
+            )
+            for name in batch:
+                np.testing.assert_array_equal(batch[name][i], row[name])
+            seen.add(piece)
+    assert seen == set(range(5))
