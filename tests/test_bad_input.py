@@ -155,6 +155,7 @@ CASES = [
     (SCORE + " --checkpoints={w}/nowhere", "no folder", "nowhere"),
     (SCORE + " --checkpoints={w}/run,{w}/damaged", "no readable checkpoint", "damaged"),
     (SCORE + " --checkpoints=,", "no checkpoints"),
+    (SCORE + " --gin.CHECKPOINTS=nowhere", "evaluate.checkpoints", "'nowhere'"),
     (SCORE + " --checkpoints={w}/run --gin.SPLIT=exam", "'exam'", "test"),
     (SCORE + " --checkpoints={w}/run --gin.MAX_SECONDS=-1", "-1"),
     (SCORE + " --checkpoints={w}/run --gin.MAX_SECONDS=long", "'long'"),
@@ -251,6 +252,7 @@ def check(line: str, stderr: str, parts: tuple[str, ...], w: Path) -> None:
 def test_bad_input_is_one_clear_line(line, parts, w, monkeypatch, capsys):
     command, *argv = shlex.split(line.format(w=w))
     monkeypatch.setattr(sys, "argv", [command, *argv])
+    monkeypatch.chdir(w)  # away from any runs/ of the checkout
     main = importlib.import_module(f"music_synth.{command}").main
     with pytest.raises(SystemExit) as stop:
         errors.run(main)
