@@ -3,8 +3,8 @@
 The core plays MIDI files and trains from a folder of prepared arrays. Extras: `data` builds data sets (TensorFlow),
 `eval` scores checkpoints beyond the log-mel error, `dev` runs the tests.
 
-Lower bounds are versions known to work together on Python 3.11 and 3.12; upper bounds stand only where the next
-release is known to break something, and the comment says what.
+Tested with what a resolver picks in November 2026: on Python 3.11 (jax 0.10.2, flax 0.12.8) and on 3.12 (jax 0.12.0,
+flax 0.12.12). Upper bounds stand only where the next release is known to break something; the comment says what.
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CORE = [
-    "jax>=0.7",
-    "flax>=0.12",
-    "optax>=0.2.5",
-    "orbax-checkpoint>=0.11.20",
+    "jax>=0.10",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
     "gin-config>=0.5.0",
-    "numpy>=2.0",
-    "scipy>=1.13",
+    "numpy>=2.2",
+    "scipy>=1.15",
     "pretty_midi>=0.2.11",  # older ones need setuptools' pkg_resources, which setuptools 81 dropped
     "pyfluidsynth>=1.3.4",  # and the system library libfluidsynth3, for rendering only
     "soundfile>=0.12",
@@ -30,8 +30,8 @@ CORE = [
 
 EXTRAS = {
     "data": [
-        "tensorflow>=2.20",
-        "tensorflow-datasets>=4.9.9",
+        "tensorflow>=2.21",
+        "tensorflow-datasets>=4.9.10",
         "seqio>=0.0.20",
         "note-seq>=0.0.5",
         "apache-beam>=2.69",
