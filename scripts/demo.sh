@@ -7,9 +7,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-DIFFUSION_STEPS=600
-AUTOREGRESSIVE_STEPS=300
-EVALUATION_SECONDS=60      # of the test split that are scored
+DIFFUSION_STEPS=${DIFFUSION_STEPS:-600}
+AUTOREGRESSIVE_STEPS=${AUTOREGRESSIVE_STEPS:-300}
+EVALUATION_SECONDS=${EVALUATION_SECONDS:-60}  # of the test split, from its start
 OUT=runs/demo
 
 midi=${1:-data/piano_with_pedal.mid}
