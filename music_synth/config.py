@@ -12,12 +12,11 @@ import copy
 import difflib
 import functools
 import importlib
-import importlib.resources
 import inspect
 import tokenize
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,17 @@ CONFIGURABLES = {
     "warmup_rsqrt": "music_synth.training.optimizer:warmup_rsqrt",
 }
 DEFERRED = ("train", "evaluate")  # what `build` prepares and the entry point calls
+GIVEN = ("config_text",)  # arguments that the entry point gives
 
 
 # --- files and flags ---------------------------------------------------------------------------------------------
 
 
 def configs_dir() -> Path:
-    """The folder of the shipped recipes: configs/ of a checkout, else the installed package data."""
-    checkout = Path(__file__).resolve().parent.parent / "configs"
-    if (checkout / "diffusion.gin").is_file():
-        return checkout
-    return Path(str(importlib.resources.files("music_synth.configs")))
+    """The folder of the shipped recipes: package data where music_synth is installed, configs/ of a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find(name: str | Path, beside: Path | None = None) -> Path:
@@ -118,8 +117,7 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> None:
     """
     gin.clear_config()
     for name in files:
-        path = find(name)
-        _parse_text(_read(path), str(path), path.parent, ())
+        _parse_file(find(name))
     known = set(_macros_read()) | set(_macros_set())
     for override in overrides:
         _bind_override(override, known)
@@ -127,31 +125,51 @@ def parse(files: Iterable[str | Path], overrides: Iterable[str] = ()) -> None:
         raise UserError(f"nothing sets {name}, which the configuration needs: add --gin.{name}=VALUE")
 
 
-def _parse_text(text: str, where: str, folder: Path, including: tuple[str, ...]) -> None:
-    parser, statement = None, None
+def _parse_file(path: Path, including: tuple[Path, ...] = ()) -> None:
+    if path in including:
+        raise ValueError(f"{path} includes itself")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read config {path}: {error}") from error
+    _parse_text(text, lambda line: f"{path}, line {line}", path.parent, (*including, path))
+
+
+def _parse_text(text: str, where: Callable[[int], str], folder: Path, including: tuple[Path, ...] = ()) -> None:
+    """Binds what a text says; `where` names its lines in messages, `folder` is where its includes may lie."""
+    line, parser = 0, None
     try:
         parser = gin.config_parser.ConfigParser(text, _Delegate())
-        for statement in parser:
+        while True:
+            line = 0
+            statement = next(parser, None)
+            if statement is None:
+                return
+            line = statement.location.line_num
             if isinstance(statement, gin.config_parser.BindingStatement):
                 _bind(*statement[:4])
             elif isinstance(statement, gin.config_parser.IncludeStatement):
-                path = find(statement.filename, beside=folder)
-                if str(path) in (*including, where):
-                    raise ValueError(f"{path} includes itself")
-                _parse_text(_read(path), str(path), path.parent, (*including, where))
+                _parse_file(_find_included(statement.filename, folder), including)
             elif isinstance(statement, gin.config_parser.BlockDeclaration):
                 _register(statement.selector)
             else:
                 raise ValueError("import has no place in a config of music_synth")
     except tokenize.TokenError as error:
-        raise UserError(f"{where}: {error.args[0]}: is a bracket or a quote left open?") from error
+        raise UserError(f"{where(error.args[1][0])}: {error.args[0]}: a bracket or quote is left open") from error
     except SyntaxError as error:
-        raise UserError(f"{where}, line {error.lineno}: {error.msg} in {(error.text or '').strip()!r}") from error
+        said = f"{where(error.lineno or 1)}: {error.msg.rstrip('.')} in {(error.text or '').strip()!r}"
+        raise UserError(said) from error
     except ValueError as error:
-        line = "" if parser is None else f", line {parser.current_token.start[0]}"
-        if statement is not None and str(statement.location.line_content) and parser.current_token.string == "":
-            line = f", line {statement.location.line_num}"
-        raise UserError(f"{where}{line}: {error}") from error
+        number = line or (parser.current_token.start[0] if parser else 1)
+        message = str(error).split("\n")[0]  # gin adds the place in its own words
+        raise UserError(f"{where(number)}: {message}") from error
+
+
+def _find_included(name: str, folder: Path) -> Path:
+    try:
+        return find(name, beside=folder)
+    except UserError as error:
+        raise ValueError(error) from error  # said again with the line that includes it
 
 
 class _Delegate(gin.config.ParserDelegate):
@@ -180,23 +198,19 @@ def _bind_override(override: str, known: set[str]) -> None:
             f"--gin.{name}: no config given reads {name}; did you mean"
             f" {' or '.join(_nearest(name, known) or sorted(known)) or 'to give --gin_file'}?"
         )
+    if _is_plain_word(value):
+        value = repr(value)
+    _parse_text(f"{name} = {value}", lambda line: f"--gin.{override}", Path.cwd())
+
+
+def _is_plain_word(value: str) -> bool:
+    """Whether a value is a string without quotes, such as a path: it is no literal, reference or macro."""
+    if not value or value[0] in "@%'\"([{":
+        return False
     try:
-        tuple(gin.config_parser.ConfigParser(f"{name} = {value}", _Delegate()))
+        return len(list(gin.config_parser.ConfigParser(f"NAME = {value}", gin.config.ParserDelegate()))) != 1
     except (SyntaxError, tokenize.TokenError):
-        if value and value[0] not in "@%'\"([{":  # a plain word or path
-            override = f"{name} = {value!r}"
-    except ValueError:
-        pass  # said below, with the flag
-    else:
-        override = f"{name} = {value}"
-    _parse_text(override, f"--gin.{name}={value}", Path.cwd(), ())
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read config {path}: {error}") from error
+        return True
 
 
 def _macros_set() -> list[str]:
@@ -204,7 +218,7 @@ def _macros_set() -> list[str]:
 
 
 def _macros_read() -> list[str]:
-    references = gin.config.iterate_references(gin.config._CONFIG, to=gin.config.macro)
+    references = gin.config.iterate_references(gin.config._CONFIG, to=gin.get_configurable(gin.config.macro))
     return ["/".join(reference.scopes) for reference in references]
 
 
@@ -302,9 +316,9 @@ def _register(name: str) -> tuple[str, ...]:
         target = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
-    denied = ["config_text"] if name == "train" else None  # the entry point gives it
+    denied = [parameter for parameter in GIVEN if parameter in inspect.signature(target).parameters]
     gin.external_configurable(_checked(name, target), name=name, module=_MODULE, denylist=denied)
-    return tuple(inspect.signature(target).parameters)
+    return tuple(parameter for parameter in inspect.signature(target).parameters if parameter not in denied)
 
 
 def _checked(name: str, target: Callable) -> Callable:
@@ -320,7 +334,7 @@ def _checked(name: str, target: Callable) -> Callable:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise UserError(f"{name} has a {error}: bind {name}.NAME in a config") from error
+            raise UserError(f"{name} is {error}; bind it in a config, or choose a recipe that does") from error
         if name in DEFERRED:
             return functools.partial(target, *args, **kwargs)
         try:
@@ -338,6 +352,8 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value suits a type hint, as far as plain numbers, strings and None go; all else is let through."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, (list, tuple)) and all(_fits(v, *typing.get_args(hint)) for v in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:

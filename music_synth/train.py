@@ -8,6 +8,9 @@ Starting again with the same MODEL_DIR goes on where the run stopped.
 from __future__ import annotations
 
 import argparse
+import shlex
+
+import jax
 
 from music_synth import config, errors
 from music_synth.errors import UserError
@@ -24,8 +27,9 @@ def main(argv: list[str]) -> None:
     train = config.build("train", overrides)
     model_dir = train.keywords["model_dir"]
     train(config_text=config.operative_text())
-    print(f"done: checkpoints, {config.CONFIG_FILE}, metrics.jsonl and TensorBoard events are in {model_dir}")
-    print(f"play a MIDI file with: python -m music_synth.synthesize FILE.mid --checkpoint {model_dir} --out OUT.wav")
+    if jax.process_index() == 0:
+        print(f"done: checkpoints, {config.CONFIG_FILE}, metrics.jsonl and TensorBoard events are in {model_dir}")
+        print(f"play: python -m music_synth.synthesize FILE.mid --checkpoint {shlex.quote(model_dir)} --out OUT.wav")
 
 
 def _flags(argv: list[str]) -> argparse.Namespace:
@@ -47,8 +51,6 @@ def _join_processes(flags: argparse.Namespace) -> None:
         return
     if not flags.distributed and None in explicit:
         raise UserError("several processes need --coordinator, --num_processes and --process_id together")
-    import jax
-
     try:
         jax.distributed.initialize(*explicit)
     except (ValueError, RuntimeError) as error:

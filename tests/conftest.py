@@ -11,6 +11,37 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The folder where `quick_compilation` keeps what was compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation(compiled):
+    """For tests of small things, whose time is XLA's: compile fast, not well, and the same program only once.
+
+    Here and, through the environment, in the processes that a test starts.
+    """
+    settings = {  # name: (in these tests, by default)
+        "jax_disable_most_optimizations": (True, False),
+        "jax_compilation_cache_dir": (str(compiled), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (value, _) in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), "1" if value is True else str(value))
+        reset_cache()
+        yield
+    for name, (_, default) in settings.items():
+        jax.config.update(name, default)
+    reset_cache()

@@ -18,6 +18,8 @@ from music_synth.training.optimizer import adafactor, adamw
 from music_synth.training.state import create_state
 from tests.training.toy import Toy
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @functools.cache
 def abstract(model=Toy(), optimizer=adamw(1e-2), ema_decay=0.9):  # noqa: B008

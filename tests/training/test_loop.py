@@ -22,6 +22,8 @@ from music_synth.training.optimizer import adamw
 from tests.training.test_writer import events, lines
 from tests.training.toy import TOKENS, VOCAB, Toy, ToyFeed, train_toy
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from music_synth.training.optimizer import (
 )
 from tests import golden_arrays
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def golden():

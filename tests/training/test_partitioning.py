@@ -19,6 +19,8 @@ from music_synth.training.optimizer import adafactor, adamw
 from music_synth.training.state import create_state
 from tests.training.toy import Toy
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,5 +1,6 @@
 """One step: gradients in pieces, the moving average, and where randomness comes from."""
 
+import functools
 from functools import partial
 
 import jax
@@ -11,18 +12,27 @@ from music_synth.training.optimizer import adamw
 from music_synth.training.state import create_state, eval_step, mean_gradients, train_step
 from tests.training.toy import Toy, ToyFeed
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 QUIET = Toy(noise=0.0)  # a loss that draws no random numbers
 BATCH = ToyFeed(batch_size=8).batch(0, 0)
 
 
+@functools.cache
 def fresh(model, ema_decay):
     return jax.jit(lambda: create_state(model, adamw(1e-2), jax.random.key(0), ema_decay))()
 
 
+@functools.cache
+def compiled_gradients(model, pieces):
+    return jax.jit(partial(mean_gradients, model, num_microbatches=pieces))
+
+
 def gradients(model, params, batch, key, pieces):
-    return jax.jit(partial(mean_gradients, model, num_microbatches=pieces))(params, batch, key)
+    return compiled_gradients(model, pieces)(params, batch, key)
 
 
+@functools.cache
 def stepper(model, ema_decay):
     return jax.jit(partial(train_step, model, adamw(1e-2), 1, ema_decay))
 
