@@ -93,18 +93,14 @@ class Diffusion(Seam):
         x_t = process.diffuse(x_0, eps, log_snr)
         batch = batch if keep is None else drop_conditions(batch, keep)
         output = self._denoise(params, batch, x_t, t, dropout_key)
-        return elementwise_loss(
-            output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm
-        )
+        return elementwise_loss(output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm)
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
         """Notes and context -> log-mel [B, T, M]; the batch's own mel, if any, is not looked at."""
         start_key, step_key = jax.random.split(rng)
         shape = (batch["note_tokens"].shape[0], self.network.target_frames, self.network.num_mels)
         x_1 = jax.random.normal(start_key, shape)
-        return self.sample_from(
-            params, batch, x_1, lambda i: jax.random.normal(jax.random.fold_in(step_key, i), shape)
-        )
+        return self.sample_from(params, batch, x_1, lambda i: jax.random.normal(jax.random.fold_in(step_key, i), shape))
 
     def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
         """`sample` with its noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""

@@ -39,7 +39,7 @@ class Sampler:
 
 
 def variance_fraction(variance: str) -> float:
-    """"small" -> 0, "large" -> 1, "medium:f" -> f: how far toward the large variance, in log variance."""
+    """ "small" -> 0, "large" -> 1, "medium:f" -> f: how far toward the large variance, in log variance."""
     try:
         fraction = {"small": 0.0, "large": 1.0}.get(variance)
         fraction = float(variance.removeprefix("medium:")) if fraction is None else fraction

@@ -1,6 +1,7 @@
 """The networks against the reference outputs, and what must hold of any weights."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -23,23 +24,27 @@ def context():
     return golden_arrays.load("network_context")
 
 
-def network(arrays, config=TINY, extra=None):
-    """Bound network with the reference parameters."""
+def run(function, arrays, config=TINY, extra=None):
+    """function(network with the reference parameters, arrays), compiled."""
     params = golden_arrays.tree(arrays)
     for path, layers in (extra or {}).items():
         for name, attention in layers.items():
             params[path][name].update(attention)
-    return MelTransformer(config, 128, autoregressive=False).bind({"params": params})
+    module = MelTransformer(config, 128, autoregressive=False)
+    compiled = jax.jit(lambda params, used: function(module.bind({"params": params}), used))
+    return compiled(params, {key: value for key, value in arrays.items() if key.startswith(("inputs/", "time_"))})
 
 
-def inputs(arrays):
-    tokens = arrays["inputs/tokens"]
-    context, mask = arrays.get("inputs/context"), arrays.get("inputs/context_mask")
-    return tokens, tokens > 0, context, None if mask is None else mask > 0
+def inputs(arrays, rows=slice(None)):
+    """Tokens, their mask, context and its mask, as `encode` takes them."""
+    tokens = arrays["inputs/tokens"][rows]
+    if "inputs/context" not in arrays:
+        return tokens, tokens > 0, None, None
+    return tokens, tokens > 0, arrays["inputs/context"][rows], arrays["inputs/context_mask"][rows] > 0
 
 
-def decode(net, arrays, time, cache):
-    return net.decode(arrays["inputs/z"], net.condition_time(jnp.asarray(time)), cache)
+def without_keys(cache):
+    return cache._replace(masks=tuple(jnp.zeros_like(mask) for mask in cache.masks))
 
 
 def assert_close_in_time(actual, expected, time):
@@ -48,25 +53,24 @@ def assert_close_in_time(actual, expected, time):
     assert (error <= 5e-5 + 3e-3 * time).all(), error
 
 
-def test_parameter_tree_is_the_published_one(context):
-    module = MelTransformer(TINY, 128, autoregressive=False)
-    mask = jnp.zeros((1, 32), bool)
-    frames = jnp.zeros((1, 32, 128))
-    params = module.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32), frames, jnp.zeros(1), frames, mask)["params"]
-    shapes = jax.tree.map(jnp.shape, nn.unbox(params))
-    assert shapes == jax.tree.map(np.shape, golden_arrays.tree(context))
-
-
-def test_encoders(context):
-    net = network(context)
-    tokens, token_mask, mel, mask = inputs(context)
-    encoded = net.token_encoder(tokens, token_mask, True)
-    expected = context["out/tokens_encoded"]
-    assert np.abs(np.asarray(encoded) - expected)[token_mask].max() < 2e-5
+def test_encoders_and_parameter_tree(context):
+    mask = context["inputs/context_mask"] > 0
     for positions, key in (("terminal_relative", "out"), ("regular", "out_regular_positions")):
         config = dataclasses.replace(TINY, context_positions=positions)
-        encoded = network(context, config).continuous_encoder(mel, mask, True)
-        assert np.abs(np.asarray(encoded) - context[f"{key}/context_encoded"])[mask].max() < 2e-5
+        tokens, frames = run(
+            lambda net, a: (
+                net.token_encoder(*inputs(a)[:2], True),
+                net.continuous_encoder(*inputs(a)[2:], True),
+            ),
+            context,
+            config,
+        )
+        token_mask = context["inputs/tokens"] > 0
+        assert np.abs(np.asarray(tokens) - context["out/tokens_encoded"])[token_mask].max() < 2e-5
+        assert np.abs(np.asarray(frames) - context[f"{key}/context_encoded"])[mask].max() < 2e-5
+    module = MelTransformer(TINY, 128, autoregressive=False)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *random_inputs())["params"]
+    assert jax.tree.map(jnp.shape, nn.unbox(shapes)) == jax.tree.map(np.shape, golden_arrays.tree(context))
 
 
 def test_context_positions(context):
@@ -79,66 +83,80 @@ def test_context_positions(context):
 
 @pytest.mark.parametrize("name", ["network_context", "network_nocontext"])
 def test_decoder(name):
+    """Conditional and unconditional, at noise time 0 and at the stored times."""
     arrays = golden_arrays.load(name)
-    net = network(arrays, dataclasses.replace(TINY, context_frames=32 if name.endswith("_context") else 0))
     time = arrays["inputs/time"]
-    cache = net.encode(*inputs(arrays), True)
-    assert_close_in_time(decode(net, arrays, 0 * time, cache), arrays["out/decoder_all_times_zero"], 0 * time)
-    assert_close_in_time(decode(net, arrays, time, cache), arrays["out/decoder"], time)
-    unconditional = cache._replace(masks=tuple(jnp.zeros_like(mask) for mask in cache.masks))
-    expected = arrays["out/decoder_unconditional"]
-    assert_close_in_time(decode(net, arrays, time, unconditional), expected, time)
+
+    def outputs(net, a):
+        cache = net.encode(*inputs(a), True)
+        film = net.condition_time(a["inputs/time"])
+        return (
+            net.decode(a["inputs/z"], net.condition_time(0 * a["inputs/time"]), cache),
+            net.decode(a["inputs/z"], film, cache),
+            net.decode(a["inputs/z"], film, without_keys(cache)),
+        )
+
+    config = dataclasses.replace(TINY, context_frames=32 if name.endswith("_context") else 0)
+    at_zero, conditional, unconditional = run(outputs, arrays, config)
+    assert_close_in_time(at_zero, arrays["out/decoder_all_times_zero"], 0 * time)
+    assert_close_in_time(conditional, arrays["out/decoder"], time)
+    assert_close_in_time(unconditional, arrays["out/decoder_unconditional"], time)
 
 
 def test_decoder_given_the_reference_sinusoids(context):
     """With the reference's own time sinusoids every row agrees to float32 rounding."""
-    net = network(context)
-    film = net.decoder.film(context["time_embedding/output_jit"])
-    output = net.decode(context["inputs/z"], film, net.encode(*inputs(context), True))
-    np.testing.assert_allclose(output, context["out/decoder"], atol=3e-5)
+
+    def outputs(net, a):
+        film = net.decoder.film(a["time_embedding/output_jit"])
+        return net.decode(a["inputs/z"], film, net.encode(*inputs(a), True))
+
+    np.testing.assert_allclose(run(outputs, context), context["out/decoder"], atol=3e-5)
 
 
 def test_rows_beyond_the_cache_are_unconditional(context):
     """Batched guidance: twice the rows, one call, equals two calls."""
-    net, z = network(context), context["inputs/z"]
-    cache = net.encode(*inputs(context), True)
-    film = net.condition_time(jnp.asarray([0.25], jnp.float32))
-    both = net.decode(jnp.concatenate([z, z]), film, cache)
-    unconditional = cache._replace(masks=tuple(jnp.zeros_like(mask) for mask in cache.masks))
-    np.testing.assert_allclose(both[:7], net.decode(z, film, cache), atol=1e-5)
-    np.testing.assert_allclose(both[7:], net.decode(z, film, unconditional), atol=1e-5)
+
+    def outputs(net, a):
+        cache, z = net.encode(*inputs(a), True), a["inputs/z"]
+        film = net.condition_time(jnp.asarray([0.25]))
+        calls = net.decode(z, film, cache), net.decode(z, film, without_keys(cache))
+        return net.decode(jnp.concatenate([z, z]), film, cache), jnp.concatenate(calls)
+
+    np.testing.assert_allclose(*run(outputs, context), atol=5e-5)
 
 
 def test_training_style_unconditional(context):
-    net = network(context)
-    tokens, _, mel, mask = (None if a is None else a[:2] for a in inputs(context))
-    cache = net.encode(0 * tokens, 0 * tokens > 0, mel, mask & False, True)
-    time = context["inputs/time"][:2]
-    output = net.decode(context["inputs/z"][:2], net.condition_time(time), cache)
-    assert_close_in_time(output, context["out/decoder_train_style_unconditional_rows0to1"], time)
+    """Tokens and masks zeroed before the encoders give the same as masks zeroed after them."""
+
+    def outputs(net, a):
+        tokens, _, mel, mask = inputs(a, slice(2))
+        cache = net.encode(0 * tokens, 0 * tokens > 0, mel, mask & False, True)
+        return net.decode(a["inputs/z"][:2], net.condition_time(a["inputs/time"][:2]), cache)
+
+    expected = context["out/decoder_train_style_unconditional_rows0to1"]
+    assert_close_in_time(run(outputs, context), expected, context["inputs/time"][:2])
 
 
 def test_sum_of_cross_attentions(context):
+    def outputs(net, a):
+        return net.decode(a["inputs/z"], net.condition_time(a["inputs/time"]), net.encode(*inputs(a), True))
+
     extra = golden_arrays.tree(context, "params_sum_cross_attends_extra/")
-    net = network(context, dataclasses.replace(TINY, cross_attention="sum"), extra)
-    time = context["inputs/time"]
-    output = decode(net, context, time, net.encode(*inputs(context), True))
-    assert_close_in_time(output, context["out_sum_cross_attends/decoder"], time)
+    output = run(outputs, context, dataclasses.replace(TINY, cross_attention="sum"), extra)
+    assert_close_in_time(output, context["out_sum_cross_attends/decoder"], context["inputs/time"])
 
 
 def test_token_padding_changes_nothing(context):
     """Buckets: the same notes with less padding decode to the same frames."""
-    net = network(context)
-    tokens, _, mel, mask = inputs(context)
-    used = int((tokens[:1] > 0).sum())
-    assert used < tokens.shape[1]
-    film = net.condition_time(jnp.zeros(1))
-    outputs = []
-    for length in (used, tokens.shape[1]):
-        cut = tokens[:1, :length]
-        cache = net.encode(cut, cut > 0, mel[:1], mask[:1], True)
-        outputs.append(net.decode(context["inputs/z"][:1], film, cache))
-    np.testing.assert_allclose(*outputs, atol=1e-5)
+    used = int((context["inputs/tokens"][0] > 0).sum())
+    assert used < context["inputs/tokens"].shape[1]
+
+    def outputs(net, a):
+        tokens, token_mask, mel, mask = inputs(a, slice(1))
+        caches = (net.encode(tokens[:, :n], token_mask[:, :n], mel, mask, True) for n in (used, tokens.shape[1]))
+        return [net.decode(a["inputs/z"][:1], net.condition_time(jnp.zeros(1)), cache) for cache in caches]
+
+    np.testing.assert_allclose(*run(outputs, context), atol=2e-5)
 
 
 def random_inputs(rows=2, tokens=12):
@@ -148,9 +166,27 @@ def random_inputs(rows=2, tokens=12):
     return note_tokens, frames, jnp.asarray([0.1, 0.7])[:rows], frames[::-1], jnp.ones((rows, 32), bool)
 
 
-def initialized(config, autoregressive=False):
+ONE_LAYER = dataclasses.replace(TINY, num_encoder_layers=1, num_decoder_layers=1)  # compiles faster
+
+
+@functools.cache
+def initialized(config=ONE_LAYER, autoregressive=False):
     module = MelTransformer(config, 128, autoregressive)
-    return module, nn.unbox(jax.jit(module.init)(jax.random.key(0), *random_inputs()))["params"]
+    return nn.unbox(jax.jit(module.init)(jax.random.key(0), *random_inputs()))["params"]
+
+
+@functools.cache
+def forward(config=ONE_LAYER, autoregressive=False, deterministic=True):
+    """Compiled (params, inputs, dropout key) -> output [B, T, M]."""
+    module = MelTransformer(config, 128, autoregressive)
+    return jax.jit(
+        lambda params, args, key: module.apply(
+            {"params": params}, *args, deterministic=deterministic, rngs={"dropout": key}
+        )
+    )
+
+
+KEY = jax.random.key(1)
 
 
 def stack_layers(params):
@@ -165,57 +201,57 @@ def stack_layers(params):
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])
-def test_scanned_and_rematerialized_layers_equal_separate_ones(autoregressive):
-    module, params = initialized(TINY, autoregressive)
-    expected = module.apply({"params": params}, *random_inputs())
-    scanned = MelTransformer(dataclasses.replace(TINY, scan_layers=True, remat=True), 128, autoregressive)
-    output = scanned.apply({"params": stack_layers(params)}, *random_inputs())
+def test_scanned_layers_equal_separate_ones(autoregressive):
+    params = initialized(TINY, autoregressive)
+    expected = forward(TINY, autoregressive)(params, random_inputs(), KEY)
+    scanned = dataclasses.replace(TINY, scan_layers=True, remat=True)
+    output = forward(scanned, autoregressive)(stack_layers(params), random_inputs(), KEY)
     np.testing.assert_allclose(output, expected, atol=2e-5)
-    shapes = jax.eval_shape(scanned.init, jax.random.key(0), *random_inputs())["params"]
+    module = MelTransformer(scanned, 128, autoregressive)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *random_inputs())["params"]
     assert jax.tree.map(jnp.shape, nn.unbox(shapes)) == jax.tree.map(jnp.shape, stack_layers(params))
 
 
+@functools.cache
+def gradients(config=ONE_LAYER):
+    """Of the sum of squared outputs, by parameter."""
+    return jax.jit(jax.grad(lambda p: jnp.sum(forward(config)(p, random_inputs(), KEY) ** 2)))(initialized())
+
+
 def test_remat_keeps_gradients():
-    module, params = initialized(TINY)
-    remat = MelTransformer(dataclasses.replace(TINY, remat=True), 128, False)
+    remat = gradients(dataclasses.replace(ONE_LAYER, remat=True))
+    for a, b in zip(jax.tree.leaves(gradients()), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()) + 1e-6)
 
-    def gradient(net):
-        return jax.jit(jax.grad(lambda p: jnp.sum(net.apply({"params": p}, *random_inputs()) ** 2)))(params)
 
-    for a, b in zip(jax.tree.leaves(gradient(module)), jax.tree.leaves(gradient(remat)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+def test_position_tables_get_no_gradient():
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients()):
+        assert np.any(gradient) == ("Embed_0" not in str(path)), path
 
 
 def test_bfloat16_activations_stay_near_float32():
-    module, params = initialized(TINY)
-    half = MelTransformer(dataclasses.replace(TINY, dtype="bfloat16"), 128, False)
-    a, b = (net.apply({"params": params}, *random_inputs()) for net in (module, half))
-    assert b.dtype == jnp.float32
-    assert 0 < float(jnp.abs(a - b).max()) < 0.1 * float(jnp.abs(a).max())
+    full = forward()(initialized(), random_inputs(), KEY)
+    half = forward(dataclasses.replace(ONE_LAYER, dtype="bfloat16"))(initialized(), random_inputs(), KEY)
+    assert half.dtype == jnp.float32
+    assert 0 < float(jnp.abs(full - half).max()) < 0.1 * float(jnp.abs(full).max())
 
 
-def test_causality_by_gradient():
-    """Autoregressive: frame i depends on frames up to i only; diffusion: on all."""
-    for autoregressive in (True, False):
-        module, params = initialized(TINY, autoregressive)
-        tokens, frames, *rest = random_inputs()
-
-        def frame_ten(x, module=module, params=params, tokens=tokens, rest=rest):
-            return jnp.sum(module.apply({"params": params}, tokens, x, *rest)[:, 10])
-
-        touched = np.abs(np.asarray(jax.grad(frame_ten)(frames))).max(axis=(0, 2)) > 0
-        np.testing.assert_array_equal(touched, np.arange(32) <= 10 if autoregressive else True)
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_causality_by_gradient(autoregressive):
+    """Autoregressive: frame 10 depends on frames up to 10 only; diffusion: on all."""
+    tokens, frames, *rest = random_inputs()
+    apply = forward(ONE_LAYER, autoregressive)
+    frame_ten = lambda x: jnp.sum(apply(initialized(ONE_LAYER, autoregressive), (tokens, x, *rest), KEY)[:, 10])
+    touched = np.abs(np.asarray(jax.jit(jax.grad(frame_ten))(frames))).max(axis=(0, 2)) > 0
+    np.testing.assert_array_equal(touched, np.arange(32) <= 10 if autoregressive else True)
 
 
 def test_dropout_acts_only_when_not_deterministic():
-    module, params = initialized(TINY)
-    apply = lambda key: module.apply(
-        {"params": params}, *random_inputs(), deterministic=False, rngs={"dropout": key}
-    )
-    plain = module.apply({"params": params}, *random_inputs())
-    np.testing.assert_array_equal(apply(jax.random.key(1)), apply(jax.random.key(1)))
-    assert float(jnp.abs(apply(jax.random.key(1)) - apply(jax.random.key(2))).max()) > 1e-3
-    assert float(jnp.abs(apply(jax.random.key(1)) - plain).max()) > 1e-3
+    dropped = lambda key: forward(deterministic=False)(initialized(), random_inputs(), jax.random.key(key))
+    plain = forward()(initialized(), random_inputs(), KEY)
+    np.testing.assert_array_equal(dropped(1), dropped(1))
+    assert float(jnp.abs(dropped(1) - dropped(2)).max()) > 1e-3
+    assert float(jnp.abs(dropped(1) - plain).max()) > 1e-3
 
 
 def test_positions(context):
@@ -234,15 +270,6 @@ def test_positions(context):
         found.append(int(np.argmin(fits)))
         assert min(fits) < 1e-3
     assert sorted(found) == [0, 0, 1, 1, 2, 2, 3, 3]
-
-
-def test_position_tables_get_no_gradient():
-    module, params = initialized(TINY)
-    grads = jax.grad(lambda p: jnp.sum(module.apply({"params": p}, *random_inputs()) ** 2))(params)
-    for network_name in ("token_encoder", "continuous_encoder", "decoder"):
-        assert not np.any(grads[network_name]["Embed_0"]["embedding"])
-    others = [np.any(g) for path, g in jax.tree_util.tree_leaves_with_path(grads) if "Embed_0" not in str(path)]
-    assert all(others)
 
 
 @pytest.mark.parametrize(
