@@ -16,6 +16,8 @@ from tests import golden_arrays
 from tests.diffusion.test_diffusion import make_batch
 from tests.models.test_transformer import TINY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NO_CONTEXT = dataclasses.replace(TINY, context_frames=0)
 
 

@@ -16,6 +16,8 @@ from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule, alpha
 from music_synth.errors import UserError
 from tests.models.test_transformer import TINY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODEL = Diffusion(dataclasses.replace(TINY, dropout_rate=0.2), sampler=Sampler(num_steps=4))
 
 

@@ -13,6 +13,8 @@ from music_synth.models.layers import NetworkConfig, permuted_offset_init, sinus
 from music_synth.models.transformer import MelTransformer, context_position_ids
 from tests import golden_arrays
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = NetworkConfig(
     model_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2,
     max_tokens=64, target_frames=32, context_frames=32,
