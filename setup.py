@@ -44,6 +44,7 @@ EXTRAS = {
     ],
     "dev": [
         "pytest>=8.3",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff>=0.9",
         "pre-commit>=4.0",

@@ -11,4 +11,5 @@ fi
 
 scripts/setup.sh
 .venv/bin/ruff check .
-exec .venv/bin/python -m pytest --quiet ${selection[@]+"${selection[@]}"} "$@"
+# One process a core; a file stays in one process, so that what it compiled serves all its tests.
+exec .venv/bin/python -m pytest --quiet --numprocesses auto --dist loadfile ${selection[@]+"${selection[@]}"} "$@"

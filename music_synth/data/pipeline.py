@@ -121,6 +121,15 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def readable(dataset: tf.data.Dataset, name: str) -> Iterator:
+    """The dataset's elements as NumPy arrays; what goes wrong in its graph becomes one line of a `UserError`."""
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        reason = next(line for line in error.message.splitlines() if line.strip())
+        raise UserError(f"task {name!r} cannot be read: {reason}") from error
+
+
 class SeqioFeed:
     """A feed (`music_synth.data.feed.Feed`) over a seqio task or mixture.
 
@@ -189,13 +198,13 @@ class SeqioFeed:
         first_round, skip = divmod(start_step, steps)
         for number in itertools.count(first_round):
             count = skip
-            for batch in self._round(number, groups, skip, steps).as_numpy_iterator():
+            for batch in readable(self._round(number, groups, skip, steps), self._provider.name):
                 yield batch
                 count += 1
-            if count < steps:  # a shard without a block, or all of its windows are too long
+            if count < steps:
                 raise UserError(
-                    f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches of a "
-                    "round: cache it in fewer shards, use fewer processes, or raise Tokenizer.max_tokens"
+                    f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches: a "
+                    "process found only empty files; cache it in fewer files, or use fewer processes"
                 )
             skip = 0
 

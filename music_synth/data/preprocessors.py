@@ -39,6 +39,7 @@ from music_synth.midi.tokenizer import NUM_PITCHES, Events, Tokenizer
 
 BLOCK_STARTS = 2048  # frames of a block at which a window may start
 MARGIN_FRAMES = 512  # frames of a block before the first start and after the last; the longest segment
+MAX_SKIPPED = 1000  # windows with too many tokens, one after the other
 SUSTAIN_CONTROL = 64
 NOTE_COLUMNS = len(Note._fields)
 EVENT_COLUMNS = len(dataclasses.fields(Events))
@@ -217,11 +218,14 @@ def cut_windows(
 ) -> Callable[[Dataset], Dataset]:
     """Step: windows to examples with the features `inputs`, `targets` and (context_frames > 0) `targets_context`.
 
-    Windows with more than max_tokens tokens are left out, after on_skip(piece id, seconds) has been told.
+    Windows with more than max_tokens tokens are left out, after on_skip(piece id, seconds) has been told. Should
+    that happen MAX_SKIPPED times in a row, it is an error, lest an endless dataset be searched for ever.
     """
     nothing = np.zeros((0, NUM_MELS), np.float32)
+    skipped = 0  # in a row
 
     def cut(piece, mel, events, first_frame, start, use_context):
+        nonlocal skipped
         mel = np.frombuffer(mel, np.float16).reshape(-1, NUM_MELS)
         events = Events.from_array(np.frombuffer(events, np.int32).reshape(-1, EVENT_COLUMNS))
         context = context_frames if use_context else 0
@@ -230,9 +234,15 @@ def cut_windows(
                 mel, events, tokenizer, int(start), context, first_frame=int(first_frame), on_overflow="error"
             )
         except SegmentTooLong:
+            skipped += 1
+            if skipped > MAX_SKIPPED:
+                raise ValueError(
+                    f"{skipped} windows in a row have more than {tokenizer.max_tokens} tokens: raise max_tokens"
+                ) from None
             if on_skip is not None:
                 on_skip(piece.decode(), float(first_frame + start) / FRAME_RATE)
             return np.zeros(0, np.int32), nothing, nothing
+        skipped = 0
         return window.tokens, window.target.astype(np.float32), window.context.astype(np.float32)
 
     def step(window):

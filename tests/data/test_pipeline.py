@@ -123,7 +123,7 @@ def test_windows_with_too_many_tokens_are_skipped_and_counted(open_made, caplog)
     assert feed.num_skipped > 5
     assert f"more than {limit} tokens" in caplog.text
     assert all((batch["note_tokens"] == 1).any(axis=1).all() for batch in batches)
-    with pytest.raises(UserError, match="ran out of training examples"):
+    with pytest.raises(UserError, match="in a row have more than 2 tokens"):
         take(open_made(tokenizer=Tokenizer(max_tokens=2)), 1)
 
 
