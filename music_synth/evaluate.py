@@ -85,10 +85,8 @@ def evaluate(
         progress=True,
     )
     seconds = sum(len(piece.mel) for piece in pieces) / FRAME_RATE
-    heading = (
-        f"Mean absolute log-mel error on `{task}`, split {split}: {len(pieces)} pieces, {seconds:.0f} s. "
-        "Lower is better."
-    )
+    amount = f"{len(pieces)} piece{'s' * (len(pieces) > 1)}, {seconds:.0f} s"
+    heading = f"Mean absolute log-mel error on `{task}`, split {split}: {amount}. Lower is better."
     table = evaluator.to_markdown(rows, heading)
     (folder / "table.md").write_text(table, encoding="utf-8")
     scores = {
