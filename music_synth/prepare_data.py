@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
         from music_synth.data.cache import write_cache
 
         print(f"caching {flags.task} in {flags.cache}", file=sys.stderr)
-        write_cache([flags.task], flags.cache, [option for option in flags.beam_options.split(",") if option])
+        beam_options = [option for option in flags.beam_options.split(",") if option]
+        write_cache([flags.task], flags.cache, flags.data_dir, beam_options)
         print(
             f"{flags.task} is cached: train on it with --gin.TASK=\"'{flags.task}'\""
             f" --gin.Feed.cache_dir=\"'{flags.cache}'\""
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> None:
 def check_writable(folder: Path) -> None:
     """Refuses, before work begins, a folder that could not be written after it."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if parent == folder and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another folder")
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass

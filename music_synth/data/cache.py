@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
+from music_synth.data.data_dir import default_data_dir
 from music_synth.data.quiet_tensorflow import seqio, silent_stderr
 from music_synth.data.tasks import look_first_in
 from music_synth.errors import UserError
@@ -20,11 +21,16 @@ TASKS_MODULE = "music_synth.data.seqio_tasks"  # for Beam workers in processes o
 
 
 def write_cache(
-    tasks: Sequence[str], cache_dir: Path, beam_options: Sequence[str] = (), min_files: int = 64
+    tasks: Sequence[str],
+    cache_dir: Path,
+    data_dir: Path | None = None,
+    beam_options: Sequence[str] = (),
+    min_files: int = 64,
 ) -> list[str]:
     """Runs seqio's cache tool on registered tasks; those that are cached already are left as they are.
 
     Args:
+      data_dir: of the data sets, for Beam workers that do not share this process's registry.
       min_files: into which a split is divided at least; a process of a training run reads files of its own.
       beam_options: as the tool's --pipeline_options, for example "--runner=FlinkRunner".
 
@@ -37,6 +43,7 @@ def write_cache(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the tool reads its defaults from there
     flags.FLAGS.min_shards = min_files
+    flags.FLAGS.tfds_data_dir = str(data_dir or default_data_dir())
     look_first_in(cache_dir)
     missing = [name for name in tasks if not seqio.TaskRegistry.get(name).cache_dir]
     if not missing:

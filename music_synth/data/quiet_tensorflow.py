@@ -7,6 +7,7 @@ console readable is to close standard error while it is imported. Python errors 
 """
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -35,5 +36,8 @@ with silent_stderr():
     import tensorflow_datasets as tfds
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+
+# seqio asks every tfds feature for a property that tfds calls deprecated.
+logging.getLogger("absl").addFilter(lambda record: "FeatureConnector.dtype" not in record.getMessage())
 
 __all__ = ["seqio", "tf", "tfds"]

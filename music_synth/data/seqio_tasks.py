@@ -6,6 +6,8 @@
 What is cached does not depend on the tokenizer, so the default one does. The data set must have been built.
 """
 
-from music_synth.data.tasks import register_tasks
+from music_synth.data.quiet_tensorflow import seqio
+from music_synth.data.tasks import DATA_SETS, register_tasks
 
-register_tasks()
+# A worker in the process that registered the tasks keeps them, with the data_dir they were given there.
+register_tasks(names=[name for name in DATA_SETS if name not in seqio.TaskRegistry.names()])

@@ -23,6 +23,7 @@ from music_synth.midi.tokenizer import Tokenizer
 NO_CONTEXT = "_nocontext"  # suffix of the task without context
 SPLITS = ("train", "validation", "test")
 MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probability proportional to n^0.3
+SHUFFLE_RECORDS = 32  # buffer of whole pieces, 10 MB for five minutes of each
 SHUFFLE_WINDOWS = 512  # buffer of windows, up to 134 MB; a block gives about eight neighbors
 
 Provider = seqio.Task | seqio.Mixture
@@ -77,7 +78,7 @@ def data_set_of(task: str) -> str:
 def register_tasks(
     tokenizer: Tokenizer | None = None,
     *,
-    names: Sequence[str] = tuple(DATA_SETS),
+    names: Sequence[str] | None = None,
     empty_context: float = 0.1,
     data_dir: str | Path | None = None,
     on_skip: SkipHook | None = None,
@@ -89,7 +90,7 @@ def register_tasks(
 
     Args:
       tokenizer: default settings if None.
-      names: as of `build`.
+      names: as of `build`; every data set of this package if None.
       empty_context: share of training windows without context, see `music_synth.data.feed.open_feed`.
       data_dir: see `build`.
       on_skip: told (piece id, seconds) of every window that has too many tokens.
@@ -98,9 +99,9 @@ def register_tasks(
       The names of the tasks.
     """
     registered = []
-    for name in names:
+    for name in DATA_SETS if names is None else names:
         data_set, _, config = name.partition(":")
-        source = seqio.TfdsDataSource(
+        source = RecordSource(
             tfds_name="/".join([data_set, *config.replace("_", "-").split()]) + f":{DATA_SETS[data_set].version}",
             tfds_data_dir=str(data_dir or default_data_dir()),
             splits=SPLITS,
@@ -108,6 +109,22 @@ def register_tasks(
         )
         registered += register_data_set(name, source, tokenizer, empty_context=empty_context, on_skip=on_skip)
     return registered
+
+
+class RecordSource(seqio.TfdsDataSource):
+    """A tfds data set. Where its builder keeps the records in order, tfds refuses to shuffle files: not they, but
+    records are shuffled then."""
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+    ) -> tf.data.Dataset:
+        ordered = self.tfds_dataset.info.disable_shuffling
+        dataset = super().get_dataset(split, shuffle and not ordered, seed, shard_info)
+        return dataset.shuffle(SHUFFLE_RECORDS, seed=seed) if shuffle and ordered else dataset
 
 
 def register_data_set(

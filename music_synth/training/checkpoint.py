@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,10 +217,11 @@ def _damage_in(name: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error)
     if reason is not None:
-        # A read that fails leaves others half done, and each would print pages when it is thrown away.
+        # A read that fails leaves others half done, whose threads would print pages about it for a moment.
         sys.unraisablehook = lambda unraisable: None
         try:
             gc.collect()
+            time.sleep(0.2)
         finally:
             sys.unraisablehook = hook
         raise Damaged(f"{name}: {reason}")

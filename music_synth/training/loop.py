@@ -79,6 +79,8 @@ def train(
     sample = jax.jit(model.sample, out_shardings=whole)
     ready = lambda batch: partitioning.put(rows, cut_tokens(check(batch), token_buckets))
     check = partial(checked, network=model.network, mesh=mesh, num_microbatches=num_microbatches)
+    # What will be sampled. Fetched now, so that data without a validation split fail here and not in an hour.
+    shown = cut_tokens(first_held_out(feed, num_samples), token_buckets)
 
     window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last line of the log
     clock = time.monotonic()
@@ -118,9 +120,8 @@ def train(
                 held_out = first_n(feed.eval_batches(), num_eval_batches)
                 writer.scalars(step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out))))
                 if num_samples:
-                    batch = cut_tokens(first_rows(next(iter(feed.eval_batches())), num_samples), token_buckets)
-                    mel = np.asarray(sample(params, partitioning.put(whole, batch), eval_key(0)))  # [B, T, M]
-                    write_samples(writer, step, mel, batch, inverter)
+                    mel = np.asarray(sample(params, partitioning.put(whole, shown), eval_key(0)))  # [B, T, M]
+                    write_samples(writer, step, mel, shown, inverter)
                 writer.flush()
                 clock = time.monotonic()
     return state
@@ -202,8 +203,11 @@ def checked(batch: Batch, network: Any, mesh: Any, num_microbatches: int) -> Bat
     return batch
 
 
-def first_rows(batch: Batch, n: int) -> Batch:
-    return {name: array[:n] for name, array in batch.items()}
+def first_held_out(feed: Any, num_rows: int) -> Batch:
+    """The first rows of the validation split; UserError if it is empty."""
+    for batch in feed.eval_batches():
+        return {name: array[:num_rows] for name, array in batch.items()}
+    raise UserError("the validation split holds no segment to evaluate on: prepare the data with one")
 
 
 def first_n(items: Iterable, n: int | None) -> Iterator:

@@ -51,7 +51,7 @@ def test_unknown_data_set_names_the_choices():
 def registered(made_tasks, made_data_dir):
     """The tasks made and made_nocontext, and few, whose training split has two pieces."""
     made_tasks.register_tasks(names=["made"], data_dir=made_data_dir)
-    few = seqio.TfdsDataSource("made:1.0.0", str(made_data_dir), splits={"train": "validation"}, read_only=True)
+    few = made_tasks.RecordSource("made:1.0.0", str(made_data_dir), splits={"train": "validation"}, read_only=True)
     made_tasks.register_data_set("few", few)
     return made_tasks
 
@@ -98,9 +98,9 @@ def test_mixture_rates(registered, made, made_data_dir, find_window):
 def test_offline_cache(registered, made, made_data_dir, tmp_path, find_window):
     from music_synth.data.cache import write_cache
 
-    assert write_cache(["made"], tmp_path, min_files=3) == ["made"]
+    assert write_cache(["made"], tmp_path, made_data_dir, min_files=3) == ["made"]
     assert (tmp_path / "made" / "COMPLETED").exists()
-    assert write_cache(["made"], tmp_path) == []  # it is there
+    assert write_cache(["made"], tmp_path, made_data_dir) == []  # it is there
     with pytest.raises(UserError, match="'few' is not cached"):
         tasks.use_cache(tasks.find("few"), tmp_path)
 

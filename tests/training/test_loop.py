@@ -187,7 +187,8 @@ def test_samples_become_pictures_sounds_and_a_distance(tmp_path):
     assert {f"{kind}/{i}" for i in range(3) for kind in ("target", "sample")} <= set(tags)
     assert seen == [(6, 4)] * 6
     assert (tmp_path / "config.gin").read_text() == "a.b = 1\n"
-    batch = loop.first_rows(next(ToyFeed().eval_batches()), 3)
+    batch = loop.first_held_out(ToyFeed(), 3)
+    assert len(batch["mel"]) == 3
     sampled = Toy()(load_params(tmp_path)[0], batch)
     error = np.abs(np.asarray(sampled) - batch["mel"])[batch["mel_mask"]].mean() * 8.685889638
     np.testing.assert_allclose(curve(tmp_path, "eval/sample_error_db")[2], error, rtol=1e-4)
@@ -243,6 +244,34 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to MODEL_DIR .*file/run"):
         train_toy(str(tmp_path / "file" / "run"))
+
+
+def test_data_without_a_validation_split_fail_before_training(tmp_path):
+    class TrainingOnly(ToyFeed):
+        def train_batches(self, start_step=0):
+            raise AssertionError("training began")
+
+        def eval_batches(self):
+            return iter(())
+
+    with pytest.raises(UserError, match="validation split holds no segment"):
+        loop.train(Toy(), TrainingOnly(), adamw(1e-2), model_dir=str(tmp_path), num_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"num_steps": 0}, r"train\.num_steps = 0"),
+        ({"log_every": 0}, r"train\.log_every = 0"),
+        ({"token_buckets": (0, 5)}, r"shortest_token_bucket = 0"),
+        ({"ema_decay": 1.0}, r"train\.ema_decay = 1\.0"),
+        ({"keep_checkpoints": 0}, r"train\.keep_checkpoints = 0"),
+        ({"model_parallelism": 2}, r"model_parallelism = 2"),
+    ],
+)
+def test_settings_out_of_range_are_named(tmp_path, setting, said):
+    with pytest.raises(UserError, match=said):
+        train_toy(str(tmp_path), **setting)
 
 
 def test_errors_of_the_feed_reach_the_caller_and_leave_no_thread(tmp_path):

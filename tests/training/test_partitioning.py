@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -12,11 +14,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from music_synth.autoregressive.objective import Autoregressive
+from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
+from music_synth.models.layers import NetworkConfig
 from music_synth.training import partitioning
-from music_synth.training.checkpoint import load_params
+from music_synth.training.checkpoint import load_params, saved_steps
 from music_synth.training.optimizer import adafactor, adamw
 from music_synth.training.state import create_state
+from tests import tiny_runs
 from tests.training.toy import Toy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -30,6 +36,12 @@ def run(model_dir, *arguments, devices=1):
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
 
 
 def losses(model_dir, process, name="train/loss"):
@@ -66,9 +78,7 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
 
 
 def test_two_processes_train_together_and_agree_with_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = free_address()
     arguments = ("num_steps=4", "log_every=1", "checkpoint_every=2", "num_samples=2", "model_parallelism=2")
     both = [run(tmp_path / "two", *arguments, f"process=2/{i}/{address}", devices=2) for i in range(2)]
     alone = run(tmp_path / "one", *arguments, devices=4)
@@ -84,6 +94,64 @@ def test_two_processes_train_together_and_agree_with_one(tmp_path):
     # And what two processes saved, one goes on from.
     more, _ = losses(tmp_path / "two", run(tmp_path / "two", "num_steps=6", "log_every=1"))
     assert len(more) == 6
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_both_at_the_same_step(tmp_path):
+    address = free_address()
+    arguments = ("num_steps=100000", "delay=0.05", "checkpoint_every=20")
+    both = [run(tmp_path, *arguments, f"process=2/{i}/{address}") for i in range(2)]
+    end = time.monotonic() + 300
+    while not (tmp_path / "checkpoints" / "20").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1].strip().splitlines()[-1] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    stopped_at = max(saved_steps(tmp_path / "checkpoints"))
+    assert stopped_at > 20
+    assert said[0] == said[1]
+    assert f"error: stopped by SIGTERM after step {stopped_at}: checkpoint saved in {tmp_path}" in said[0]
+
+
+@pytest.mark.slow
+def test_the_real_decoder_gives_the_same_losses_on_eight_devices(tmp_path):
+    prepared = tiny_runs.prepare(tmp_path / "prepared")
+    argv = ["--gin_file=diffusion.gin", "--gin_file=smoke.gin", f"--gin.TASK={prepared}", "--gin.BATCH_SIZE=8"]
+    argv += ["--gin.train.log_every=1", "--gin.train.num_samples=0", "--gin.NetworkConfig.scan_layers=True"]
+
+    def start(name, devices, *more):
+        environment = dict(os.environ, XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
+        command = [sys.executable, "-m", "music_synth.train", *argv, f"--gin.MODEL_DIR={tmp_path / name}", *more]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    processes = {"one": start("one", 1), "eight": start("eight", 8, "--gin.train.model_parallelism=2")}
+    (expected, _), (actual, output) = (losses(tmp_path / name, process) for name, process in processes.items())
+    assert "8 cpu device" in output and len(expected) == 3
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_real_decoders_split_their_kernels(scan_layers):
+    class TwoModelDevices:
+        shape = {"data": 4, "model": 2}
+
+    network = NetworkConfig(scan_layers=scan_layers)
+    for model in (Diffusion(network), Autoregressive(network)):
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        axes = model.logical_axes()
+        split = jax.tree.map(
+            lambda leaf, names: any(partitioning.mesh_axis(TwoModelDevices, *p) for p in zip(names, leaf.shape)),
+            shapes,
+            axes,
+        )
+        paths = jax.tree_util.tree_leaves_with_path(split)
+        whole = {"/".join(str(k.key) for k in path) for path, is_split in paths if not is_split}
+        kernels = [path for path, _ in paths if path[-1].key == "kernel"]
+        assert len(kernels) > 10
+        for name in whole:  # norms, positions, and the projections between mel, time and width
+            assert not any(part in name for part in ("attention", "Attention", "mlp", "token_embedder")), name
 
 
 def layout(optimizer=adamw(1e-2), model=Toy(), mesh=None):  # noqa: B008
