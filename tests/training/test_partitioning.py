@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -57,7 +59,6 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
         "one": (1, ()),
         "data": (8, ()),
         "data and model": (8, ("model_parallelism=2",)),
-        "pieces": (8, ("model_parallelism=4", "num_microbatches=2")),
     }
     processes = {
         name: run(tmp_path / name, *arguments, *extra, devices=devices) for name, (devices, extra) in layouts.items()
@@ -71,8 +72,6 @@ def test_eight_devices_give_the_losses_of_one(tmp_path):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=name)
         held_out = [losses(tmp_path / n, processes[n], "eval/loss")[0] for n in ("one", name)]
         np.testing.assert_allclose(*held_out, rtol=1e-5)
-    # Pieces draw noise of their own, so only the first loss, and roughly, must agree.
-    np.testing.assert_allclose(found["pieces"][0][0], expected[0], rtol=0.05)
     params = [load_params(tmp_path / name)[0] for name in ("one", "data and model")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *params)
 
@@ -140,18 +139,12 @@ def test_the_real_decoders_split_their_kernels(scan_layers):
     network = NetworkConfig(scan_layers=scan_layers)
     for model in (Diffusion(network), Autoregressive(network)):
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        axes = model.logical_axes()
-        split = jax.tree.map(
-            lambda leaf, names: any(partitioning.mesh_axis(TwoModelDevices, *p) for p in zip(names, leaf.shape)),
-            shapes,
-            axes,
-        )
-        paths = jax.tree_util.tree_leaves_with_path(split)
-        whole = {"/".join(str(k.key) for k in path) for path, is_split in paths if not is_split}
-        kernels = [path for path, _ in paths if path[-1].key == "kernel"]
-        assert len(kernels) > 10
-        for name in whole:  # norms, positions, and the projections between mel, time and width
-            assert not any(part in name for part in ("attention", "Attention", "mlp", "token_embedder")), name
+        is_split = lambda leaf, names: any(map(partial(partitioning.mesh_axis, TwoModelDevices), names, leaf.shape))
+        leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(is_split, shapes, model.logical_axes()))
+        split = {"/".join(key.key for key in path): truth for path, truth in leaves}
+        heavy = {name for name in split if re.search(r"attention/|Attention_0/|mlp/|token_embedder/", name)}
+        assert len(heavy) > 20 or scan_layers
+        assert all(split[name] for name in heavy), [name for name in heavy if not split[name]]
 
 
 def layout(optimizer=adamw(1e-2), model=Toy(), mesh=None):  # noqa: B008
