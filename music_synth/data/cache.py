@@ -56,4 +56,6 @@ def write_cache(
             cache_tasks_main.run_pipeline(pipeline, missing, str(cache_dir), modules_to_import=[TASKS_MODULE])
     except Exception as error:  # Beam wraps whatever goes wrong in a worker
         raise UserError(f"Apache Beam could not write the cache in {cache_dir}: {error}") from error
+    finally:
+        seqio.set_tfds_data_dir_override(None)  # which a worker in this process has set
     return missing
