@@ -46,12 +46,22 @@ class Checkpointer:
         self._manager = None
 
     def save(self, state: TrainState, data_position: int) -> None:
-        """Writes the state and the number of the feed's next batch; returns when it is safe on disk."""
+        """Writes the state and the number of the feed's next batch; returns when it is safe on disk.
+
+        Raises:
+            UserError: it cannot be written; the checkpoints before it are untouched.
+        """
         step = int(state.step)
         items = _items(state)
         meta = {"step": step, "data_position": data_position, "checksums": _checksums(items)}
         arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-        self._open_manager().save(step, args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)), force=True)
+        arguments["meta"] = ocp.args.JsonSave(meta)
+        try:
+            self._open_manager().save(step, args=ocp.args.Composite(**arguments), force=True)
+        except (OSError, ValueError) as error:  # TensorStore says ValueError when the disk is full
+            raise UserError(
+                f"cannot save checkpoint {step} in {self.folder}: {error}; make room, then go on"
+            ) from error
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, int] | None:
         """Newest whole checkpoint as (state, data position), laid out as `like` (shapes with shardings) says.
@@ -62,13 +72,14 @@ class Checkpointer:
         restored = None
         for step in reversed(saved_steps(self.folder)):
             path = self.folder / str(step)
-            restored, error = None, None
+            error = None
             try:
                 restored = self._restore(path, like)
             except Damaged as damage:
                 error = damage
             if _in_all_processes(restored is not None):
                 break
+            restored = None
             _warn_damaged(path, error)
             damaged.append(path)
         if damaged and restored is None:

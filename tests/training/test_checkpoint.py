@@ -96,6 +96,18 @@ def test_params_stand_in_for_an_average_that_is_not_kept(tmp_path):
     assert_same(load_params(tmp_path)[0], jax.tree.map(np.asarray, state.params))
 
 
+def test_a_disk_that_is_full_is_told_and_loses_nothing(saved, monkeypatch):
+    checkpointer = Checkpointer(saved)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(checkpointer._open_manager()), "save", full)
+    with pytest.raises(UserError, match=r"cannot save checkpoint 40 in .*No space left on device; make room"):
+        checkpointer.save(some_state(40), data_position=40)
+    assert int(checkpointer.restore_latest(abstract())[0].step) == 30
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
