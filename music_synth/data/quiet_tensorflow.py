@@ -37,7 +37,9 @@ with silent_stderr():
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
-# seqio asks every tfds feature for a property that tfds calls deprecated.
-logging.getLogger("absl").addFilter(lambda record: "FeatureConnector.dtype" not in record.getMessage())
+# seqio asks every tfds feature for a property that tfds calls deprecated, and its cache tool says at every file
+# where the data set is.
+NOISE = ("FeatureConnector.dtype", "Overriding TFDS data directory")
+logging.getLogger("absl").addFilter(lambda record: not any(noise in record.getMessage() for noise in NOISE))
 
 __all__ = ["seqio", "tf", "tfds"]

@@ -72,7 +72,7 @@ def test_batch_has_the_form_of_the_prepared_feed(open_made, prepared):
 def test_batch_is_a_function_of_seed_and_number(open_made):
     feed = open_made()
     batches = take(feed, 8)  # of three rounds
-    for first in (0, 2, 3, 7):
+    for first in (2, 7):
         for batch, expected in zip(take(open_made(), 8 - first, first), batches[first:], strict=True):
             assert_same(batch, expected)
     assert_same(take(feed, 1, start_step=4)[0], batches[4])  # the same feed again
@@ -152,7 +152,7 @@ def test_converter_equals_padding(made):
     tokenizer, piece = Tokenizer(), made["train"][0]
     events = Events.from_notes(piece.notes)
     lengths = {"inputs": 2048, "targets": 256, "targets_context": 256}
-    for start in (0, 100, 256, 2300):
+    for start in (0, 2300):
         window = cut_window(piece.mel, events, tokenizer, start, 256)
         example = {"inputs": window.tokens, "targets": window.target, "targets_context": window.context}
         dataset = tf.data.Dataset.from_generator(
