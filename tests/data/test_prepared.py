@@ -270,3 +270,9 @@ def test_manifest_lists_what_is_there(folder, made):
     assert {split: [(p.id, p.frames, p.notes) for p in pieces] for split, pieces in splits.items()} == {
         split: [(p.id, len(p.mel), len(p.notes)) for p in pieces] for split, pieces in made.items()
     }
+
+
+def test_task_without_tensorflow_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "music_synth.data.pipeline", None)  # importing it fails
+    with pytest.raises(UserError, match=r"pip install 'music_synth\[data\]', or train on a folder"):
+        open_feed("synthetic", Tokenizer(), 8)
