@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -126,8 +127,9 @@ def readable(dataset: tf.data.Dataset, name: str) -> Iterator:
     try:
         yield from dataset.as_numpy_iterator()
     except tf.errors.OpError as error:
-        reason = next(line for line in error.message.splitlines() if line.strip())
-        raise UserError(f"task {name!r} cannot be read: {reason}") from error
+        said = re.sub(r"{{.*?}}|\[Op:.*|\[\[.*", "", error.message)  # nodes of the graph
+        reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"task {name!r} cannot be read: {reason} (a damaged cache can be written anew)") from error
 
 
 class SeqioFeed:
