@@ -58,7 +58,8 @@ def train_step(
         # remembers the random start.
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-        ema_params = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema_params, params)
+        # Written as a difference so that what does not train, such as position tables, stays the same to the bit.
+        ema_params = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema_params, params)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
 
 

@@ -88,6 +88,20 @@ def test_ema_is_the_weighted_sum_of_past_parameters(state):
     assert int(now.step) == 60
 
 
+def test_what_does_not_train_is_not_changed_by_averaging():
+    class Frozen(Toy):
+        def loss(self, params, batch, rng, train):
+            frozen = params | {"notes": jax.lax.stop_gradient(params["notes"])}
+            return super().loss(frozen, batch, rng, train)
+
+    model = Frozen()
+    state = fresh(model, 0.9)
+    for _ in range(30):
+        state, _ = stepper(model, 0.9)(state, BATCH)
+    np.testing.assert_array_equal(state.ema_params["notes"]["embedding"], state.params["notes"]["embedding"])
+    assert np.any(state.ema_params["context"]["wi"]["kernel"] != state.params["context"]["wi"]["kernel"])
+
+
 def test_without_ema_there_is_no_copy():
     state = fresh(QUIET, ema_decay=0.0)
     assert state.ema_params is None
