@@ -32,6 +32,7 @@ CONFIGURABLES = {
     "evaluate": "music_synth.evaluate:evaluate",
     "Feed": "music_synth.data.feed:open_feed",
     "Tokenizer": "music_synth.midi.tokenizer:Tokenizer",
+    "Vocabulary": "music_synth.midi.tokenizer:Vocabulary",
     "NetworkConfig": "music_synth.models.layers:NetworkConfig",
     "Diffusion": "music_synth.diffusion.objective:Diffusion",
     "CosineSchedule": "music_synth.diffusion.schedule:CosineSchedule",

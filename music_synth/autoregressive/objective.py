@@ -45,7 +45,13 @@ class Autoregressive(Seam):
     @cached_property
     def module(self) -> MelTransformer:
         channels = self.output.num_channels(self.network.num_mels)
-        return MelTransformer(self.network, channels, autoregressive=True, attend_to_padding=self.as_published)
+        return MelTransformer(
+            self.network,
+            channels,
+            autoregressive=True,
+            attend_to_padding=self.as_published,
+            corrects_roll=isinstance(self.output, Deterministic) and not self.as_published,
+        )
 
     def with_sampling(self, **overrides: Any) -> Autoregressive:
         """A copy with other sampling settings: dither, or a mixture's temperature. UserError on others."""

@@ -7,13 +7,15 @@ outputs, and carry logical axis names that `training/partitioning.py` maps to a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from music_synth.midi.tokenizer import Vocabulary
 
 Array = jax.Array
 MASKED_LOGIT = -1e10
@@ -40,6 +42,8 @@ class NetworkConfig:
     scan_layers: bool = False  # one compiled layer for all: compiles faster, parameters stacked on axis 0
     context_positions: str = "terminal_relative"  # or "regular": position ids of the context, 3.14.2
     cross_attention: str = "concat"  # or "sum": one attention over tokens and context together, or one each
+    note_roll: bool = False  # let the decoder start from `note_roll.NoteRoll`; False: as published
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)  # of the tokens that the note roll reads
     max_noise_time: float = 20000.0  # t in [0, 1] is stretched by this before its sinusoids
 
     def __post_init__(self):

@@ -23,17 +23,19 @@ from music_synth.models.layers import (
     length_dropout,
     sinusoid_table,
 )
+from music_synth.models.note_roll import NoteRoll, TimedNotes, read_notes
 
 
 class CrossCache(NamedTuple):
     """What the decoder reads of the notes and the context: computed once a segment.
 
     `layers`: cross-attention keys and values of every layer (a tuple, or stacked arrays when layers are scanned),
-    `masks`: per source, [B, L], True = a key that may be seen.
+    `masks`: per source, [B, L], True = a key that may be seen; `roll`: the guess of the note roll, [B, T, M].
     """
 
     layers: tuple
     masks: tuple[Array, ...]
+    roll: Array | None = None
 
 
 def context_position_ids(mask: Array, positions: str) -> Array:
@@ -81,12 +83,14 @@ class LayerStack(nn.Module):
 
 
 class NoteEncoder(LayerStack):
-    """Note tokens [B, N] -> encodings [B, N, D]."""
+    """Note tokens [B, N] -> encodings [B, N, D]. Given `notes`, each also carries its program and velocity."""
 
     sinusoids: bool  # positions computed (autoregressive) or from the checkpointed table (diffusion)
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array | None, deterministic: bool) -> Array:
+    def __call__(
+        self, tokens: Array, mask: Array | None, deterministic: bool, notes: TimedNotes | None = None
+    ) -> Array:
         c, length = self.config, tokens.shape[1]
         if length > c.max_tokens:
             raise ValueError(f"{length} note tokens, but NetworkConfig.max_tokens = {c.max_tokens}")
@@ -96,7 +100,11 @@ class NoteEncoder(LayerStack):
             table = jnp.asarray(sinusoid_table(c.max_tokens, c.model_dim))
         else:
             table = PositionTable(c.max_tokens, c.model_dim, name="Embed_0")()
-        return self.run(embedder(tokens) + table[None, :length], mask, deterministic)
+        x = embedder(tokens) + table[None, :length]
+        if notes is not None:
+            in_force = embedder(notes.velocity) + jnp.where(notes.is_drum[..., None], 0.0, embedder(notes.program))
+            x = x + jnp.where(notes.is_note[..., None], in_force, 0.0)
+        return self.run(x, mask, deterministic)
 
 
 class ContextEncoder(LayerStack):
@@ -122,17 +130,21 @@ class MelDecoder(nn.Module):
     """Mel frames in, mel frames out, reading a `CrossCache`.
 
     With `autoregressive` it is causal and has no noise time; otherwise frames see each other freely and every
-    layer is modulated by the noise time (FiLM).
+    layer is modulated by the noise time (FiLM). It reads the guess of the note roll beside its input, and with
+    `corrects_roll` what comes out is that guess, corrected.
     """
 
     config: NetworkConfig
     output_dim: int
     autoregressive: bool
     attend_to_padding: bool = False
+    corrects_roll: bool = False
 
     def setup(self):
         c = self.config
         self.continuous_inputs_projection = Dense(c.model_dim, ("mel", "embed"))
+        if c.note_roll:
+            self.roll_projection = Dense(c.model_dim, ("mel", "embed"))
         if not self.autoregressive:
             self.Embed_0 = PositionTable(c.target_frames, c.model_dim)
             self.time_emb_dense0 = Dense(4 * c.model_dim, ("embed", "time"))
@@ -194,7 +206,8 @@ class MelDecoder(nn.Module):
         rows than x: the further rows are then unconditional, which makes guidance one batched call.
         """
         c, frames = self.config, x.shape[1]
-        x = self.dropout(self._embed(x, self._positions(frames)[None]), deterministic=deterministic).astype(c.dtype)
+        x = self._embed(x, self._positions(frames)[None], cache.roll)
+        x = self.dropout(x, deterministic=deterministic).astype(c.dtype)
         mask = nn.make_causal_mask(jnp.ones((1, frames)), dtype=bool) if self.autoregressive else None
         if c.scan_layers:
             films = None if film is None else jnp.moveaxis(film, 1, 0)
@@ -202,17 +215,18 @@ class MelDecoder(nn.Module):
         else:
             for i, layer in enumerate(self.stack):
                 x, _ = layer(x, None if film is None else film[:, i], cache.layers[i], cache.masks, mask, deterministic)
-        return self._output(x, deterministic)
+        return self._output(x, cache.roll, deterministic)
 
     def step(self, x: Array, index: Array, cross: CrossCache, caches: tuple) -> tuple[Array, tuple]:
         """Autoregressive decoding of one frame x [B, 1, M] at position `index`; caches from `empty_caches`."""
         position = jax.lax.dynamic_slice_in_dim(self._positions(self.config.target_frames), index, 1)
-        x = self._embed(x, position[None]).astype(self.config.dtype)
+        roll = None if cross.roll is None else jax.lax.dynamic_slice_in_dim(cross.roll, index, 1, axis=1)
+        x = self._embed(x, position[None], roll).astype(self.config.dtype)
         new_caches = []
         for layer, layer_cross, layer_cache in zip(self.stack, cross.layers, caches, strict=True):
             x, new = layer.step(x, layer_cross, layer_cache, cross.masks, index)
             new_caches.append(new)
-        return self._output(x, True), tuple(new_caches)
+        return self._output(x, roll, True), tuple(new_caches)
 
     def empty_caches(self, batch_size: int, frames: int) -> tuple:
         """Zero self-attention keys and values, [B, T, H, K] each, of every layer (stacked when scanned)."""
@@ -229,12 +243,15 @@ class MelDecoder(nn.Module):
         table = jnp.asarray(sinusoid_table(c.target_frames, c.model_dim)) if self.autoregressive else self.Embed_0()
         return table[:frames]
 
-    def _embed(self, x: Array, positions: Array) -> Array:
-        return self.continuous_inputs_projection(x) + positions
+    def _embed(self, x: Array, positions: Array, roll: Array | None) -> Array:
+        x = self.continuous_inputs_projection(x) + positions
+        return x if roll is None else x.at[: len(roll)].add(self.roll_projection(roll))  # further rows have no notes
 
-    def _output(self, x: Array, deterministic: bool) -> Array:
+    def _output(self, x: Array, roll: Array | None, deterministic: bool) -> Array:
         x = self.dropout(self.decoder_norm(x), deterministic=deterministic)
-        return self.spec_out_dense(x.astype(jnp.float32))
+        y = self.spec_out_dense(x.astype(jnp.float32))
+        # A roll of 0 is silence, which is -1 in the model's range.
+        return (y - 1.0).at[: len(roll)].add(roll) if self.corrects_roll and roll is not None else y
 
 
 class MelTransformer(nn.Module):
@@ -248,6 +265,7 @@ class MelTransformer(nn.Module):
     output_dim: int
     autoregressive: bool
     attend_to_padding: bool = False
+    corrects_roll: bool = False  # for outputs that are frames of x_0, where there is a note roll
 
     def setup(self):
         c = self.config
@@ -257,7 +275,10 @@ class MelTransformer(nn.Module):
             self.continuous_encoder = ContextEncoder(c, sinusoids=self.autoregressive)
         else:
             self.encoder = NoteEncoder(c, sinusoids=self.autoregressive)
-        self.decoder = MelDecoder(c, self.output_dim, self.autoregressive, self.attend_to_padding)
+        if c.note_roll:
+            self.note_roll = NoteRoll(c)
+        flags = self.autoregressive, self.attend_to_padding, self.corrects_roll
+        self.decoder = MelDecoder(c, self.output_dim, *flags)
 
     def encode(
         self,
@@ -268,12 +289,16 @@ class MelTransformer(nn.Module):
         deterministic: bool,
     ) -> CrossCache:
         """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> cache of the decoder."""
-        encoder_mask = None if self.attend_to_padding else token_mask
-        if not self.config.context_frames:
-            return self.decoder.precompute((self.encoder(note_tokens, encoder_mask, deterministic),), (token_mask,))
-        tokens = self.token_encoder(note_tokens, encoder_mask, deterministic)
-        frames = self.continuous_encoder(context, context_mask, deterministic)
-        return self.decoder.precompute((tokens, frames), (token_mask, context_mask))
+        c, encoder_mask = self.config, None if self.attend_to_padding else token_mask
+        notes = read_notes(note_tokens, c.vocabulary, c.target_frames) if c.note_roll else None
+        encoder = self.token_encoder if c.context_frames else self.encoder
+        tokens = encoder(note_tokens, encoder_mask, deterministic, notes)
+        sources, masks = (tokens,), (token_mask,)
+        if c.context_frames:
+            sources += (self.continuous_encoder(context, context_mask, deterministic),)
+            masks += (context_mask,)
+        roll = None if notes is None else self.note_roll(tokens, notes)
+        return self.decoder.precompute(sources, masks)._replace(roll=roll)
 
     def condition_time(self, t: Array) -> Array:
         return self.decoder.condition_time(t)

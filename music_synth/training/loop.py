@@ -60,6 +60,11 @@ def train(
     """
     check_counts(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
     check_counts(num_eval_batches=num_eval_batches, shortest_token_bucket=min(token_buckets, default=0))
+    if model.network.note_roll and feed.tokenizer.vocabulary != model.network.vocabulary:
+        raise UserError(
+            f"NetworkConfig.vocabulary = {model.network.vocabulary}, but the Tokenizer writes"
+            f" {feed.tokenizer.vocabulary}: give both the same"
+        )
     mesh = partitioning.make_mesh(model_parallelism)
     rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
     checkpointer = Checkpointer(make_folder(model_dir), keep_checkpoints)

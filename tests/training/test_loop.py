@@ -1,5 +1,6 @@
 """Whole runs of the toy: resuming, stopping, what is written, and what goes wrong."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from tqdm import tqdm
 
 from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Tokenizer
 from music_synth.training import loop
 from music_synth.training.checkpoint import load_params, saved_steps
 from music_synth.training.optimizer import adamw
@@ -223,6 +225,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert f"checkpoint 4 is kept in {tmp_path}" in message
     assert saved_steps(tmp_path / "checkpoints") == [2, 4]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_params(tmp_path)[0]))
+
+
+def test_a_tokenizer_that_the_note_roll_cannot_read_is_refused(tmp_path):
+    feed = ToyFeed(tokenizer=Tokenizer(velocity_bins=127))
+    model = Toy(network=dataclasses.replace(Toy().network, note_roll=True))
+    with pytest.raises(UserError, match=r"Tokenizer writes Vocabulary\(velocity_bins=127"):
+        loop.train(model, feed, adamw(1e-2), model_dir=str(tmp_path), num_steps=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_does_not_suit_the_network_is_refused():

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth.midi.tokenizer import Tokenizer, Vocabulary
 from music_synth.models.seam import masked_mean
 from music_synth.training import loop
 from music_synth.training.optimizer import adafactor, adamw, constant_rate
@@ -31,6 +32,8 @@ class Network:
     max_tokens: int = TOKENS
     target_frames: int = FRAMES
     context_frames: int = FRAMES
+    note_roll: bool = False
+    vocabulary: Vocabulary = dataclasses.field(default_factory=Vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,7 @@ class ToyFeed:
     seed: int = 0
     delay: float = 0.0  # seconds a batch
     poisoned_step: int = -1
+    tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
 
     def batch(self, seed: int, k: int, full: bool = False) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, seed, k))

@@ -1,0 +1,109 @@
+"""What sounds when, read off the note tokens, so that the decoder need not learn to find it by attention.
+
+A token stream leaves out what does not change, and an end lies many tokens after its beginning. Attention can learn
+to put that together, but it takes tens of thousands of updates. The stream's grammar is known (`midi/tokenizer.py`),
+so `read_notes` resolves it exactly, and `NoteRoll` lays the encoded notes out over the frames they sound in: a piano
+roll of learned spectra instead of zeros and ones (piano rolls as conditioning: Hawthorne et al. 2019, MAESTRO). The
+decoder starts from this guess. It is computed once a segment. Published networks have none of it:
+`NetworkConfig.note_roll` = False.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth.audio.mel import MIN_LOG_MEL, scale_mel
+from music_synth.midi.segments import STEPS_PER_FRAME
+from music_synth.midi.tokenizer import NUM_PITCHES, Vocabulary
+from music_synth.models.layers import Dense, NetworkConfig, _partitioned
+
+Array = jax.Array
+TIED_AGE = 20.0  # frames that a tied note, whose beginning the segment does not tell, is taken to have sounded
+DECAY_FRAMES = (2.0, 8.0, 32.0, 128.0)  # time constants after the onset, to begin with: they are learned
+RELEASE_FRAMES = (4.0, 16.0, 64.0)  # and after the offset
+MEAN_LOG_MEL, STD_LOG_MEL = -5.0, 2.0  # of the spectra of untrained notes
+NUM_ENVELOPES = 2 + len(DECAY_FRAMES) + len(RELEASE_FRAMES)
+
+
+class TimedNotes(NamedTuple):
+    """What each note token stands for; [B, N] each. Only rows with `is_note` mean a note that begins or is tied."""
+
+    is_note: Array  # bool
+    is_drum: Array  # bool
+    program: Array  # int32, token id of the program in force
+    velocity: Array  # int32, token id of the velocity in force
+    onset: Array  # float32, frames since the start of the segment
+    offset: Array  # float32; `end` where the segment does not tell it
+
+
+def read_notes(tokens: Array, vocabulary: Vocabulary, end: float) -> TimedNotes:
+    """Resolves note tokens [B, N] of segments of `end` frames. A note ends with the next event of its kind."""
+    v, positions = vocabulary, jnp.arange(tokens.shape[1])[None]
+
+    def among(first: int, last: int) -> Array:
+        return (tokens >= first) & (tokens < last)
+
+    def latest(chosen: Array, default: int) -> Array:
+        index = jax.lax.cummax(jnp.where(chosen, positions, -1), axis=1)
+        return jnp.where(index < 0, default, jnp.take_along_axis(tokens, jnp.maximum(index, 0), axis=1))
+
+    is_pitch, is_drum = among(v.pitch_id, v.velocity_id), among(v.drum_id, v.end_id)
+    # Shifts count from the start of the segment, so they only grow.
+    steps = jax.lax.cummax(jnp.where(among(v.shift_id, v.pitch_id), tokens - v.shift_id, 0), axis=1)
+    time = steps.astype(jnp.float32) / STEPS_PER_FRAME
+    tied = jax.lax.cummax((tokens == v.tie_id).astype(jnp.int32), axis=1, reverse=True) > 0
+    program = latest(among(v.program_id, v.drum_id), v.program_id)
+    velocity = latest(among(v.velocity_id, v.tie_id), v.velocity_id + v.velocity_bins)
+    is_note = (is_pitch & ((velocity > v.velocity_id) | tied)) | is_drum
+    kind = jnp.where(is_pitch, (program - v.program_id) * NUM_PITCHES + tokens - v.pitch_id, -1)
+    ends = (kind[:, :, None] == kind[:, None, :]) & (positions[:, None, :] > positions[:, :, None])  # [B, N, N]
+    offset = jnp.min(jnp.where(ends, time[:, None, :], float(end)), axis=2)
+    return TimedNotes(is_note, is_drum, program, velocity, jnp.where(tied, -TIED_AGE, time), offset)
+
+
+class NoteRoll(nn.Module):
+    """Encoded notes [B, N, D] -> a first guess at the mel, [B, T, M] in the model's range, silence = 0.
+
+    Each note has a learned spectrum for each envelope of its age: while it sounds, decaying from its onset, decaying
+    from its offset, and in the frame before its onset, which the analysis window of the mel already overlaps.
+    Magnitudes add up; the logarithm comes last, as in a mel.
+    """
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, encoded: Array, notes: TimedNotes) -> Array:
+        c = self.config
+        tau = self.param("log_frames", _partitioned(log_frames_init, "envelope"), (NUM_ENVELOPES - 2,))
+        weights = envelopes(notes, c.target_frames, jnp.exp(tau))  # [B, T, E, N]
+        spectra = Dense(NUM_ENVELOPES * c.num_mels, ("embed", "mel"), name="spectra")(encoded)
+        spectra = jnp.exp(MEAN_LOG_MEL + STD_LOG_MEL * jnp.clip(spectra.astype(jnp.float32), -10.0, 10.0))
+        spectra = spectra.reshape(*spectra.shape[:2], NUM_ENVELOPES, c.num_mels).swapaxes(1, 2)  # [B, E, N, M]
+        rows, frames = weights.shape[:2]
+        magnitude = weights.reshape(rows, frames, -1) @ spectra.reshape(rows, -1, c.num_mels)  # [B, T, M]
+        return scale_mel(jnp.log(magnitude + np.exp(MIN_LOG_MEL))) + 1.0
+
+
+def log_frames_init(rng: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.log(jnp.asarray(DECAY_FRAMES + RELEASE_FRAMES, jnp.float32)).reshape(shape)
+
+
+def envelopes(notes: TimedNotes, num_frames: int, time_constants: Array) -> Array:
+    """How much frame t hears of note n through each envelope: [B, T, E, N] in [0, 1], 0 where there is no note."""
+    t = jnp.arange(num_frames, dtype=jnp.float32)[None, :, None]
+    onset, offset, is_drum = (a[:, None, :] for a in (notes.onset, notes.offset, notes.is_drum))
+    begun = jnp.clip(t + 1.0 - onset, 0.0, 1.0)  # of frame t, the share after the onset
+    over = jnp.where(is_drum, 0.0, jnp.clip(t + 1.0 - offset, 0.0, 1.0))  # a drum's end is not known
+    sounds = begun * (1.0 - over)  # [B, T, N]
+    age, since = jnp.maximum(t - onset, 0.0), jnp.maximum(t - offset, 0.0)
+    decay, release = time_constants[: len(DECAY_FRAMES)], time_constants[len(DECAY_FRAMES) :]
+    parts = [jnp.where(is_drum, 0.0, sounds)]
+    parts += [sounds * jnp.exp(-age / frames) for frames in decay]
+    parts += [over * jnp.exp(-since / frames) for frames in release]
+    parts += [(1.0 - begun) * jnp.clip(t + 2.0 - onset, 0.0, 1.0)]
+    return jnp.where(notes.is_note[:, None, None, :], jnp.stack(parts, axis=2), 0.0)

@@ -1,0 +1,157 @@
+"""The note roll: what it reads off the tokens, the envelopes, and the networks that have one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from music_synth.midi.notes import Note, trim_overlaps
+from music_synth.midi.tokenizer import Tokenizer, Vocabulary
+from music_synth.models import note_roll
+from music_synth.models.layers import NetworkConfig
+from music_synth.models.transformer import MelTransformer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+FRAMES = 32
+CONFIG = NetworkConfig(
+    model_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1,
+    max_tokens=64, target_frames=FRAMES, context_frames=0, note_roll=True,
+)  # fmt: skip
+read_notes = jax.jit(note_roll.read_notes, static_argnums=(1, 2))
+
+NOTES = st.lists(
+    st.builds(
+        lambda pitch, velocity, program, onset, length, is_drum: Note(
+            pitch, velocity, 0 if is_drum else program, onset / 100, (onset + length) / 100, is_drum
+        ),
+        st.integers(30, 40), st.integers(1, 127), st.sampled_from([0, 1, 40]), st.integers(0, 120), st.integers(1, 90),
+        st.booleans(),
+    ),
+    min_size=1, max_size=12,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("velocity_bins", [1, 127])
+@settings(max_examples=40, deadline=None)
+@given(notes=NOTES)
+def test_reads_what_the_tokenizer_wrote(velocity_bins, notes):
+    """Second segment of a piece: pitch, program, drum, velocity, onset and offset of every note in it."""
+    tokenizer = Tokenizer(velocity_bins, segment_frames=FRAMES)
+    vocabulary, start, end = tokenizer.vocabulary, FRAMES / 50, 2 * FRAMES / 50
+    notes = list(trim_overlaps([note._replace(offset=note.onset + 0.01) if note.is_drum else note for note in notes]))
+    tokens = tokenizer.encode(notes, num_frames=3 * FRAMES)[1]
+    padded = np.zeros((1, 256), np.int32)
+    padded[0, : len(tokens)] = tokens
+    read = jax.tree.map(lambda a: np.asarray(a)[0], read_notes(jnp.asarray(padded), vocabulary, FRAMES))
+
+    expected = []
+    for note in notes:
+        if note.is_drum and start <= note.onset < end:
+            bin = vocabulary.velocity_to_bin(note.velocity)
+            expected.append((True, vocabulary.drum_id + note.pitch, 0, bin, round(50 * (note.onset - start), 1)))
+        if not note.is_drum and note.onset < end and round(note.offset, 2) >= start:
+            tied = round(note.onset, 2) < start
+            onset = -note_roll.TIED_AGE if tied else round(50 * (note.onset - start), 1)
+            offset = min(round(50 * (note.offset - start), 1), FRAMES)
+            bin = None if tied else vocabulary.velocity_to_bin(note.velocity)
+            expected.append((False, vocabulary.pitch_id + note.pitch, note.program, bin, onset, offset))
+    found = []
+    for i in np.flatnonzero(read.is_note):
+        bin = int(read.velocity[i]) - vocabulary.velocity_id
+        onset, offset = (round(float(a[i]), 1) for a in (read.onset, read.offset))
+        if read.is_drum[i]:
+            found.append((True, int(padded[0, i]), 0, bin, onset))
+        else:
+            bin = None if onset == -note_roll.TIED_AGE else bin
+            program = int(read.program[i]) - vocabulary.program_id
+            found.append((False, int(padded[0, i]), program, bin, onset, min(offset, FRAMES)))
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def timed(onset, offset, is_drum=False, is_note=True):
+    one = lambda value, dtype: jnp.full((1, 1), value, dtype)
+    ids = one(0, jnp.int32)
+    return note_roll.TimedNotes(
+        one(is_note, bool), one(is_drum, bool), ids, ids, one(onset, jnp.float32), one(offset, jnp.float32)
+    )
+
+
+def envelopes_of(*args, **kwargs):
+    constants = jnp.exp(note_roll.log_frames_init(None, (note_roll.NUM_ENVELOPES - 2,)))
+    return np.asarray(note_roll.envelopes(timed(*args, **kwargs), 12, constants))[0, :, :, 0].T  # [E, T]
+
+
+def test_envelopes_of_a_note():
+    sustain, *decays, release, _, _, lead = envelopes_of(3.5, 7.0)
+    np.testing.assert_allclose(sustain, [0, 0, 0, 0.5, 1, 1, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(decays[0][4:7], np.exp(-np.array([0.5, 1.5, 2.5]) / 2), rtol=1e-6)
+    np.testing.assert_allclose(release[6:9], [0, 1, np.exp(-1 / 4)], rtol=1e-6)
+    np.testing.assert_allclose(lead, [0, 0, 0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 0])
+
+
+def test_envelopes_of_a_drum_and_of_no_note():
+    sustain, decay, *_, release, _ = envelopes_of(4.0, 4.0, is_drum=True)
+    assert not sustain.any() and not release.any()
+    np.testing.assert_allclose(decay[3:7], [0, 1, np.exp(-1 / 2), np.exp(-1)], rtol=1e-6)
+    assert not envelopes_of(4.0, 8.0, is_note=False).any()
+
+
+# A quarter second of program 40, pitch 60 from 0.1 s; then a drum.
+IDS = Vocabulary()
+TOKENS = np.zeros((2, 16), np.int32)
+TOKENS[0, :10] = [
+    IDS.tie_id, IDS.shift_id + 10, IDS.program_id + 40, IDS.velocity_id + 1, IDS.pitch_id + 60,
+    IDS.shift_id + 35, IDS.velocity_id, IDS.pitch_id + 60, IDS.drum_id + 36, 1,
+]  # fmt: skip
+TOKENS[1, :2] = [IDS.tie_id, 1]
+FRAMES_IN = np.random.default_rng(0).normal(size=(2, FRAMES, 128)).astype(np.float32)
+
+
+def network(config, autoregressive):
+    module = MelTransformer(config, 128, autoregressive, corrects_roll=True)
+    params = nn.unbox(jax.jit(module.init)(jax.random.key(0), jnp.asarray(TOKENS), FRAMES_IN, jnp.zeros(2)))["params"]
+    return module.bind({"params": params}), params
+
+
+def test_a_segment_without_notes_has_an_empty_roll():
+    net, _ = network(CONFIG, False)
+    roll = np.asarray(net.encode(jnp.asarray(TOKENS), jnp.asarray(TOKENS > 0), None, None, True).roll)
+    assert roll[0, 5:17].min() > 0.1 and np.abs(roll[1]).max() < 1e-6
+    padded = np.pad(TOKENS, ((0, 0), (0, 16)))
+    longer = net.encode(jnp.asarray(padded), jnp.asarray(padded > 0), None, None, True).roll
+    np.testing.assert_allclose(longer, roll, atol=1e-6)
+
+
+def test_rows_beyond_the_cache_hear_no_notes():
+    """Batched guidance with a note roll equals a second call without notes."""
+    net, _ = network(CONFIG, False)
+    none = jnp.zeros_like(TOKENS[:1])
+    tokens, film = jnp.asarray(TOKENS[:1]), net.condition_time(jnp.zeros(1))
+    cache, empty = (net.encode(t, t > 0, None, None, True) for t in (tokens, none))
+    both = net.decode(FRAMES_IN, film, cache)
+    np.testing.assert_allclose(both[1:], net.decode(FRAMES_IN[1:], film, empty), atol=1e-5)
+    np.testing.assert_allclose(both[:1], net.decode(FRAMES_IN[:1], film, cache), atol=1e-5)
+
+
+def test_cached_decoding_equals_full_decoding():
+    net, _ = network(CONFIG, True)
+    cache = net.encode(jnp.asarray(TOKENS), jnp.asarray(TOKENS > 0), None, None, True)
+    caches, steps = net.decoder.empty_caches(2, FRAMES), []
+    for index in range(8):
+        frame, caches = net.decode_step(FRAMES_IN[:, index : index + 1], jnp.int32(index), cache, caches)
+        steps.append(frame)
+    full = net.decode(jnp.asarray(FRAMES_IN), None, cache)
+    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full[:, :8], atol=1e-5)
+
+
+def test_every_parameter_of_the_roll_learns():
+    net, params = network(CONFIG, False)
+    module = net.clone(parent=None)
+    loss = lambda p: jnp.sum(module.apply({"params": p}, jnp.asarray(TOKENS), FRAMES_IN, jnp.zeros(2)) ** 2)
+    gradients = jax.jit(jax.grad(loss))(params)
+    learned = jax.tree.leaves([gradients["note_roll"], gradients["decoder"]["roll_projection"]])
+    assert len(learned) == 3 and all(np.any(leaf) for leaf in learned)
