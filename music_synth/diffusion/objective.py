@@ -31,6 +31,8 @@ class Diffusion(Seam):
     Differs from the published code, which golden/README.md 3.16 describes: dropout and condition dropout are off
     when `train` is False; every evaluation batch brings its own key; the loss is the mean over unmasked elements,
     not their sum, so that a learning rate means the same at any batch size; noise times of a batch are stratified.
+    A network as narrow as a frame has bins cannot set noise apart from notes; `data_power` takes the noise from its
+    input where that tells nothing (as the input scaling of Karras et al. 2022, eq. 7, for x_0).
     The published objective is prediction_type="eps", loss_target="eps", loss_norm="l1".
     """
 
@@ -41,6 +43,7 @@ class Diffusion(Seam):
     loss_norm: str = "l2"  # "l1" or "l2"
     loss_weighting: str = "inverse_variance"  # "none", or min(1 / sigma^2, max_loss_weight)
     max_loss_weight: float = 10.0
+    data_power: float | None = None  # mean square of x_0: the network reads x_t through `process.wiener_gain`
     condition_dropout: float = 0.1  # share of training examples without notes and context, for guidance
     sampler: Sampler = field(default_factory=Sampler)
 
@@ -55,13 +58,15 @@ class Diffusion(Seam):
                 raise ValueError(f"Diffusion.{name} = {getattr(self, name)!r}: choose from {choices}")
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"Diffusion.condition_dropout = {self.condition_dropout}: must be in [0, 1)")
+        if self.data_power is not None and not self.data_power > 0:
+            raise ValueError(f"Diffusion.data_power = {self.data_power}: must be positive, or None")
         if self.max_loss_weight <= 0:
             raise ValueError(f"Diffusion.max_loss_weight = {self.max_loss_weight}: must be positive")
 
     @cached_property
     def module(self) -> MelTransformer:
         channels = self.network.num_mels * (2 if self.prediction_type == "x0_and_eps" else 1)
-        return MelTransformer(self.network, channels, autoregressive=False)
+        return MelTransformer(self.network, channels, autoregressive=False, corrects_roll=self.prediction_type == "x0")
 
     def with_sampling(self, **overrides: Any) -> Diffusion:
         """A copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
@@ -92,7 +97,7 @@ class Diffusion(Seam):
         log_snr = process.per_example(self.schedule.log_snr(t), x_0)
         x_t = process.diffuse(x_0, eps, log_snr)
         batch = batch if keep is None else drop_conditions(batch, keep)
-        output = self._denoise(params, batch, x_t, t, dropout_key)
+        output = self._denoise(params, batch, self._scale_input(x_t, log_snr), t, dropout_key)
         return elementwise_loss(output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm)
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
@@ -119,7 +124,7 @@ class Diffusion(Seam):
 
         def denoise_fn(x_t: Array, log_snr: Array, film: Array) -> Array:
             rows = x_t if scale == 1.0 else jnp.concatenate([x_t, x_t])
-            output = self._apply(params, rows, film, cache, method="decode")
+            output = self._apply(params, self._scale_input(rows, log_snr), film, cache, method="decode")
             if scale != 1.0:  # linear in x_0 or eps alike, so the raw outputs can be combined
                 conditional, unconditional = jnp.split(output, 2)
                 output = scale * conditional + (1.0 - scale) * unconditional
@@ -133,6 +138,9 @@ class Diffusion(Seam):
         cache = self._encode(params, batch, keys[0])
         film = self._apply(params, t, method="condition_time")  # [B, layers, 2, 2D]
         return self._apply(params, x_t, film, cache, keys[1] is None, method="decode", dropout_key=keys[1])
+
+    def _scale_input(self, x_t: Array, log_snr: Array) -> Array:
+        return x_t if self.data_power is None else x_t * process.wiener_gain(log_snr, self.data_power)
 
     def _weight(self, t: Array, like: Array) -> Array:
         if self.loss_weighting == "none":

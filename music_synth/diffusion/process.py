@@ -40,6 +40,11 @@ def x_0_from_v(x_t: Array, v: Array, log_snr: Array) -> Array:
     return alpha(log_snr) * x_t - sigma(log_snr) * v
 
 
+def wiener_gain(log_snr: Array, data_power: float) -> Array:
+    """What x_t is multiplied by for the best linear estimate of x_0 with mean square `data_power` (Wiener 1949)."""
+    return alpha(log_snr) * data_power / (alpha(log_snr) ** 2 * data_power + sigma(log_snr) ** 2)
+
+
 def to_x_0(output: Array, x_t: Array, log_snr: Array, prediction_type: str) -> Array:
     """What the network predicts -> x_0.
 
