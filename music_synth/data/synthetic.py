@@ -159,8 +159,8 @@ def render(midi: bytes) -> np.ndarray:
 def make_pieces(specs: Iterable[PieceSpec], workers: int = 2) -> Iterator[tuple[PieceSpec, bytes, np.ndarray]]:
     """Composes and renders pieces, in order: (spec, MIDI bytes, audio as of `render`).
 
-    The workers are threads: FluidSynth and soxr, which take 97 percent of the time, run without Python's lock,
-    and threads need neither a second import of the caller's main module nor audio sent between processes.
+    The workers are threads: FluidSynth and soxr, where nearly all of the time goes, run without Python's lock, and
+    threads need neither a second import of the caller's main module nor audio sent between processes.
     """
 
     def make(spec: PieceSpec) -> tuple[PieceSpec, bytes, np.ndarray]:

@@ -6,6 +6,7 @@ t = (i + 1) / num_steps to s = i / num_steps for i = num_steps - 1 ... 0; the la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,8 +34,8 @@ class Sampler:
             raise ValueError(f"Sampler.name = {self.name!r}: choose from {sorted(SAMPLERS)}")
         if self.num_steps < 1:
             raise ValueError(f"Sampler.num_steps = {self.num_steps}: must be at least 1")
-        if self.guidance_scale < 0:
-            raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more, and finite")
         variance_fraction(self.variance)
 
 

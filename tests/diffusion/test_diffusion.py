@@ -191,9 +191,11 @@ def test_logical_axes_cover_every_parameter(params):
 
 def test_settings_are_checked():
     assert MODEL.with_sampling(num_steps=9, name="ddpm").sampler == Sampler("ddpm", 9)
-    for bad in (dict(steps=3), dict(num_steps=0), dict(name="euler"), dict(variance="huge"), dict(guidance_scale=-1)):
+    for bad in (dict(steps=3), dict(num_steps=0), dict(name="euler"), dict(variance="huge"), dict(guidance_scale=-1),
+                dict(guidance_scale=float("inf")), dict(guidance_scale=float("nan"))):  # fmt: skip
         with pytest.raises(UserError, match=str(next(iter(bad.values()))) if "steps" not in bad else "num_steps"):
             MODEL.with_sampling(**bad)
-    for bad in (dict(prediction_type="x"), dict(loss_norm="l3"), dict(condition_dropout=1.0), dict(loss_target="mel")):
+    for bad in (dict(prediction_type="x"), dict(loss_norm="l3"), dict(condition_dropout=1.0), dict(loss_target="mel"),
+                dict(data_power=0.0)):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(bad))):
             Diffusion(**bad)
