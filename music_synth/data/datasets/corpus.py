@@ -1,0 +1,97 @@
+"""What the readers of the downloaded data sets share: from an unpacked folder to recordings, and from a recording
+to notes and audio. No TensorFlow here; `builder.py` makes tfds data sets of it.
+
+A reader is a module of this package, such as `maestro`, with an instance of a `Corpus` called CORPUS. Finding is
+quick and reads only what lists the recordings; loading does the work, one recording at a time, in any process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from music_synth.errors import UserError
+from music_synth.midi.notes import Note
+
+SPLITS = ("train", "validation", "test")
+MAX_MISSING_SECONDS = 1.0  # audio may end this much before its last note does
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One item of a corpus. A reader may subclass it to carry what `load` needs; it must pickle."""
+
+    id: str  # unique in the corpus, without commas or spaces
+    split: str
+    files: tuple[Path, ...]  # all that it is made from, full paths
+
+
+class Loaded(NamedTuple):
+    """What a recording holds."""
+
+    notes: list[Note]  # sorted by onset; programs and drum flags resolved; sustain applied
+    audio: np.ndarray  # float32 [S], mono, 16 kHz
+
+
+class Found(NamedTuple):
+    """What a folder holds of a corpus."""
+
+    recordings: list[Recording]  # in fixed order; every file of each is there
+    missing: list[str]  # one line for each item that the corpus lists and the folder lacks: what, and of which item
+
+
+class Corpus(Protocol):
+    """A reader. Both methods raise UserError whose message names the item and the way out."""
+
+    name: str  # "maestro", as in the name of its tasks
+    title: str  # for people: "MAESTRO v3.0.0"
+    archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
+    trim: bool  # whether training cuts overlapping notes of one pitch, as published
+
+    def find(self, root: Path) -> Found:
+        """What is in `root`: the folder that the archives unpack into, or one that holds it."""
+        ...
+
+    def load(self, recording: Recording) -> Loaded:
+        """Reads one recording."""
+        ...
+
+
+def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loaded:
+    """Sorted notes and audio of a recording, if they can belong together.
+
+    Raises:
+        UserError: no notes; a note that is out of range or does not end after it begins; audio that ends more
+            than a second before its last note does.
+    """
+    if not notes:
+        raise UserError(f"{recording.id}: no notes; leave it out with --skip_bad")
+    for note in notes:
+        times = note.onset, note.offset
+        if not (all(map(math.isfinite, times)) and 0 <= note.onset < note.offset):
+            raise UserError(
+                f"{recording.id}: a note from {note.onset} to {note.offset} s; leave it out with --skip_bad"
+            )
+        if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127 and 1 <= note.velocity <= 127):
+            raise UserError(f"{recording.id}: {note} is out of range; leave it out with --skip_bad")
+    seconds, last = len(audio) / 16000, max(note.offset for note in notes)
+    if seconds + MAX_MISSING_SECONDS < last:
+        raise UserError(
+            f"{recording.id}: {seconds:.2f} s of audio for labels up to {last:.2f} s; leave it out with --skip_bad"
+        )
+    return Loaded(sorted(notes, key=lambda note: (note.onset, note.is_drum, note.program, note.pitch)), audio)
+
+
+def folder_with(root: Path, names: Iterable[str], what: str) -> Path:
+    """`root`, or the one folder directly in it, that holds all `names`; a UserError that says what is missing."""
+    wanted = list(names)
+    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())) if root.is_dir() else ():
+        if all((folder / name).exists() for name in wanted):
+            return folder
+    missing = ", ".join(wanted)
+    raise UserError(f"{root} does not hold {what}: {missing} not found in it or in a folder of it")
