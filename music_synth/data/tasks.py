@@ -13,7 +13,7 @@ from pathlib import Path
 
 from music_synth.data import preprocessors
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.datasets import synthetic
+from music_synth.data.datasets import builder, synthetic
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import notes_from_array
 from music_synth.data.quiet_tensorflow import seqio, tf, tfds
@@ -22,6 +22,7 @@ from music_synth.midi.tokenizer import Tokenizer
 
 NO_CONTEXT = "_nocontext"  # suffix of the task without context
 SPLITS = ("train", "validation", "test")
+MEGA = ("maestro", "slakh", "cerberus4", "guitarset", "musicnet", "urmp")  # the mixture of the published models
 MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probability proportional to n^0.3
 SHUFFLE_RECORDS = 32  # buffer of whole pieces, 10 MB for five minutes of each
 SHUFFLE_WINDOWS = 512  # buffer of windows, up to 134 MB; a block gives about eight neighbors
@@ -42,10 +43,20 @@ class DataSet:
     """A data set of this package."""
 
     version: str  # of its tfds builder
-    build: Callable[[str, Path], tfds.core.DatasetBuilder]  # (configuration or "", data_dir); builds what is missing
+    build: Callable[[str, Path], tfds.core.DatasetBuilder]  # (configuration or "", data_dir); builds what it can
+    trim: bool = False  # cut overlapping notes of one pitch in training
 
 
-DATA_SETS = {"synthetic": DataSet(str(synthetic.Synthetic.VERSION), build_synthetic)}
+def open_corpus(name: str, config: str, data_dir: Path) -> tfds.core.DatasetBuilder:
+    if config:
+        raise UserError(f"{name} comes in one size: leave out {config!r}")
+    return builder.open_built(name, data_dir)
+
+
+DATA_SETS = {"synthetic": DataSet(str(synthetic.Synthetic.VERSION), build_synthetic)} | {
+    name: DataSet(builder.VERSION, functools.partial(open_corpus, name), builder.corpus(name).trim)
+    for name in builder.CORPORA
+}
 
 
 def build(name: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder:
@@ -99,16 +110,32 @@ def register_tasks(
       The names of the tasks.
     """
     registered = []
+    folder = Path(data_dir or default_data_dir())
     for name in DATA_SETS if names is None else names:
         data_set, _, config = name.partition(":")
         source = RecordSource(
             tfds_name="/".join([data_set, *config.replace("_", "-").split()]) + f":{DATA_SETS[data_set].version}",
-            tfds_data_dir=str(data_dir or default_data_dir()),
-            splits=SPLITS,
+            tfds_data_dir=str(folder),
+            splits=splits_of(data_set, folder),
             read_only=True,
         )
-        registered += register_data_set(name, source, tokenizer, empty_context=empty_context, on_skip=on_skip)
+        registered += register_data_set(
+            name, source, tokenizer, empty_context=empty_context, trim=DATA_SETS[data_set].trim, on_skip=on_skip
+        )
+    for suffix in ("", NO_CONTEXT):
+        members = [name + suffix for name in MEGA]
+        if set(members) <= set(registered):
+            register_mixture("mega" + suffix, members)
+            registered.append("mega" + suffix)
     return registered
+
+
+def splits_of(data_set: str, data_dir: Path) -> tuple[str, ...]:
+    """The splits of a data set: those that were built, or all if nothing was."""
+    if data_set not in builder.CORPORA:
+        return SPLITS
+    made = builder.builder_class(data_set)(data_dir=str(data_dir))
+    return tuple(split for split in SPLITS if split in (made.info.splits or SPLITS))
 
 
 class RecordSource(seqio.TfdsDataSource):
@@ -228,9 +255,18 @@ def find(name: str, context: bool = True) -> Provider:
     if name not in names:
         raise UserError(f"no task or mixture {name!r}: choose from {', '.join(names)}, or a prepared folder")
     provider = seqio.get_mixture_or_task(name)
+    check_built(provider)
     if context and "targets_context" not in provider.output_features:
         raise UserError(f"task {name!r} has no context: set Feed.context = False, or choose another task")
     return provider
+
+
+def check_built(provider: Provider) -> None:
+    """UserError where a task of `provider` is about a corpus that was not built."""
+    for task in seqio.get_subtasks(provider):
+        name = data_set_of(task.name)
+        if name in builder.CORPORA and isinstance(task.source, seqio.TfdsDataSource):
+            builder.open_built(name, Path(task.source.tfds_dataset.data_dir or default_data_dir()))
 
 
 def use_cache(provider: Provider, cache_dir: str | Path) -> None:

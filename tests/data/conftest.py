@@ -61,7 +61,7 @@ def made() -> dict[str, list[Piece]]:
 @pytest.fixture(scope="session")
 def made_data_dir(made, tmp_path_factory):
     """The same pieces as a tfds data set "made", built in the folder that is returned."""
-    from music_synth.data.datasets.synthetic import note_sequence
+    from music_synth.data.datasets.record import note_sequence
     from music_synth.data.quiet_tensorflow import tfds
 
     class Made(tfds.core.GeneratorBasedBuilder):

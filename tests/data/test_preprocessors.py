@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from music_synth.data import preprocessors
-from music_synth.data.datasets.synthetic import note_sequence
+from music_synth.data.datasets.record import note_sequence
 from music_synth.data.examples import cut_window
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf

@@ -15,23 +15,20 @@ import io
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.data import quiet_tensorflow  # noqa: F401  before tfds loads TensorFlow
 from music_synth.data.data_dir import default_data_dir
+from music_synth.data.datasets import record
 from music_synth.data.synthetic import SPLITS, make_pieces, plan_split
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 
 DEFAULT_MINUTES = 40
-MAX_AMPLITUDE = 32768  # audio is stored as round(32768 * sample), 16 bits
 
 
 @dataclasses.dataclass
@@ -58,8 +55,7 @@ class SyntheticConfig(tfds.core.BuilderConfig):
 class Synthetic(tfds.core.GeneratorBasedBuilder):
     """Pieces for piano, guitar, strings, winds, bands and mixed ensembles, composed and rendered by program.
 
-    Records: `id`; `audio`, 16-bit, 16 kHz, mono; `sequence`, a serialized NoteSequence whose notes sound as long
-    as the pedal lets them; `programs`, the General MIDI programs heard besides drums, ascending.
+    Records are those of `record.features`.
     """
 
     VERSION = tfds.core.Version("1.0.0")  # raise it when the composer, its sound or the record change
@@ -72,17 +68,8 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         return super().get_builder_config(name, version) or SyntheticConfig.from_name(name)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "id": tfds.features.Text(),
-            # As bytes: tfds.features.Audio would store every sample as an integer of up to ten bytes.
-            "audio": tfds.features.Tensor(
-                shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES, doc=f"{SAMPLE_RATE} Hz, mono"
-            ),
-            "sequence": tfds.features.Tensor(shape=(), dtype=np.bytes_),
-            "programs": tfds.features.Tensor(shape=(None,), dtype=np.int64),
-        }
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features), description=type(self).__doc__, disable_shuffling=True
+            features=record.features(), description=type(self).__doc__, disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -93,39 +80,9 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         specs = plan_split(split, config.minutes, config.seed)
         workers = min(4, os.cpu_count() or 1)
         for index, (spec, midi, audio) in enumerate(make_pieces(specs, workers)):
-            samples = np.clip(np.round(audio * MAX_AMPLITUDE), -MAX_AMPLITUDE, MAX_AMPLITUDE - 1)
-            notes = read_midi(midi)
-            yield (
-                index,
-                {
-                    "id": spec.id,
-                    "audio": samples.astype(np.int16),
-                    "sequence": note_sequence(spec.id, notes),
-                    "programs": np.array(sorted({n.program for n in notes if not n.is_drum}), np.int64),
-                },
-            )
+            yield index, record.make_record(spec.id, read_midi(midi), audio)
             if self.bar is not None:
                 self.bar.update()
-
-
-def note_sequence(name: str, notes: list) -> bytes:
-    """Notes as a serialized NoteSequence: the same numbers, in the same order."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one of its imports looks for ffmpeg, which nobody needs here
-        from note_seq.protobuf import music_pb2  # 3 seconds
-
-    sequence = music_pb2.NoteSequence(id=name, total_time=max(note.offset for note in notes))
-    for note in notes:
-        sequence.notes.add(
-            pitch=note.pitch,
-            velocity=note.velocity,
-            program=note.program,
-            start_time=note.onset,
-            end_time=note.offset,
-            is_drum=note.is_drum,
-            instrument=note.instrument,
-        )
-    return sequence.SerializeToString(deterministic=True)
 
 
 def prepare(

@@ -1,0 +1,61 @@
+"""The record that every data set of this package stores: id, audio, notes, programs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.midi.notes import Note
+
+MAX_AMPLITUDE = 32768  # audio is stored as round(32768 * sample), 16 bits
+
+
+def features() -> tfds.features.FeaturesDict:
+    """`id`; `audio`, 16-bit, 16 kHz, mono; `sequence`, a serialized NoteSequence whose notes last as long as the
+    pedal lets them sound; `programs`, the General MIDI programs heard besides drums, ascending."""
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            # As bytes: tfds.features.Audio would store every sample as an integer of up to ten bytes.
+            "audio": tfds.features.Tensor(
+                shape=(None,), dtype=np.int16, encoding=tfds.features.Encoding.BYTES, doc=f"{SAMPLE_RATE} Hz, mono"
+            ),
+            "sequence": tfds.features.Tensor(shape=(), dtype=np.bytes_),
+            "programs": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+        }
+    )
+
+
+def make_record(name: str, notes: Sequence[Note], audio: np.ndarray) -> dict:
+    """A record of notes and audio, float [S] in [-1, 1] at 16 kHz."""
+    samples = np.clip(np.round(audio * MAX_AMPLITUDE), -MAX_AMPLITUDE, MAX_AMPLITUDE - 1)
+    return {
+        "id": name,
+        "audio": samples.astype(np.int16),
+        "sequence": note_sequence(name, notes),
+        "programs": np.array(sorted({note.program for note in notes if not note.is_drum}), np.int64),
+    }
+
+
+def note_sequence(name: str, notes: Sequence[Note]) -> bytes:
+    """Notes as a serialized NoteSequence: the same numbers, in the same order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one of its imports looks for ffmpeg, which nobody needs here
+        from note_seq.protobuf import music_pb2  # 3 seconds
+
+    sequence = music_pb2.NoteSequence(id=name, total_time=max(note.offset for note in notes))
+    for note in notes:
+        sequence.notes.add(
+            pitch=note.pitch,
+            velocity=note.velocity,
+            program=note.program,
+            start_time=note.onset,
+            end_time=note.offset,
+            is_drum=note.is_drum,
+            instrument=note.instrument,
+        )
+    return sequence.SerializeToString(deterministic=True)
