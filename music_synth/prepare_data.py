@@ -1,7 +1,10 @@
-"""Prepares a data set: `python -m music_synth.prepare_data synthetic --out FOLDER`, then train on FOLDER.
+"""Prepares a data set, and says what to train on:
 
-Builds what is not there yet; then writes a folder of prepared arrays, which trains without TensorFlow, or seqio's
-offline cache, or both.
+    python -m music_synth.prepare_data maestro --source maestro-v3.0.0.zip
+    python -m music_synth.prepare_data synthetic --out FOLDER
+
+Builds what is not there yet, from what you downloaded; then, if asked, writes a folder of prepared arrays, which trains
+without TensorFlow, or seqio's offline cache, or both.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -19,6 +23,9 @@ from music_synth.data.examples import Piece
 from music_synth.data.prepared import check_target, write_folder
 from music_synth.errors import UserError
 
+if TYPE_CHECKING:
+    from music_synth.data.datasets.corpus import Found
+
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser(
@@ -26,16 +33,23 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "task",
-        help='name of the data set: "synthetic", or "synthetic:5min" for 5 minutes of it; for the'
-        ' cache of the task without context "synthetic_nocontext"',
+        help='name of the data set: "maestro", "slakh", ...; "synthetic", or "synthetic:5min" for 5 minutes of it;'
+        ' for the cache of a task without context "maestro_nocontext"',
     )
+    parser.add_argument(
+        "--source", type=Path, help="what you downloaded: the archive, a folder of archives, or the unpacked folder"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="only list what is there and what is missing")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out what is missing or damaged, and list it")
+    parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
     parser.add_argument("--out", type=Path, help="folder of prepared arrays to write; it must not exist yet")
     parser.add_argument("--cache", type=Path, help="folder in which to write seqio's offline cache of the task")
     parser.add_argument("--data_dir", type=Path, help="where data sets live (default: data/ of the checkout)")
-    parser.add_argument("--beam_options", default="", help="for the cache: options of Apache Beam, by commas")
+    parser.add_argument("--beam_runner", help="Apache Beam's runner, for the build and the cache: FlinkRunner, ...")
+    parser.add_argument("--beam_options", default="", help="options of Apache Beam, by commas")
     flags = parser.parse_args(argv)
-    if flags.out is None and flags.cache is None:
-        parser.error("nothing to do: name an --out folder, or a --cache")
+    if flags.workers is not None and flags.workers < 1:
+        parser.error(f"--workers {flags.workers}: must be at least 1")
     return flags
 
 
@@ -48,28 +62,58 @@ def main(argv: list[str]) -> None:
         check_target(flags.out)
     try:
         from music_synth.data import tasks
+        from music_synth.data.data_dir import default_data_dir
+        from music_synth.data.datasets import builder, reading
     except ImportError as error:
         raise UserError(f"{error}: data sets are built with pip install 'music_synth[data]'") from error
     data_set = tasks.data_set_of(flags.task)
-    builder = tasks.build(data_set, flags.data_dir)
+    beam_options = [option for option in flags.beam_options.split(",") if option]
+    beam_options += [f"--runner={flags.beam_runner}"] if flags.beam_runner else []
+    if data_set in reading.CORPORA:
+        folder = Path(flags.data_dir or default_data_dir())
+        if flags.dry_run or not builder.is_built(data_set, folder):
+            source = flags.source or folder / "downloads" / "manual" / data_set  # tfds's place for what users bring
+            found = builder.scan(data_set, source, folder / "downloads" / "extracted" / data_set)
+            print(summary(data_set, found))
+            if flags.dry_run:
+                return
+            beam = beam_options if flags.beam_runner else None
+            builder.build(data_set, found, folder, skip_bad=flags.skip_bad, workers=flags.workers, beam_options=beam)
+        print(f"{data_set} is built: train on it with --gin.TASK={data_set}")
+    elif flags.source is not None or flags.dry_run:
+        raise UserError(f"{flags.task} needs no download: leave out --source and --dry_run")
+    elif flags.out is None and flags.cache is None:
+        raise UserError("nothing to do: name an --out folder, or a --cache")
+    made = tasks.build(data_set, flags.data_dir)
     tasks.register_tasks(names=[data_set], data_dir=flags.data_dir)
     if flags.out is not None:
-        pieces = {split: tasks.pieces(tasks.find(data_set), split) for split in tasks.SPLITS}
-        total = sum(builder.info.splits[split].num_examples for split in tasks.SPLITS)
+        pieces = {split: tasks.pieces(tasks.find(data_set), split) for split in made.info.splits}
+        total = sum(split.num_examples for split in made.info.splits.values())
         with tqdm(desc=f"preparing {data_set}", total=total, unit="piece") as bar:
             shown = {split: counted(pieces[split], bar) for split in pieces}
-            write_folder(flags.out, shown, data_set, str(builder.info.version))
+            write_folder(flags.out, shown, data_set, str(made.info.version))
         print(f"{flags.out} is ready: train on it with --gin.TASK=\"'{flags.out}'\"")
     if flags.cache is not None:
         from music_synth.data.cache import write_cache
 
         print(f"caching {flags.task} in {flags.cache}", file=sys.stderr)
-        beam_options = [option for option in flags.beam_options.split(",") if option]
         write_cache([flags.task], flags.cache, flags.data_dir, beam_options)
         print(
             f"{flags.task} is cached: train on it with --gin.TASK=\"'{flags.task}'\""
             f" --gin.Feed.cache_dir=\"'{flags.cache}'\""
         )
+
+
+def summary(name: str, found: Found) -> str:
+    """What was found of a corpus and what is missing, for people."""
+    from music_synth.data.datasets.corpus import SPLITS
+
+    counts = {split: sum(item.split == split for item in found.recordings) for split in SPLITS}
+    size = sum(path.stat().st_size for path in {path for item in found.recordings for path in item.files})
+    lines = [f"{name}: {len(found.recordings)} recordings in {size / 1e9:.2f} GB of files"]
+    lines += [f"  {split}: {count}" for split, count in counts.items() if count]
+    lines += [f"  missing: {line}" for line in found.missing]
+    return "\n".join(lines)
 
 
 def check_writable(folder: Path) -> None:

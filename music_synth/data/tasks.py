@@ -13,7 +13,7 @@ from pathlib import Path
 
 from music_synth.data import preprocessors
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.datasets import builder, synthetic
+from music_synth.data.datasets import builder, reading, synthetic
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import notes_from_array
 from music_synth.data.quiet_tensorflow import seqio, tf, tfds
@@ -54,8 +54,8 @@ def open_corpus(name: str, config: str, data_dir: Path) -> tfds.core.DatasetBuil
 
 
 DATA_SETS = {"synthetic": DataSet(str(synthetic.Synthetic.VERSION), build_synthetic)} | {
-    name: DataSet(builder.VERSION, functools.partial(open_corpus, name), builder.corpus(name).trim)
-    for name in builder.CORPORA
+    name: DataSet(reading.VERSION, functools.partial(open_corpus, name), reading.corpus(name).trim)
+    for name in reading.CORPORA
 }
 
 
@@ -132,7 +132,7 @@ def register_tasks(
 
 def splits_of(data_set: str, data_dir: Path) -> tuple[str, ...]:
     """The splits of a data set: those that were built, or all if nothing was."""
-    if data_set not in builder.CORPORA:
+    if data_set not in reading.CORPORA:
         return SPLITS
     made = builder.builder_class(data_set)(data_dir=str(data_dir))
     return tuple(split for split in SPLITS if split in (made.info.splits or SPLITS))
@@ -265,7 +265,7 @@ def check_built(provider: Provider) -> None:
     """UserError where a task of `provider` is about a corpus that was not built."""
     for task in seqio.get_subtasks(provider):
         name = data_set_of(task.name)
-        if name in builder.CORPORA and isinstance(task.source, seqio.TfdsDataSource):
+        if name in reading.CORPORA and isinstance(task.source, seqio.TfdsDataSource):
             builder.open_built(name, Path(task.source.tfds_dataset.data_dir or default_data_dir()))
 
 

@@ -12,21 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import importlib
 import io
-import multiprocessing
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from tqdm import tqdm
 
 from music_synth.data import quiet_tensorflow
 from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
@@ -36,24 +27,7 @@ with quiet_tensorflow.silent_stderr():
     import tensorflow_datasets as tfds
 
 from music_synth.data.datasets import record
-
-VERSION = "1.0.0"  # of all corpora; raise it when a reader or the record changes
-CORPORA = {  # name -> module and what it is called there
-    "maestro": "maestro:CORPUS",
-    "slakh": "slakh:CORPUS",
-    "babyslakh": "slakh:BABY",
-    "cerberus4": "cerberus4:CORPUS",
-    "guitarset": "guitarset:CORPUS",
-    "musicnet": "musicnet:CORPUS",
-    "musicnet_em": "musicnet:EM",
-    "urmp": "urmp:CORPUS",
-}
-
-
-@functools.cache
-def corpus(name: str) -> Corpus:
-    module, attribute = CORPORA[name].split(":")
-    return getattr(importlib.import_module(f"music_synth.data.datasets.{module}"), attribute)
+from music_synth.data.datasets.reading import VERSION, Job, corpus, fingerprint, load_all, note_bad
 
 
 class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -77,69 +51,35 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str):
         numbered = [(i, item) for i, item in enumerate(self.job.recordings) if item.split == split]
         if not self.job.beam:
-            return self.job.stored(numbered)
+            return (stored(self.job, number, item) for number, item in numbered if self.job.file(number).exists())
         import apache_beam as beam
 
-        return beam.Create(numbered) | beam.FlatMap(self.job.load_and_read)
+        return beam.Create(numbered) | beam.FlatMap(functools.partial(load_and_store, self.job))
 
 
 @functools.cache
 def builder_class(name: str) -> type[CorpusBuilder]:
     """The builder of a corpus; tfds takes its name from the class's."""
-    return type(name.title().replace("_", ""), (CorpusBuilder,), {"corpus": corpus(name), "name": name})
+    return type(
+        name.title().replace("_", ""), (CorpusBuilder,), {"corpus": corpus(name), "name": name, "__module__": __name__}
+    )
 
 
-@dataclass(frozen=True)
-class Job:
-    """The recordings to build and the folder where each is kept as soon as it is done."""
-
-    name: str
-    recordings: tuple[Recording, ...]
-    folder: Path
-    skip_bad: bool
-    beam: bool
-
-    def file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.npz"
-
-    def load(self, number: int) -> str | None:
-        """Makes the file of a recording, if it is not there yet; the complaint about a bad one."""
-        path, item = self.file(number), self.recordings[number]
-        if path.exists():
-            return None
-        try:
-            notes, audio = corpus(self.name).load(item)
-        except UserError as error:
-            return str(error)
-        except Exception as error:  # a reader met what nobody foresaw: say where
-            return f"{item.id}: {type(error).__name__}: {error}"
-        made = record.make_record(item.id, notes, audio)
-        made["sequence"] = np.frombuffer(made["sequence"], np.uint8)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            np.savez(part, **made)
-        os.replace(part.name, path)
-        return None
-
-    def read(self, number: int) -> dict:
-        with np.load(self.file(number)) as arrays:
-            made = dict(arrays)
-        return made | {"id": str(made["id"]), "sequence": made["sequence"].tobytes()}
-
-    def stored(self, numbered: Iterable[tuple[int, Recording]]) -> Iterator[tuple[int, dict]]:
-        return ((number, self.read(number)) for number, _ in numbered if self.file(number).exists())
-
-    def load_and_read(self, numbered: tuple[int, Recording]) -> list[tuple[int, dict]]:
-        complaint = self.load(numbered[0])
-        if complaint is None:
-            return [(numbered[0], self.read(numbered[0]))]
-        note_bad(self.folder, numbered[0], complaint)
-        if not self.skip_bad:
-            raise ValueError(complaint)
-        return []
+def stored(job: Job, number: int, item: Recording) -> tuple[int, dict]:
+    """Key and record of a recording that was read."""
+    return number, record.make_record(item.id, *job.read(number))
 
 
-def note_bad(folder: Path, number: int, complaint: str) -> None:
-    (folder / f"{number:06d}.bad").write_text(complaint)
+def load_and_store(job: Job, numbered: tuple[int, Recording]) -> list[tuple[int, dict]]:
+    """What a Beam worker does: none where the recording is bad and may be."""
+    number, item = numbered
+    complaint = job.load(number)
+    if complaint is None:
+        return [stored(job, number, item)]
+    note_bad(job.folder, number, complaint)
+    if not job.skip_bad:
+        raise ValueError(complaint)
+    return []
 
 
 def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Found:
@@ -147,6 +87,10 @@ def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Fou
     from music_synth.data.datasets.archives import unpacked
 
     return corpus(name).find(unpacked(source, corpus(name).archives, unpack_to, progress))
+
+
+def is_built(name: str, data_dir: Path) -> bool:
+    return builder_class(name)(data_dir=os.fspath(data_dir)).data_path.exists()
 
 
 def open_built(name: str, data_dir: Path) -> CorpusBuilder:
@@ -213,41 +157,6 @@ def build(
             say(f"  {line}")
     shutil.rmtree(folder, ignore_errors=True)
     return made
-
-
-def fingerprint(recordings: Sequence[Recording]) -> str:
-    """Changes with the recordings and the sizes of their files, so that a resumed build never mixes two sources."""
-    digest = hashlib.sha256(VERSION.encode())
-    for item in recordings:
-        sizes = [(path.name, path.stat().st_size) for path in item.files]
-        digest.update(repr((item.id, item.split, sizes)).encode())
-    return digest.hexdigest()[:12]
-
-
-def load_all(job: Job, workers: int, progress: bool) -> None:
-    """Makes the file of every recording, in `workers` processes. UserError at the first bad one, if they count."""
-    numbers = iter([n for n in range(len(job.recordings)) if not job.file(n).exists()])
-    done = sum(job.file(n).exists() for n in range(len(job.recordings)))
-    # Spawned, not forked: this process has threads of TensorFlow.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)
-    pending: dict = {}
-    try:
-        with bar:
-            while True:
-                while len(pending) < 2 * workers and (number := next(numbers, None)) is not None:
-                    pending[pool.submit(job.load, number)] = number
-                if not pending:
-                    return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    number, complaint = pending.pop(future), future.result()
-                    if complaint is not None:
-                        note_bad(job.folder, number, complaint)
-                        if not job.skip_bad:
-                            raise UserError(f"{complaint} (--skip_bad goes on without such items)")
-                    bar.update()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
