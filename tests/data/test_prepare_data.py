@@ -42,6 +42,9 @@ def test_embedded_data_set_is_built_and_prepared(tmp_path):
     "argv, message",
     [
         (["synthetic"], "nothing to do"),
+        (["synthetic", "--dry_run"], "needs no download"),
+        (["maestro", "--source", "FULL/nothing"], "no file or folder"),
+        (["maestro", "--workers", "0"], "--workers 0"),
         ([], "required: task"),
         (["nonsense", "--out", "OUT"], "unknown data set 'nonsense': choose from synthetic"),
         (["synthetic:huge", "--out", "OUT"], "synthetic:5min"),

@@ -26,8 +26,10 @@ def test_importing_registers_nothing():
 
 
 def test_tasks_have_the_agreed_features():
-    assert tasks.register_tasks() == ["synthetic", "synthetic_nocontext"]
-    assert tasks.register_tasks(Tokenizer(velocity_bins=127)) == ["synthetic", "synthetic_nocontext"]  # anew
+    names = tasks.register_tasks()
+    assert names[:2] == ["synthetic", "synthetic_nocontext"] and names[-2:] == ["mega", "mega_nocontext"]
+    assert len(names) == 2 * (len(tasks.DATA_SETS) + 1)
+    assert tasks.register_tasks(Tokenizer(velocity_bins=127)) == names  # anew
     task, without = tasks.find("synthetic"), tasks.find("synthetic", context=False)
     assert without.name == "synthetic_nocontext"
     assert set(task.output_features) == {"inputs", "targets", "targets_context"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -176,6 +177,11 @@ def _gathering(made: CorpusBuilder, job: Job) -> Iterator[None]:
     finally:
         made.job = None
         tfds.enable_progress_bar()
+        parent = Path(made.data_path).parent
+        for part in parent.glob("*incomplete*"):  # which tfds leaves when Beam fails
+            shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it goes only when it is empty
+            parent.rmdir()
 
 
 def _download_config(beam_options: Sequence[str] | None) -> tfds.download.DownloadConfig:
@@ -183,5 +189,6 @@ def _download_config(beam_options: Sequence[str] | None) -> tfds.download.Downlo
         return tfds.download.DownloadConfig()
     import apache_beam as beam
 
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what matters comes as an exception
     options = beam.options.pipeline_options.PipelineOptions(list(beam_options))
     return tfds.download.DownloadConfig(beam_options=options)

@@ -1,0 +1,185 @@
+"""From a download to records and batches, on a small MAESTRO in its real format."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from music_synth import prepare_data
+from music_synth.audio.mel import MIN_LOG_MEL, log_mel
+from music_synth.data import tasks
+from music_synth.data.datasets import archives, builder, reading
+from music_synth.data.feed import open_feed
+from music_synth.errors import UserError
+from music_synth.midi.notes import Note, midi_bytes
+from music_synth.midi.tokenizer import Events, Tokenizer
+from tests.data.datasets.raw_maestro import write_maestro
+
+SECONDS = 13
+
+
+def a_piece(seed):
+    """Notes over 12 seconds, some across the borders of segments, and noise that swells with them."""
+    rng = np.random.default_rng(seed)
+    notes = [Note(int(rng.integers(40, 80)), 80, 0, 0.3 * i, 0.3 * i + 1.0) for i in range(36)]
+    audio = 0.1 * rng.normal(size=16000 * SECONDS) * np.linspace(0.1, 1.0, 16000 * SECONDS)
+    return midi_bytes(notes), audio.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The archive as it is downloaded: two pieces for training, one each for validation and test."""
+    folder = tmp_path_factory.mktemp("download")
+    root = write_maestro(folder, [a_piece(seed) for seed in range(4)])
+    return Path(shutil.make_archive(str(folder / root.name), "zip", folder, root.name))
+
+
+@pytest.fixture(scope="module")
+def data_dir(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare_data.main(["maestro", "--source", str(source), "--data_dir", str(folder), "--workers", "1"])
+    return folder
+
+
+def scanned(source, folder):
+    return builder.scan("maestro", source, folder / "extracted", progress=False)
+
+
+def records(made):
+    """id -> (audio, NoteSequence) of each split of a tfds data set."""
+    splits = {split: made.as_dataset(split=split).as_numpy_iterator() for split in made.info.splits}
+    return {split: {r["id"]: (r["audio"].tobytes(), r["sequence"]) for r in found} for split, found in splits.items()}
+
+
+def test_records_are_what_the_reader_loads(source, data_dir, tmp_path):
+    made = builder.open_built("maestro", data_dir)
+    found = scanned(source, tmp_path)
+    assert {s: made.info.splits[s].num_examples for s in made.info.splits} == {"train": 2, "validation": 1, "test": 1}
+    tasks.register_tasks(names=["maestro"], data_dir=data_dir)
+    pieces = {piece.id: piece for split in tasks.SPLITS for piece in tasks.pieces(tasks.find("maestro"), split)}
+    assert set(pieces) == {item.id for item in found.recordings}
+    for item in found.recordings:
+        notes, audio = reading.corpus("maestro").load(item)
+        assert pieces[item.id].notes == notes
+        np.testing.assert_allclose(pieces[item.id].audio, audio, atol=0.6 / 32768)
+    assert not list(data_dir.glob(".maestro*"))  # nothing is left of the work
+
+
+def test_batches_hold_the_tokens_and_mel_of_the_piece(source, data_dir, tmp_path):
+    """Each window, with its context, is found in the piece and equals what its notes and audio give there."""
+    tokenizer = Tokenizer()
+    loaded = [reading.corpus("maestro").load(item) for item in scanned(source, tmp_path).recordings[:2]]
+    # In training what follows the end of a piece is silence.
+    mels = [np.pad(log_mel(np.round(a * 32768) / 32768, np), ((0, 256), (0, 0)), constant_values=MIN_LOG_MEL)
+            for _, a in loaded]  # fmt: skip
+    events = [Events.from_notes(notes) for notes, _ in loaded]
+    batch = next(open_feed("maestro", tokenizer, 8, data_dir=str(data_dir), empty_context=0.0).train_batches())
+    checked = 0
+    for tokens, mel, context, context_mask in zip(
+        *(batch[name] for name in ("note_tokens", "mel", "context_mel", "context_mask")), strict=True
+    ):
+        if not context_mask.all():
+            continue
+        distance = [[np.abs(whole[start] - mel[0]).max() for start in range(256, len(whole) - 256)] for whole in mels]
+        which = int(np.argmin([min(d) for d in distance]))
+        start = 256 + int(np.argmin(distance[which]))
+        np.testing.assert_allclose(mel, mels[which][start : start + 256], atol=4e-3)
+        np.testing.assert_allclose(context, mels[which][start - 256 : start], atol=4e-3)
+        np.testing.assert_array_equal(tokens[tokens > 0], tokenizer.encode_window(events[which], start, 256))
+        checked += 1
+    assert checked
+
+
+def test_a_second_run_builds_nothing(data_dir, capsys):
+    prepare_data.main(["maestro", "--source", "/nowhere", "--data_dir", str(data_dir)])
+    assert "maestro is built: train on it with --gin.TASK=maestro" in capsys.readouterr().out
+
+
+def test_dry_run_only_lists(source, tmp_path, capsys):
+    found = scanned(source, tmp_path)
+    folder = found.recordings[0].files[0].parents[1]
+    found.recordings[0].files[1].unlink()
+    prepare_data.main(["maestro", "--source", str(folder), "--data_dir", str(tmp_path / "data"), "--dry_run"])
+    told = capsys.readouterr().out
+    assert "maestro: 3 recordings" in told and "train: 1" in told and "missing: " in told
+    assert not (tmp_path / "data" / "maestro").exists()
+
+
+def test_beam_gives_the_same_records(source, data_dir, tmp_path):
+    made = builder.build("maestro", scanned(source, tmp_path), tmp_path, beam_options=["--runner=DirectRunner"])
+    assert records(made) == records(builder.open_built("maestro", data_dir))
+
+
+def spoil(found):
+    """Cuts the audio of the first recording to half a file."""
+    wav = next(path for path in found.recordings[0].files if path.suffix == ".wav")
+    wav.write_bytes(wav.read_bytes()[:100])
+
+
+def test_a_bad_recording_stops_the_build_and_the_next_run_goes_on(source, data_dir, tmp_path, monkeypatch):
+    found = scanned(source, tmp_path)
+    whole = next(path for path in found.recordings[0].files if path.suffix == ".wav")
+    kept = whole.read_bytes()
+    # Same size, so that the next try is about the same download.
+    whole.write_bytes(b"RIFF" + b"\0" * (len(kept) - 4))
+    with pytest.raises(UserError, match=f"{found.recordings[0].id}.*--skip_bad"):
+        builder.build("maestro", found, tmp_path, workers=1, progress=False)
+    assert not (tmp_path / "maestro").exists()
+    (work,) = tmp_path.glob(".maestro-*")
+    done = {path.name: path.stat().st_mtime_ns for path in work.glob("*.npz")}
+    whole.write_bytes(kept)
+    job = reading.Job("maestro", tuple(found.recordings), work, False, False)
+    reading.load_all(job, 1, progress=False)
+    assert len(list(work.glob("*.npz"))) == 4
+    assert all((work / name).stat().st_mtime_ns == time for name, time in done.items())  # not read again
+    made = builder.build("maestro", found, tmp_path, workers=1, progress=False)
+    assert records(made) == records(builder.open_built("maestro", data_dir))
+
+
+@pytest.mark.parametrize("beam_options", [None, ["--runner=DirectRunner"]])
+def test_skip_bad_goes_on_and_lists_what_it_left_out(source, tmp_path, beam_options):
+    found = scanned(source, tmp_path)
+    spoil(found)
+    said = []
+    made = builder.build(
+        "maestro", found, tmp_path, skip_bad=True, workers=1, beam_options=beam_options, progress=False, say=said.append
+    )
+    assert made.info.splits["train"].num_examples == 1
+    assert said[0] == "1 items of maestro were left out:" and found.recordings[0].id in said[1]
+
+
+def test_beam_reports_a_bad_recording_in_one_line(source, tmp_path):
+    found = scanned(source, tmp_path)
+    spoil(found)
+    with pytest.raises(UserError) as told:
+        builder.build("maestro", found, tmp_path, beam_options=["--runner=DirectRunner"], progress=False)
+    assert found.recordings[0].id in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "maestro").exists()
+
+
+def test_missing_recordings_stop_the_build(source, tmp_path):
+    found = scanned(source, tmp_path)
+    with pytest.raises(UserError, match="1 items of maestro are missing, the first: a piece"):
+        builder.build("maestro", found._replace(missing=["a piece"]), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "suffix", "outside"])
+def test_archives_that_cannot_be_unpacked(source, tmp_path, kind):
+    path = tmp_path / ("music.rar" if kind == "suffix" else "music.zip")
+    data = source.read_bytes()
+    path.write_bytes({"cut": data[: len(data) // 2], "text": b"no archive", "suffix": data}.get(kind, b""))
+    if kind == "outside":
+        import zipfile
+
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("../evil", "x")
+    with pytest.raises(UserError, match=r"music.*(damaged|no archive)"):
+        archives.unpack(path, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_what_was_not_built_is_named(tmp_path):
+    tasks.register_tasks(names=["guitarset"], data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"guitarset is not in .*prepare_data guitarset --source PATH"):
+        open_feed("guitarset", Tokenizer(), 2, data_dir=str(tmp_path))
