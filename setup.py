@@ -35,6 +35,7 @@ EXTRAS = {
         "seqio>=0.0.20",
         "note-seq>=0.0.5",
         "apache-beam>=2.69",
+        "pyyaml>=6.0",
         "google-crc32c>=1.5",  # without it Beam cannot write TFRecords
         "sentencepiece<0.2.2",  # 0.2.2 registers a protobuf file that clashes with the one of seqio
     ],
