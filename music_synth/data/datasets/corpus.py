@@ -7,8 +7,9 @@ quick and reads only what lists the recordings; loading does the work, one recor
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -60,6 +61,17 @@ class Corpus(Protocol):
     def load(self, recording: Recording) -> Loaded:
         """Reads one recording."""
         ...
+
+
+@contextlib.contextmanager
+def naming(recording: Recording) -> Iterator[None]:
+    """Says in errors of its files which recording they are about, and what to do."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(f"{recording.id}: "):
+            raise
+        raise UserError(f"{recording.id}: {error}; unpack it again, or leave it out with --skip_bad") from error
 
 
 def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loaded:

@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Found, Loaded, Recording, check
+from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
@@ -76,7 +76,8 @@ class GuitarSet:
 
     def load(self, recording: Recording) -> Loaded:
         labels, audio = recording.files
-        return check(recording, _notes(recording.id, labels), read_audio(audio))
+        with naming(recording):
+            return check(recording, _notes(recording.id, labels), read_audio(audio))
 
 
 CORPUS = GuitarSet()

@@ -24,12 +24,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with
+from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 
@@ -77,7 +76,7 @@ class Maestro:
     def load(self, recording: Recording) -> Loaded:
         """Notes as long as the sustain pedal lets them sound, and audio. UserError: see `read_midi`, `read_audio`."""
         midi, audio = recording.files
-        with _naming(recording):
+        with naming(recording):
             return check(recording, read_midi(midi), read_audio(audio))
 
     def _list(self, root: Path) -> Path:
@@ -119,14 +118,3 @@ def _records(table: dict[str, dict[str, object]]) -> list[dict[str, object]]:
     """Records of a table that is stored by columns. Its rows are numbered from "0"."""
     rows = sorted({row for column in table.values() for row in column}, key=int)
     return [{name: column.get(row) for name, column in table.items()} for row in rows]
-
-
-@contextlib.contextmanager
-def _naming(recording: Recording) -> Iterator[None]:
-    """Says in errors of its files which recording they are about, and what to do."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(f"{recording.id}: "):
-            raise
-        raise UserError(f"{recording.id}: {error}; unpack it again, or leave it out with --skip_bad") from error

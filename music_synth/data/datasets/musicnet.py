@@ -32,16 +32,15 @@ What to know, and what we do:
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, folder_with
+from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
 
@@ -135,7 +134,7 @@ class MusicNet:
           UserError: labels or a MIDI file that cannot be read, an unknown instrument; else as `read_audio`, `check`.
         """
         audio, labels, *midi = recording.files
-        with _naming(recording):
+        with naming(recording):
             notes = _read_labels(labels)
             if midi:
                 notes = _with_known_programs(read_midi(midi[0]), notes)
@@ -205,14 +204,3 @@ def _with_known_programs(notes: Sequence[Note], labels: Sequence[Note]) -> list[
         return min(of_pitch[note.pitch], key=lambda label: abs(label.onset - note.onset)).program
 
     return [note._replace(program=program(note)) for note in notes]
-
-
-@contextlib.contextmanager
-def _naming(recording: Recording) -> Iterator[None]:
-    """Says in errors of its files which recording they are about, and what to do."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(f"{recording.id}: "):
-            raise
-        raise UserError(f"{recording.id}: {error}; unpack it again, or leave it out with --skip_bad") from error

@@ -66,7 +66,7 @@ class Job:
         except UserError as error:
             return str(error)
         except Exception as error:  # a reader met what nobody foresaw: say where
-            return f"{item.id}: {type(error).__name__}: {error}"
+            return f"{item.id}: {type(error).__name__}: {error}; leave it out with --skip_bad"
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             np.savez(part, notes=notes_to_array(notes), audio=audio)
         os.replace(part.name, path)
@@ -110,7 +110,7 @@ def load_all(job: Job, workers: int, progress: bool) -> None:
                     if complaint is not None:
                         note_bad(job.folder, number, complaint)
                         if not job.skip_bad:
-                            raise UserError(f"{complaint} (--skip_bad goes on without such items)")
+                            raise UserError(complaint)
                     bar.update()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -44,7 +44,7 @@ import numpy as np
 import yaml
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with
+from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, apply_sustain, parse_midi
 from music_synth.midi.tokenizer import SLAKH_PROGRAMS
@@ -180,11 +180,9 @@ def load_mix(mix: Mix) -> Loaded:
     audio = np.zeros(0, np.float32)
     for instrument, stem in enumerate(mix.stems):
         named = replace(mix, id=f"{mix.id}, stem {stem.name}")
-        try:
-            labels, sound = _notes(stem, instrument), read_audio(stem.audio)
-        except UserError as error:
-            raise UserError(f"{named.id}: {error}; leave it out with --skip_bad") from None
-        notes += check(named, labels, sound).notes
+        with naming(named):
+            sound = read_audio(stem.audio)
+            notes += check(named, _notes(stem, instrument), sound).notes
         audio = np.pad(audio, (0, max(0, len(sound) - len(audio))))
         audio[: len(sound)] += sound
     return check(mix, notes, audio)

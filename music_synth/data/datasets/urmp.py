@@ -32,7 +32,7 @@ import warnings
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Found, Loaded, Recording, check
+from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
@@ -73,9 +73,10 @@ class Urmp:
         audio, *parts = recording.files
         *_, codes = _parse(audio.parent)
         notes = []
-        for part, (path, code) in enumerate(zip(parts, codes, strict=True)):
-            notes += _notes(recording.id, path, PROGRAMS[code], part)
-        return check(recording, notes, read_audio(audio))
+        with naming(recording):
+            for part, (path, code) in enumerate(zip(parts, codes, strict=True)):
+                notes += _notes(recording.id, path, PROGRAMS[code], part)
+            return check(recording, notes, read_audio(audio))
 
 
 CORPUS = Urmp()
