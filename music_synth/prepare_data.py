@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         if flags.dry_run or not builder.is_built(data_set, folder):
             source = flags.source or folder / "downloads" / "manual" / data_set  # tfds's place for what users bring
             found = builder.scan(data_set, source, folder / "downloads" / "extracted" / data_set)
-            print(summary(data_set, found))
+            print(summary(data_set, found, measure=flags.dry_run))
             if flags.dry_run:
                 return
             beam = beam_options if flags.beam_runner else None
@@ -104,16 +104,26 @@ def main(argv: list[str]) -> None:
         )
 
 
-def summary(name: str, found: Found) -> str:
-    """What was found of a corpus and what is missing, for people."""
+def summary(name: str, found: Found, measure: bool) -> str:
+    """What was found of a corpus and what is missing, for people; with `measure` hours, notes and bad labels too."""
     from music_synth.data.datasets.corpus import SPLITS
+    from music_synth.data.datasets.reading import corpus, seconds
 
-    counts = {split: sum(item.split == split for item in found.recordings) for split in SPLITS}
-    size = sum(path.stat().st_size for path in {path for item in found.recordings for path in item.files})
-    lines = [f"{name}: {len(found.recordings)} recordings in {size / 1e9:.2f} GB of files"]
-    lines += [f"  {split}: {count}" for split, count in counts.items() if count]
+    lines, bad = [f"{name}: {len(found.recordings)} recordings"], []
+    for split in SPLITS:
+        items = [item for item in found.recordings if item.split == split]
+        hours, notes = 0.0, 0
+        for item in tqdm(items, desc=f"looking at {split}", unit="piece", leave=False, disable=not measure):
+            if measure:
+                try:
+                    hours += seconds(item) / 3600
+                    notes += len(corpus(name).labels(item))
+                except UserError as error:
+                    bad.append(str(error))
+        measured = f", {hours:.2f} hours, {notes:,} notes" if measure else ""
+        lines += [f"  {split}: {len(items)}{measured}"] if items else []
     lines += [f"  missing: {line}" for line in found.missing]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  bad: {line}" for line in bad)])
 
 
 def check_writable(folder: Path) -> None:

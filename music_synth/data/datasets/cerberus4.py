@@ -22,15 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from music_synth.data.datasets.corpus import Found, Loaded
-from music_synth.data.datasets.slakh import Mix, Song, Stem, load_mix, split_songs
+from music_synth.data.datasets.corpus import Found
+from music_synth.data.datasets.slakh import Mix, MixReader, Song, Stem, split_songs
 
 PROGRAMS = (32, None, 24, 0)  # bass, drums, guitar, piano: the first of each family of eight
 MAX_SUBSETS = 100  # of a song
 
 
 @dataclass(frozen=True)
-class Cerberus4:
+class Cerberus4(MixReader):
     """Cerberus4 out of a folder of Slakh2100. Raises as `Corpus` says."""
 
     name: str = "cerberus4"
@@ -47,9 +47,6 @@ class Cerberus4:
             for stems in quartets(song)
         ]
         return Found(mixes, missing)
-
-    def load(self, recording: Mix) -> Loaded:
-        return load_mix(recording)
 
 
 CORPUS = Cerberus4()

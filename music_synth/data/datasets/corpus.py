@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 class Corpus(Protocol):
-    """A reader. Both methods raise UserError whose message names the item and the way out."""
+    """A reader. Its methods raise UserError whose message names the item and the way out."""
 
     name: str  # "maestro", as in the name of its tasks
     title: str  # for people: "MAESTRO v3.0.0"
@@ -58,8 +58,12 @@ class Corpus(Protocol):
         """What is in `root`: the folder that the archives unpack into, or one that holds it."""
         ...
 
+    def labels(self, recording: Recording) -> list[Note]:
+        """The notes of a recording, without its audio."""
+        ...
+
     def load(self, recording: Recording) -> Loaded:
-        """Reads one recording."""
+        """Notes and audio of a recording, as of `check`."""
         ...
 
 

@@ -74,10 +74,13 @@ class GuitarSet:
                     missing.append(f"{excerpt}: no {audio} (from {archive})")
         return Found(recordings, missing)
 
-    def load(self, recording: Recording) -> Loaded:
-        labels, audio = recording.files
+    def labels(self, recording: Recording) -> list[Note]:
         with naming(recording):
-            return check(recording, _notes(recording.id, labels), read_audio(audio))
+            return _notes(recording.id, recording.files[0])
+
+    def load(self, recording: Recording) -> Loaded:
+        with naming(recording):
+            return check(recording, self.labels(recording), read_audio(recording.files[1]))
 
 
 CORPUS = GuitarSet()

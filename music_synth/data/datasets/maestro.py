@@ -30,7 +30,7 @@ from pathlib import Path
 from music_synth.audio.io import read_audio
 from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with, naming
 from music_synth.errors import UserError
-from music_synth.midi.notes import read_midi
+from music_synth.midi.notes import Note, read_midi
 
 COLUMNS = ("split", "midi_filename", "audio_filename")  # those that we need
 
@@ -73,11 +73,15 @@ class Maestro:
                 recordings.append(Recording(name, split, (path.parent / midi, path.parent / audio)))
         return Found(recordings, missing)
 
-    def load(self, recording: Recording) -> Loaded:
-        """Notes as long as the sustain pedal lets them sound, and audio. UserError: see `read_midi`, `read_audio`."""
-        midi, audio = recording.files
+    def labels(self, recording: Recording) -> list[Note]:
+        """Notes as long as the sustain pedal lets them sound. UserError: see `read_midi`."""
         with naming(recording):
-            return check(recording, read_midi(midi), read_audio(audio))
+            return read_midi(recording.files[0])
+
+    def load(self, recording: Recording) -> Loaded:
+        """Notes and audio. UserError: see `read_midi`, `read_audio`."""
+        with naming(recording):
+            return check(recording, self.labels(recording), read_audio(recording.files[1]))
 
     def _list(self, root: Path) -> Path:
         names = [f"maestro-v{self.version}.csv", f"maestro-v{self.version}.json"]

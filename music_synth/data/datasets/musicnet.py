@@ -127,18 +127,17 @@ class MusicNet:
                 recordings.append(Recording(id_, held_out.get(id_, "train"), files))
         return Found(recordings, missing)
 
-    def load(self, recording: Recording) -> Loaded:
-        """Notes and audio of one recording.
-
-        Raises:
-          UserError: labels or a MIDI file that cannot be read, an unknown instrument; else as `read_audio`, `check`.
-        """
-        audio, labels, *midi = recording.files
+    def labels(self, recording: Recording) -> list[Note]:
+        """Notes of one recording. UserError: labels or a MIDI file that cannot be read, an unknown instrument."""
+        _, labels, *midi = recording.files
         with naming(recording):
             notes = _read_labels(labels)
-            if midi:
-                notes = _with_known_programs(read_midi(midi[0]), notes)
-            return check(recording, notes, read_audio(audio))
+            return _with_known_programs(read_midi(midi[0]), notes) if midi else notes
+
+    def load(self, recording: Recording) -> Loaded:
+        """Notes and audio of one recording. UserError: as `labels`, `read_audio` and `check`."""
+        with naming(recording):
+            return check(recording, self.labels(recording), read_audio(recording.files[0]))
 
 
 CORPUS = MusicNet()

@@ -77,6 +77,20 @@ class Job:
             return Loaded(notes_from_array(arrays["notes"]), arrays["audio"])
 
 
+def seconds(recording: Recording) -> float:
+    """Length of a recording by the headers of its audio files, the longest of them. UserError if one has none."""
+    import soundfile
+
+    longest = 0.0
+    for path in recording.files:
+        if path.suffix in (".wav", ".flac"):
+            try:
+                longest = max(longest, soundfile.info(path).duration)
+            except (soundfile.LibsndfileError, OSError) as error:
+                raise UserError(f"{recording.id}: cannot read {path} as audio ({error})") from error
+    return longest
+
+
 def note_bad(folder: Path, number: int, complaint: str) -> None:
     (folder / f"{number:06d}.bad").write_text(complaint)
 

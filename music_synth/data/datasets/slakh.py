@@ -92,8 +92,37 @@ class Mix(Recording):
         return cls(name, song.split, tuple(files), stems)
 
 
+class MixReader:
+    """Reads a mix of stems: what the corpora made of Slakh have in common."""
+
+    def labels(self, recording: Mix) -> list[Note]:
+        """The notes of all its stems. UserError: a MIDI file cannot be read."""
+        notes: list[Note] = []
+        for instrument, stem in enumerate(recording.stems):
+            with naming(replace(recording, id=f"{recording.id}, stem {stem.name}")):
+                notes += _notes(stem, instrument)
+        return notes
+
+    def load(self, recording: Mix) -> Loaded:
+        """The notes of its stems, and their sum.
+
+        Raises:
+            UserError: a file is missing or cannot be read, or a stem's audio and labels cannot belong together.
+        """
+        notes: list[Note] = []
+        audio = np.zeros(0, np.float32)
+        for instrument, stem in enumerate(recording.stems):
+            named = replace(recording, id=f"{recording.id}, stem {stem.name}")
+            with naming(named):
+                sound = read_audio(stem.audio)
+                notes += check(named, _notes(stem, instrument), sound).notes
+            audio = np.pad(audio, (0, max(0, len(sound) - len(audio))))
+            audio[: len(sound)] += sound
+        return check(recording, notes, audio)
+
+
 @dataclass(frozen=True)
-class Slakh:
+class Slakh(MixReader):
     """Slakh2100 in folders of splits. Raises as `Corpus` says."""
 
     name: str = "slakh"
@@ -105,12 +134,9 @@ class Slakh:
     def find(self, root: Path) -> Found:
         return _mixes(*split_songs(root, self.title, self.bass_octave))
 
-    def load(self, recording: Mix) -> Loaded:
-        return load_mix(recording)
-
 
 @dataclass(frozen=True)
-class BabySlakh:
+class BabySlakh(MixReader):
     """The first 20 songs of Slakh2100 at 16 kHz. Raises as `Corpus` says."""
 
     name: str = "babyslakh"
@@ -126,9 +152,6 @@ class BabySlakh:
                 f"{folders[-1]} is not of {self.title}, which ends with {max(BABY_SPLIT)}; is it Slakh2100?"
             )
         return _mixes(*_songs(((BABY_SPLIT.get(path.name, "train"), path) for path in folders), self.bass_octave))
-
-    def load(self, recording: Mix) -> Loaded:
-        return load_mix(recording)
 
 
 CORPUS = Slakh()
@@ -168,24 +191,6 @@ def sub_mixes(song: Song) -> list[tuple[Stem, ...]]:
     while len(chosen) < wanted:
         chosen[tuple(sorted(rng.sample(range(count), rng.choice(sizes))))] = None
     return [tuple(song.stems[i] for i in subset) for subset in chosen]
-
-
-def load_mix(mix: Mix) -> Loaded:
-    """The notes of its stems, and their sum.
-
-    Raises:
-        UserError: a file is missing or cannot be read, or a stem's audio and labels cannot belong together.
-    """
-    notes: list[Note] = []
-    audio = np.zeros(0, np.float32)
-    for instrument, stem in enumerate(mix.stems):
-        named = replace(mix, id=f"{mix.id}, stem {stem.name}")
-        with naming(named):
-            sound = read_audio(stem.audio)
-            notes += check(named, _notes(stem, instrument), sound).notes
-        audio = np.pad(audio, (0, max(0, len(sound) - len(audio))))
-        audio[: len(sound)] += sound
-    return check(mix, notes, audio)
 
 
 def _notes(stem: Stem, instrument: int) -> list[Note]:

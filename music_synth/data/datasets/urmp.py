@@ -69,14 +69,18 @@ class Urmp:
                 recordings.append(Recording(folder.name, split, tuple(files)))
         return Found(recordings, missing)
 
-    def load(self, recording: Recording) -> Loaded:
+    def labels(self, recording: Recording) -> list[Note]:
         audio, *parts = recording.files
         *_, codes = _parse(audio.parent)
         notes = []
         with naming(recording):
             for part, (path, code) in enumerate(zip(parts, codes, strict=True)):
                 notes += _notes(recording.id, path, PROGRAMS[code], part)
-            return check(recording, notes, read_audio(audio))
+        return notes
+
+    def load(self, recording: Recording) -> Loaded:
+        with naming(recording):
+            return check(recording, self.labels(recording), read_audio(recording.files[0]))
 
 
 CORPUS = Urmp()

@@ -102,7 +102,8 @@ def test_dry_run_only_lists(source, tmp_path, capsys):
     found.recordings[0].files[1].unlink()
     prepare_data.main(["maestro", "--source", str(folder), "--data_dir", str(tmp_path / "data"), "--dry_run"])
     told = capsys.readouterr().out
-    assert "maestro: 3 recordings" in told and "train: 1" in told and "missing: " in told
+    assert "maestro: 3 recordings" in told and "missing: " in told
+    assert "train: 1, 0.00 hours, 36 notes" in told
     assert not (tmp_path / "data" / "maestro").exists()
 
 
