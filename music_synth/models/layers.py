@@ -66,7 +66,7 @@ class NetworkConfig:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
 
 
-def _partitioned(init, *axes: str):
+def partitioned(init, *axes: str):
     return nn.with_logical_partitioning(init, axes)
 
 
@@ -97,7 +97,7 @@ class PositionTable(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:  # [length, D]
-        init = _partitioned(permuted_offset_init, "length", "embed")
+        init = partitioned(permuted_offset_init, "length", "embed")
         return jax.lax.stop_gradient(self.param("embedding", init, (self.length, self.dim)))
 
 
@@ -106,7 +106,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", _partitioned(nn.initializers.ones_init(), "embed"), (x.shape[-1],))
+        scale = self.param("scale", partitioned(nn.initializers.ones_init(), "embed"), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
         return (y * jnp.broadcast_to(scale, y.shape)).astype(x.dtype)
@@ -122,7 +122,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _partitioned(self.init, *self.axes), (x.shape[-1], self.features))
+        kernel = self.param("kernel", partitioned(self.init, *self.axes), (x.shape[-1], self.features))
         return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 

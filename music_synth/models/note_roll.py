@@ -1,11 +1,11 @@
 """What sounds when, read off the note tokens, so that the decoder need not learn to find it by attention.
 
-A token stream leaves out what does not change, and an end lies many tokens after its beginning. Attention can learn
-to put that together, but it takes tens of thousands of updates. The stream's grammar is known (`midi/tokenizer.py`),
-so `read_notes` resolves it exactly, and `NoteRoll` lays the encoded notes out over the frames they sound in: a piano
-roll of learned spectra instead of zeros and ones (piano rolls as conditioning: Hawthorne et al. 2019, MAESTRO). The
-decoder starts from this guess. It is computed once a segment. Published networks have none of it:
-`NetworkConfig.note_roll` = False.
+A token stream leaves out what does not change, and an end lies many tokens after its beginning. Attention has to learn
+to put that together, and in a few hundred updates it does not (README.md has the numbers). But the stream's grammar is
+known (`midi/tokenizer.py`), so `read_notes` resolves it exactly, and `NoteRoll` lays the encoded notes out over the
+frames they sound in: a piano roll of learned spectra instead of zeros and ones (piano rolls as conditioning: Hawthorne
+et al. 2019, MAESTRO). The decoder starts from this guess. It is computed once a segment. Published networks have none
+of it: `NetworkConfig.note_roll` = False.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from music_synth.audio.mel import MIN_LOG_MEL, scale_mel
 from music_synth.midi.segments import STEPS_PER_FRAME
 from music_synth.midi.tokenizer import NUM_PITCHES, Vocabulary
-from music_synth.models.layers import Dense, NetworkConfig, _partitioned
+from music_synth.models.layers import Dense, NetworkConfig, partitioned
 
 Array = jax.Array
 TIED_AGE = 20.0  # frames that a tied note, whose beginning the segment does not tell, is taken to have sounded
@@ -79,7 +79,7 @@ class NoteRoll(nn.Module):
     @nn.compact
     def __call__(self, encoded: Array, notes: TimedNotes) -> Array:
         c = self.config
-        tau = self.param("log_frames", _partitioned(log_frames_init, "envelope"), (NUM_ENVELOPES - 2,))
+        tau = self.param("log_frames", partitioned(log_frames_init, "envelope"), (NUM_ENVELOPES - 2,))
         weights = envelopes(notes, c.target_frames, jnp.exp(tau))  # [B, T, E, N]
         spectra = Dense(NUM_ENVELOPES * c.num_mels, ("embed", "mel"), name="spectra")(encoded)
         spectra = jnp.exp(MEAN_LOG_MEL + STD_LOG_MEL * jnp.clip(spectra.astype(jnp.float32), -10.0, 10.0))
