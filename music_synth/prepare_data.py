@@ -73,7 +73,9 @@ def main(argv: list[str]) -> None:
         folder = Path(flags.data_dir or default_data_dir())
         if flags.dry_run or not builder.is_built(data_set, folder):
             source = flags.source or folder / "downloads" / "manual" / data_set  # tfds's place for what users bring
-            found = builder.scan(data_set, source, folder / "downloads" / "extracted" / data_set)
+            # By archive, not by data set: two may come out of one, as Cerberus4 does out of Slakh's 104 GB.
+            place = folder / "downloads" / "extracted" / reading.corpus(data_set).archives[0]
+            found = builder.scan(data_set, source, place)
             print(summary(data_set, found, measure=flags.dry_run))
             if flags.dry_run:
                 return

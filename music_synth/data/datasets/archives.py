@@ -39,7 +39,10 @@ def unpacked(source: Path, names: Sequence[str], unpack_to: Path, progress: bool
 
 
 def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
-    """The folder unpack_to/<name of the archive> with what `archive` holds. It is there only when it is whole."""
+    """The folder unpack_to/<name of the archive> with what `archive` holds. It is there only when it is whole.
+
+    What an archive holds in one folder of its own name is not nested twice.
+    """
     stem = next((archive.name.removesuffix(suffix) for suffix in SUFFIXES if archive.name.endswith(suffix)), None)
     if stem is None:
         raise UserError(f"{archive} is no archive: its name must end in {', '.join(SUFFIXES)}")
@@ -51,7 +54,8 @@ def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
     try:
         (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, part, progress)
         part.chmod(0o755)
-        os.replace(part, target)
+        own = part / stem
+        os.replace(own if own.is_dir() and len(list(part.iterdir())) == 1 else part, target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError) as error:
         raise UserError(f"{archive} is damaged ({error}): download it again") from error
     except OSError as error:

@@ -15,6 +15,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes
 from music_synth.midi.tokenizer import Events, Tokenizer
 from tests.data.datasets.raw_maestro import write_maestro
+from tests.data.datasets.raw_musicnet import write_musicnet, write_musicnet_em
 
 SECONDS = 13
 
@@ -163,6 +164,18 @@ def test_missing_recordings_stop_the_build(source, tmp_path):
     found = scanned(source, tmp_path)
     with pytest.raises(UserError, match="1 items of maestro are missing, the first: a piece"):
         builder.build("maestro", found._replace(missing=["a piece"]), tmp_path)
+
+
+def test_two_archives_in_one_folder(tmp_path):
+    """MusicNet-EM's labels and MusicNet's audio, as they are downloaded."""
+    notes, download = [Note(60, 100, 40, 0.1, 0.5)], tmp_path / "download"
+    for kind, root in (
+        ("gztar", write_musicnet(tmp_path, {"1727": (notes, np.zeros(16000, np.float32))})),
+        ("zip", write_musicnet_em(tmp_path, {"1727": notes})),
+    ):
+        shutil.make_archive(str(download / root.name), kind, tmp_path, root.name)
+    found = builder.scan("musicnet_em", download, tmp_path / "extracted", progress=False)
+    assert [item.id for item in found.recordings] == ["1727"]
 
 
 @pytest.mark.parametrize("kind", ["cut", "text", "suffix", "outside"])
