@@ -114,16 +114,19 @@ def summary(name: str, found: Found, measure: bool) -> str:
     lines, bad = [f"{name}: {len(found.recordings)} recordings"], []
     for split in SPLITS:
         items = [item for item in found.recordings if item.split == split]
-        hours, notes = 0.0, 0
-        for item in tqdm(items, desc=f"looking at {split}", unit="piece", leave=False, disable=not measure):
-            if measure:
+        if not items:
+            continue
+        line = f"  {split}: {len(items)}"
+        if measure:
+            hours, notes = 0.0, 0
+            for item in tqdm(items, desc=f"looking at {split}", unit="piece", leave=False):
                 try:
                     hours += seconds(item) / 3600
                     notes += len(corpus(name).labels(item))
                 except UserError as error:
                     bad.append(str(error))
-        measured = f", {hours:.2f} hours, {notes:,} notes" if measure else ""
-        lines += [f"  {split}: {len(items)}{measured}"] if items else []
+            line += f", {hours:.2f} hours, {notes:,} notes"
+        lines.append(line)
     lines += [f"  missing: {line}" for line in found.missing]
     return "\n".join([*lines, *(f"  bad: {line}" for line in bad)])
 

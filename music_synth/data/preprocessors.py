@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from music_synth.audio.mel import NUM_MELS, log_mel
+from music_synth.data.datasets.record import MAX_AMPLITUDE
 from music_synth.data.examples import cut_window, num_strata, stratified_start
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
@@ -77,7 +78,7 @@ def notes_of_sequence(sequence: bytes, trim: bool = False) -> list[Note]:
 def float_audio(audio: np.ndarray) -> np.ndarray:
     """float32 in [-1, 1] from floats or 16-bit integers (which tfds hands out as 64-bit ones)."""
     if np.issubdtype(audio.dtype, np.integer):
-        return audio.astype(np.float32) / 32768.0
+        return audio.astype(np.float32) / MAX_AMPLITUDE
     return audio.astype(np.float32)
 
 

@@ -24,10 +24,10 @@ from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.audio.soundfont import RENDER_RATE, render_midi
 from music_synth.data.composer.ensembles import ENSEMBLES
 from music_synth.data.composer.score import to_midi
+from music_synth.data.datasets.corpus import SPLITS
 from music_synth.errors import UserError
 
 KINDS = tuple(ENSEMBLES)  # they take turns, so a third of the time is piano and guitar
-SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 1 / 8  # of the training minutes, for validation and for test
 PIECE_SECONDS = (36, 54)  # drawn evenly; pieces end with a whole phrase, so they come out 30 to 60 s long
 MEAN_SECONDS = 46  # with the release of the last notes

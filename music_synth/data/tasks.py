@@ -14,6 +14,7 @@ from pathlib import Path
 from music_synth.data import preprocessors
 from music_synth.data.data_dir import default_data_dir
 from music_synth.data.datasets import builder, reading, synthetic
+from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import notes_from_array
 from music_synth.data.quiet_tensorflow import seqio, tf, tfds
@@ -21,7 +22,6 @@ from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
 
 NO_CONTEXT = "_nocontext"  # suffix of the task without context
-SPLITS = ("train", "validation", "test")
 MEGA = ("maestro", "slakh", "cerberus4", "guitarset", "musicnet", "urmp")  # the mixture of the published models
 MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probability proportional to n^0.3
 SHUFFLE_RECORDS = 32  # buffer of whole pieces, 10 MB for five minutes of each

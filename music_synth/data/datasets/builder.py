@@ -20,15 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from music_synth.data import quiet_tensorflow
-from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
-from music_synth.errors import UserError
-
-with quiet_tensorflow.silent_stderr():
-    import tensorflow_datasets as tfds
-
 from music_synth.data.datasets import record
+from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
 from music_synth.data.datasets.reading import VERSION, Job, corpus, fingerprint, load_all, note_bad
+from music_synth.data.quiet_tensorflow import tfds
+from music_synth.errors import UserError
 
 
 class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -40,10 +36,8 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=record.features(), description=self.corpus.title, disable_shuffling=self._ordered
+            features=record.features(), description=self.corpus.title, disable_shuffling=True
         )
-
-    _ordered = True  # records stay in the order of `find`; Beam keeps none
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         splits = [split for split in SPLITS if any(split == item.split for item in self.job.recordings)]

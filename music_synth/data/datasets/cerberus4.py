@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,12 @@ PROGRAMS = (32, None, 24, 0)  # bass, drums, guitar, piano: the first of each fa
 MAX_SUBSETS = 100  # of a song
 
 
-@dataclass(frozen=True)
 class Cerberus4(MixReader):
     """Cerberus4 out of a folder of Slakh2100. Raises as `Corpus` says."""
 
-    name: str = "cerberus4"
-    title: str = "Cerberus4 of Slakh2100"
-    archives: tuple[str, ...] = ("slakh2100_flac_redux.tar.gz",)
-    trim: bool = True
-    bass_octave: bool = False  # label basses as they sound
+    name = "cerberus4"
+    title = "Cerberus4 of Slakh2100"
+    archives = ("slakh2100_flac_redux.tar.gz",)
 
     def find(self, root: Path) -> Found:
         songs, missing = split_songs(root, self.title, self.bass_octave)

@@ -18,6 +18,7 @@ import numpy as np
 
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
+from music_synth.midi.segments import SAMPLE_RATE
 
 SPLITS = ("train", "validation", "test")
 MAX_MISSING_SECONDS = 1.0  # audio may end this much before its last note does
@@ -95,7 +96,7 @@ def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loa
             )
         if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127 and 1 <= note.velocity <= 127):
             raise UserError(f"{recording.id}: {note} is out of range; leave it out with --skip_bad")
-    seconds, last = len(audio) / 16000, max(note.offset for note in notes)
+    seconds, last = len(audio) / SAMPLE_RATE, max(note.offset for note in notes)
     if seconds + MAX_MISSING_SECONDS < last:
         raise UserError(
             f"{recording.id}: {seconds:.2f} s of audio for labels up to {last:.2f} s; leave it out with --skip_bad"

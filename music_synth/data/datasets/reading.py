@@ -106,8 +106,8 @@ def fingerprint(recordings: Sequence[Recording]) -> str:
 
 def load_all(job: Job, workers: int, progress: bool) -> None:
     """Makes the file of every recording, in `workers` processes. UserError at the first bad one, if they count."""
-    numbers = iter([n for n in range(len(job.recordings)) if not job.file(n).exists()])
-    done = sum(job.file(n).exists() for n in range(len(job.recordings)))
+    left = [n for n in range(len(job.recordings)) if not job.file(n).exists()]
+    numbers, done = iter(left), len(job.recordings) - len(left)
     # Spawned, not forked: this process has threads of TensorFlow.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)

@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.data.quiet_tensorflow import tfds
 from music_synth.midi.notes import Note
 
 MAX_AMPLITUDE = 32768  # audio is stored as round(32768 * sample), 16 bits

@@ -92,8 +92,12 @@ class Mix(Recording):
         return cls(name, song.split, tuple(files), stems)
 
 
+@dataclass(frozen=True)
 class MixReader:
     """Reads a mix of stems: what the corpora made of Slakh have in common."""
+
+    bass_octave: bool = False  # label basses as they sound
+    trim = True
 
     def labels(self, recording: Mix) -> list[Note]:
         """The notes of all its stems. UserError: a MIDI file cannot be read."""
@@ -121,29 +125,23 @@ class MixReader:
         return check(recording, notes, audio)
 
 
-@dataclass(frozen=True)
 class Slakh(MixReader):
     """Slakh2100 in folders of splits. Raises as `Corpus` says."""
 
-    name: str = "slakh"
-    title: str = "Slakh2100"
-    archives: tuple[str, ...] = ("slakh2100_flac_redux.tar.gz",)
-    trim: bool = True
-    bass_octave: bool = False  # label basses as they sound
+    name = "slakh"
+    title = "Slakh2100"
+    archives = ("slakh2100_flac_redux.tar.gz",)
 
     def find(self, root: Path) -> Found:
         return _mixes(*split_songs(root, self.title, self.bass_octave))
 
 
-@dataclass(frozen=True)
 class BabySlakh(MixReader):
     """The first 20 songs of Slakh2100 at 16 kHz. Raises as `Corpus` says."""
 
-    name: str = "babyslakh"
-    title: str = "BabySlakh"
-    archives: tuple[str, ...] = ("babyslakh_16k.tar.gz",)
-    trim: bool = True
-    bass_octave: bool = False  # label basses as they sound
+    name = "babyslakh"
+    title = "BabySlakh"
+    archives = ("babyslakh_16k.tar.gz",)
 
     def find(self, root: Path) -> Found:
         folders = _tracks(folder_with(root, ["Track00001"], self.title))

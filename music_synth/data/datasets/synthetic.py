@@ -24,7 +24,8 @@ from tqdm import tqdm
 from music_synth.data import quiet_tensorflow  # noqa: F401  before tfds loads TensorFlow
 from music_synth.data.data_dir import default_data_dir
 from music_synth.data.datasets import record
-from music_synth.data.synthetic import SPLITS, make_pieces, plan_split
+from music_synth.data.datasets.corpus import SPLITS
+from music_synth.data.synthetic import make_pieces, plan_split
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 

@@ -119,7 +119,7 @@ def spoil(found):
     wav.write_bytes(wav.read_bytes()[:100])
 
 
-def test_a_bad_recording_stops_the_build_and_the_next_run_goes_on(source, data_dir, tmp_path, monkeypatch):
+def test_a_bad_recording_stops_the_build_and_the_next_run_goes_on(source, data_dir, tmp_path):
     found = scanned(source, tmp_path)
     whole = next(path for path in found.recordings[0].files if path.suffix == ".wav")
     kept = whole.read_bytes()

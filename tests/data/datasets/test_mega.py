@@ -55,7 +55,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*tasks.MEGA, "mega"])
-def test_trains_with_its_overlay(name, data_dir, tmp_path, monkeypatch):
+def test_trains_with_its_overlay(name, data_dir, tmp_path):
     argv = ["--gin_file=diffusion.gin", f"--gin_file=tasks/{name}.gin", "--gin_file=smoke.gin"]
     train.main([*argv, f"--gin.MODEL_DIR={tmp_path / 'run'}", f"--gin.Feed.data_dir={data_dir}"])
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
