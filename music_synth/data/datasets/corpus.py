@@ -8,7 +8,6 @@ quick and reads only what lists the recordings; loading does the work, one recor
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import SAMPLE_RATE
+from music_synth.midi.tokenizer import Events
 
 SPLITS = ("train", "validation", "test")
 MAX_MISSING_SECONDS = 1.0  # audio may end this much before its last note does
@@ -88,14 +88,10 @@ def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loa
     """
     if not notes:
         raise UserError(f"{recording.id}: no notes; leave it out with --skip_bad")
-    for note in notes:
-        times = note.onset, note.offset
-        if not (all(map(math.isfinite, times)) and 0 <= note.onset < note.offset):
-            raise UserError(
-                f"{recording.id}: a note from {note.onset} to {note.offset} s; leave it out with --skip_bad"
-            )
-        if not (0 <= note.pitch <= 127 and 0 <= note.program <= 127 and 1 <= note.velocity <= 127):
-            raise UserError(f"{recording.id}: {note} is out of range; leave it out with --skip_bad")
+    try:
+        Events.from_notes(notes)  # as training will
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{recording.id}: {error}; leave it out with --skip_bad") from error
     seconds, last = len(audio) / SAMPLE_RATE, max(note.offset for note in notes)
     if seconds + MAX_MISSING_SECONDS < last:
         raise UserError(

@@ -256,8 +256,8 @@ def test_wrong_folder(folder):
         (",43,", ",45,", r"row 3 has the instrument 45, which is none of 1, 7, 41, .*"),
         (",42,", ",0,", r"row 2 has the instrument 0"),
         (",42,64,", "\n", r"row 2 needs a whole number"),  # a file that was cut
-        ("22050,", "220500,", r"a note from 5.0 to"),
-        (",76,", ",176,", r"is out of range"),
+        ("22050,", "220500,", r"Note\(.*onset=5.0, .* does not end after it begins"),
+        (",76,", ",176,", r"Note\(pitch=176, .* out of range"),
         ("Dotted Half", '"Half', r"cannot be read as labels"),
     ],
 )
