@@ -32,6 +32,7 @@ Their quirks, and what we do:
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import re
@@ -192,12 +193,17 @@ def sub_mixes(song: Song) -> list[tuple[Stem, ...]]:
 
 
 def _notes(stem: Stem, instrument: int) -> list[Note]:
+    return [note._replace(instrument=instrument) for note in _sounding(stem)]
+
+
+@functools.lru_cache(maxsize=64)  # the sub-mixes of a song come one after the other, and share its stems
+def _sounding(stem: Stem) -> list[Note]:
     """The notes of a stem as they sound. What plays them is set before the pedal, which drums do not have."""
     notes, pedals = parse_midi(stem.midi)
     sounding = [
         note._replace(program=stem.program, is_drum=stem.is_drum, pitch=note.pitch + stem.transpose) for note in notes
     ]
-    return [note._replace(instrument=instrument) for note in apply_sustain(sounding, pedals)]
+    return apply_sustain(sounding, pedals)
 
 
 def _mixes(songs: list[Song], missing: list[str]) -> Found:
