@@ -36,7 +36,7 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=record.features(), description=self.corpus.title, disable_shuffling=True
+            features=record.features(), description=f"{self.name}: {self.corpus.title}", disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

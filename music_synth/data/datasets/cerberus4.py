@@ -31,7 +31,6 @@ MAX_SUBSETS = 100  # of a song
 class Cerberus4(MixReader):
     """Cerberus4 out of a folder of Slakh2100. Raises as `Corpus` says."""
 
-    name = "cerberus4"
     title = "Cerberus4 of Slakh2100"
     archives = ("slakh2100_flac_redux.tar.gz",)
 
@@ -46,6 +45,7 @@ class Cerberus4(MixReader):
 
 
 CORPUS = Cerberus4()
+SOUNDING_BASS = Cerberus4(bass_octave=True)
 
 
 def quartets(song: Song) -> Iterator[tuple[Stem, ...]]:

@@ -50,7 +50,6 @@ class Found(NamedTuple):
 class Corpus(Protocol):
     """A reader. Its methods raise UserError whose message names the item and the way out."""
 
-    name: str  # "maestro", as in the name of its tasks
     title: str  # for people: "MAESTRO v3.0.0"
     archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
     trim: bool  # whether training cuts overlapping notes of one pitch, as published

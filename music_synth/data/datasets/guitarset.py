@@ -47,7 +47,6 @@ SAME_PLUCK_SECONDS = 0.001  # the two labels are 0.18 ms apart; nobody plucks a 
 
 
 class GuitarSet:
-    name = "guitarset"
     title = "GuitarSet 1.1.0"
     archives = ("annotation.zip", *ARCHIVES.values())
     trim = True

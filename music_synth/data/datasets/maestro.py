@@ -39,7 +39,6 @@ COLUMNS = ("split", "midi_filename", "audio_filename")  # those that we need
 class Maestro:
     """The reader of one version; see `Corpus`."""
 
-    name: str
     version: str
     trim: bool = False
 
@@ -94,8 +93,8 @@ class Maestro:
         )
 
 
-CORPUS = Maestro("maestro", "3.0.0")
-CORPUS_V2 = Maestro("maestro_v2", "2.0.0")
+CORPUS = Maestro("3.0.0")
+CORPUS_V2 = Maestro("2.0.0")
 
 
 def _rows(path: Path) -> list[tuple[str, str, str]]:

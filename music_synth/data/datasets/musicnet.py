@@ -17,8 +17,8 @@ What to know, and what we do:
   11 instruments of the paper, one by one, and Magenta's reader, of the group that made the published records,
   subtracts 1 too. Taken as they are, violin (41) would be viola, cello (43) contrabass, and flute (74) recorder. A
   number besides these 11 is an error.
-* The split is the published one by default: 15 recordings each for validation and test, drawn from both folders, the
-  other 300 to train with. `MusicNet(split="official")` has the authors' 10 test recordings and no validation.
+* The split is the published one: 15 recordings each for validation and test, drawn from both folders, the other 300 to
+  train with. `CORPUS_OFFICIAL` (the data set musicnet_official) has the authors' 10 test recordings and no validation.
 * The labels were aligned by dynamic time warping: about 4% are wrong and onsets are often off by more than 50 ms.
   MusicNet-EM has onsets good to 32 ms, and velocities that mean nothing (we keep the file's).
 * MusicNet-EM lacks `EM_LACKS`, which are listed as missing.
@@ -84,10 +84,6 @@ class MusicNet:
             raise UserError(f"unknown split of MusicNet {self.split!r}; choose one of {', '.join(HELD_OUT)}")
 
     @property
-    def name(self) -> str:
-        return "musicnet_em" if self.em else "musicnet"
-
-    @property
     def title(self) -> str:
         return "MusicNet-EM" if self.em else "MusicNet"
 
@@ -141,6 +137,7 @@ class MusicNet:
 
 
 CORPUS = MusicNet()
+CORPUS_OFFICIAL = MusicNet(split="official")
 CORPUS_EM = MusicNet(em=True)
 
 

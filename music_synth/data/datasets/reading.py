@@ -28,10 +28,13 @@ CORPORA = {  # name -> module and what it is called there
     "maestro": "maestro:CORPUS",
     "maestro_v2": "maestro:CORPUS_V2",
     "slakh": "slakh:CORPUS",
+    "slakh_sounding_bass": "slakh:SOUNDING_BASS",
     "babyslakh": "slakh:BABY",
     "cerberus4": "cerberus4:CORPUS",
+    "cerberus4_sounding_bass": "cerberus4:SOUNDING_BASS",
     "guitarset": "guitarset:CORPUS",
     "musicnet": "musicnet:CORPUS",
+    "musicnet_official": "musicnet:CORPUS_OFFICIAL",
     "musicnet_em": "musicnet:CORPUS_EM",
     "urmp": "urmp:CORPUS",
 }

@@ -27,7 +27,7 @@ Their quirks, and what we do:
 - Programs are those of the 34 classes (`class_program`); the numbers in the MIDI files are ignored. MT3 takes the
   class from the plugin, which differs for a few: there a harpsichord is an acoustic piano.
 - Basses are labeled an octave above what sounds, except with one plugin. Published models do not mind, nor does
-  `CORPUS`; `Slakh(bass_octave=True)` mends it.
+  `CORPUS`; `SOUNDING_BASS` (the data set slakh_sounding_bass) labels what sounds.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ class MixReader:
 class Slakh(MixReader):
     """Slakh2100 in folders of splits. Raises as `Corpus` says."""
 
-    name = "slakh"
     title = "Slakh2100"
     archives = ("slakh2100_flac_redux.tar.gz",)
 
@@ -140,7 +139,6 @@ class Slakh(MixReader):
 class BabySlakh(MixReader):
     """The first 20 songs of Slakh2100 at 16 kHz. Raises as `Corpus` says."""
 
-    name = "babyslakh"
     title = "BabySlakh"
     archives = ("babyslakh_16k.tar.gz",)
 
@@ -154,6 +152,7 @@ class BabySlakh(MixReader):
 
 
 CORPUS = Slakh()
+SOUNDING_BASS = Slakh(bass_octave=True)
 BABY = BabySlakh()
 
 

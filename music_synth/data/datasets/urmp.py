@@ -47,7 +47,6 @@ VELOCITY = 100
 
 
 class Urmp:
-    name = "urmp"
     title = "URMP"
     archives = ("Dataset.tar.gz",)
     trim = False

@@ -166,6 +166,21 @@ def test_missing_recordings_stop_the_build(source, tmp_path):
         builder.build("maestro", found._replace(missing=["a piece"]), tmp_path)
 
 
+def test_variants_stand_beside_each_other(tmp_path, capsys):
+    """By name: the same download, split otherwise."""
+    piece = [Note(60, 100, 40, 0.1, 0.5)], np.zeros(16000, np.float32)
+    root = write_musicnet(tmp_path, {"1727": piece, "1733": piece, "1759": piece})
+    for name, test in (("musicnet", "validation: 1"), ("musicnet_official", "test: 1")):
+        data = tmp_path / "data"
+        prepare_data.main([name, "--source", str(root), "--data_dir", str(data), "--workers", "1", "--skip_bad"])
+        assert f"--gin.TASK={name}" in (told := capsys.readouterr().out) and f"  {test}\n" in told
+    splits = [builder.open_built(name, data).info.splits for name in ("musicnet", "musicnet_official")]
+    assert [sorted(each) for each in splits] == [["train", "validation"], ["test", "train"]]
+    assert [each["train"].num_examples for each in splits] == [2, 2]
+    with pytest.raises(UserError, match=r"choose from .*slakh_sounding_bass, .*musicnet_official, "):
+        tasks.build("musicnet_authors", data)
+
+
 def test_two_archives_in_one_folder(tmp_path):
     """MusicNet-EM's labels and MusicNet's audio, as they are downloaded."""
     notes, download = [Note(60, 100, 40, 0.1, 0.5)], tmp_path / "download"

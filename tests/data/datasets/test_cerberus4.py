@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from music_synth.data.datasets.cerberus4 import CORPUS, MAX_SUBSETS, Cerberus4, quartets
+from music_synth.data.datasets.cerberus4 import CORPUS, MAX_SUBSETS, SOUNDING_BASS, quartets
 from music_synth.data.datasets.slakh import Song, Stem
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes, read_midi
@@ -87,9 +87,7 @@ def test_stems_without_files_take_no_part(root):
 
 
 def test_the_octave_of_basses(root):
-    published, mended = (
-        corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, Cerberus4(bass_octave=True))
-    )
+    published, mended = (corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS))
     assert [(n.instrument, n.pitch - m.pitch) for n, m in zip(published, mended, strict=True)].count((0, 12)) == 2
     assert sum(n != m for n, m in zip(published, mended, strict=True)) == 2
 

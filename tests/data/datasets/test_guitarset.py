@@ -321,7 +321,7 @@ def test_audio_shorter_than_labels(one):
 
 
 def test_what_a_person_downloads():
-    assert CORPUS.name == "guitarset" and CORPUS.archives == (
+    assert CORPUS.archives == (
         "annotation.zip",
         "audio_mono-mic.zip",
         "audio_mono-pickup_mix.zip",

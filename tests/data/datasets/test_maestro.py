@@ -60,8 +60,8 @@ def test_find(version, form, download, tmp_path):
 
 
 def test_versions_say_which_they_are():
-    assert (CORPUS.name, CORPUS.title, CORPUS.archives) == ("maestro", "MAESTRO v3.0.0", ("maestro-v3.0.0.zip",))
-    assert (CORPUS_V2.name, CORPUS_V2.archives) == ("maestro_v2", ("maestro-v2.0.0.zip",))
+    assert (CORPUS.title, CORPUS.archives) == ("MAESTRO v3.0.0", ("maestro-v3.0.0.zip",))
+    assert CORPUS_V2.archives == ("maestro-v2.0.0.zip",)
     assert not CORPUS.trim and not CORPUS_V2.trim
 
 

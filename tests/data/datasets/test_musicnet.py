@@ -8,7 +8,15 @@ import pytest
 import soundfile
 
 from music_synth.data.datasets.corpus import Recording
-from music_synth.data.datasets.musicnet import CORPUS, CORPUS_EM, EM_LACKS, HELD_OUT, PROGRAMS, MusicNet
+from music_synth.data.datasets.musicnet import (
+    CORPUS,
+    CORPUS_EM,
+    CORPUS_OFFICIAL,
+    EM_LACKS,
+    HELD_OUT,
+    PROGRAMS,
+    MusicNet,
+)
 from music_synth.data.synthetic import PieceSpec, compose, render
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes, parse_midi
@@ -98,13 +106,13 @@ def test_find(download):
     root = download / "musicnet"
     assert found["1759"].files == (root / "test_data" / "1759.wav", root / "test_labels" / "1759.csv")
     assert found["2118"].files == (root / "train_data" / "2118.wav", root / "train_labels" / "2118.csv")
-    official = {recording.id: recording.split for recording in MusicNet(split="official").find(download).recordings}
+    official = {recording.id: recording.split for recording in CORPUS_OFFICIAL.find(download).recordings}
     assert official == dict.fromkeys(SPLITS, "train") | {"1759": "test"}
 
 
 def test_corpora_say_what_they_are():
-    assert (CORPUS.name, CORPUS.title, CORPUS.archives) == ("musicnet", "MusicNet", ("musicnet.tar.gz",))
-    assert (CORPUS_EM.name, CORPUS_EM.archives) == ("musicnet_em", ("musicnet.tar.gz", "musicnet_em.zip"))
+    assert (CORPUS.title, CORPUS.archives) == ("MusicNet", ("musicnet.tar.gz",))
+    assert CORPUS_EM.archives == ("musicnet.tar.gz", "musicnet_em.zip")
     assert not CORPUS.trim and not CORPUS_EM.trim
 
 

@@ -11,7 +11,7 @@ import soundfile
 import yaml
 
 from music_synth.audio.io import read_audio, resample
-from music_synth.data.datasets.slakh import BABY, CORPUS, Slakh, Song, Stem, class_program, sub_mixes
+from music_synth.data.datasets.slakh import BABY, CORPUS, SOUNDING_BASS, Song, Stem, class_program, sub_mixes
 from music_synth.data.synthetic import PieceSpec, compose, render
 from music_synth.errors import UserError
 from music_synth.midi import smf
@@ -316,9 +316,7 @@ def test_metadata_that_does_not_parse(song, text, message):
 def test_basses_sound_an_octave_below_their_labels(song):
     root, folder = song
     labels = read_midi(folder / "MIDI/S01.mid")
-    published, mended = (
-        corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, Slakh(bass_octave=True))
-    )
+    published, mended = (corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS))
     for notes, shift in ((published, 0), (mended, -12)):
         basses = sorted(n.pitch for n in notes if n.instrument == 1)
         assert basses == sorted(note.pitch + shift for note in labels)
@@ -329,11 +327,11 @@ def test_basses_sound_an_octave_below_their_labels(song):
 def test_one_bass_plugin_sounds_as_written(song):
     root, folder = song
     rewrite(folder, lambda m: m["stems"]["S01"].update(plugin_name="scarbee_jay_bass_slap_both.nkm"))
-    assert Slakh(bass_octave=True).find(root) == CORPUS.find(root)
+    assert SOUNDING_BASS.find(root) == CORPUS.find(root)
     rewrite(folder, lambda m: m["stems"]["S01"].pop("plugin_name"))
     CORPUS.find(root)
     with pytest.raises(UserError, match="plugin_name of stem S01 is None, not a name"):
-        Slakh(bass_octave=True).find(root)
+        SOUNDING_BASS.find(root)
 
 
 def test_a_track_in_two_splits(song):
@@ -389,7 +387,7 @@ def test_nan_samples(song):
 def test_bass_notes_that_would_be_below_the_lowest(song):
     root, folder = song
     (folder / "MIDI/S01.mid").write_bytes(midi_bytes([Note(5, 90, 33, 0.5, 0.75)]))
-    corpus = Slakh(bass_octave=True)
+    corpus = SOUNDING_BASS
     with pytest.raises(UserError, match=r"^Track01876, stem S01: Note\(pitch=-7, .* out of range"):
         corpus.load(corpus.find(root).recordings[0])
 

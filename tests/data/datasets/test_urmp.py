@@ -274,4 +274,4 @@ def test_load_in_another_process(raw):
 
 
 def test_what_a_person_downloads():
-    assert (CORPUS.name, CORPUS.archives, CORPUS.trim) == ("urmp", ("Dataset.tar.gz",), False)
+    assert (CORPUS.archives, CORPUS.trim) == (("Dataset.tar.gz",), False)
