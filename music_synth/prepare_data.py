@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
 def summary(name: str, found: Found, measure: bool) -> str:
     """What was found of a corpus and what is missing, for people; with `measure` hours, notes and bad labels too."""
     from music_synth.data.datasets.corpus import SPLITS
-    from music_synth.data.datasets.reading import corpus, seconds
+    from music_synth.data.datasets.reading import reader, seconds
 
     lines, bad = [f"{name}: {len(found.recordings)} recordings"], []
     for split in SPLITS:
@@ -122,7 +122,7 @@ def summary(name: str, found: Found, measure: bool) -> str:
             for item in tqdm(items, desc=f"looking at {split}", unit="piece", leave=False):
                 try:
                     hours += seconds(item) / 3600
-                    notes += len(corpus(name).labels(item))
+                    notes += len(reader(name, item).labels(item))
                 except UserError as error:
                     bad.append(str(error))
             line += f", {hours:.2f} hours, {notes:,} notes"

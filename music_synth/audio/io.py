@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -23,8 +24,8 @@ def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarra
     return soxr.resample(audio, source_rate, target_rate, quality="HQ")
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Reads a WAV or FLAC file (or what else libsndfile reads) as mono float32 [S] at `sample_rate`.
+def read_audio(source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Reads WAV or FLAC (or what else libsndfile reads), a path or its bytes, as mono float32 [S] at `sample_rate`.
 
     Channels are averaged; samples lie in [-1, 1] if the file's do.
 
@@ -33,11 +34,12 @@ def read_audio(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> np.nd
     """
     import soundfile
 
-    path = Path(path)
-    if not path.is_file():
+    in_memory = isinstance(source, bytes)
+    path = "the audio" if in_memory else Path(source)
+    if not in_memory and not path.is_file():
         raise UserError(f"no audio file at {path}")
     try:
-        audio, file_rate = soundfile.read(path, dtype="float32", always_2d=True)  # [S, channels]
+        audio, file_rate = soundfile.read(io.BytesIO(source) if in_memory else path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"cannot read {path} as audio ({error}); give a WAV or FLAC file") from error
     if audio.size == 0:

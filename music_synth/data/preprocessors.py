@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -32,16 +31,16 @@ import numpy as np
 from music_synth.audio.mel import NUM_MELS, log_mel
 from music_synth.data.datasets.record import MAX_AMPLITUDE
 from music_synth.data.examples import cut_window, num_strata, stratified_start
+from music_synth.data.note_sequences import parse_note_sequence
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
-from music_synth.midi.notes import Note, Pedal, apply_sustain, trim_overlaps
+from music_synth.midi.notes import Note, apply_sustain, trim_overlaps
 from music_synth.midi.segments import FRAME_RATE, STEPS_PER_FRAME, SegmentTooLong
 from music_synth.midi.tokenizer import NUM_PITCHES, Events, Tokenizer
 
 BLOCK_STARTS = 2048  # frames of a block at which a window may start
 MARGIN_FRAMES = 512  # frames of a block before the first start and after the last; the longest segment
 MAX_SKIPPED = 1000  # windows with too many tokens, one after the other
-SUSTAIN_CONTROL = 64
 NOTE_COLUMNS = len(Note._fields)
 EVENT_COLUMNS = len(dataclasses.fields(Events))
 
@@ -57,19 +56,7 @@ def notes_of_sequence(sequence: bytes, trim: bool = False) -> list[Note]:
     Args:
       trim: cut an earlier note of the same pitch, program and drum flag where the next one begins.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydub looks for ffmpeg
-        from note_seq.protobuf import music_pb2  # 3 seconds
-
-    message = music_pb2.NoteSequence.FromString(sequence)
-    notes = [
-        Note(n.pitch, n.velocity, n.program, n.start_time, n.end_time, n.is_drum, n.instrument) for n in message.notes
-    ]
-    pedals = [
-        Pedal(c.time, c.instrument, c.control_value)
-        for c in message.control_changes
-        if c.control_number == SUSTAIN_CONTROL
-    ]
+    notes, pedals = parse_note_sequence(sequence)
     if pedals:
         notes = apply_sustain(notes, pedals)
     return trim_overlaps(notes) if trim else notes

@@ -61,7 +61,7 @@ def made() -> dict[str, list[Piece]]:
 @pytest.fixture(scope="session")
 def made_data_dir(made, tmp_path_factory):
     """The same pieces as a tfds data set "made", built in the folder that is returned."""
-    from music_synth.data.datasets.record import note_sequence
+    from music_synth.data.note_sequences import write_note_sequence
     from music_synth.data.quiet_tensorflow import tfds
 
     class Made(tfds.core.GeneratorBasedBuilder):
@@ -86,7 +86,7 @@ def made_data_dir(made, tmp_path_factory):
         def _generate_examples(self, split):
             for index, piece in enumerate(made[split]):
                 audio = (piece.audio * 32768).astype(np.int16)
-                yield index, {"id": piece.id, "audio": audio, "sequence": note_sequence(piece.id, piece.notes)}
+                yield index, {"id": piece.id, "audio": audio, "sequence": write_note_sequence(piece.id, piece.notes)}
 
     data_dir = tmp_path_factory.mktemp("tfds")
     tfds.disable_progress_bar()

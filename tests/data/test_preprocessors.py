@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from music_synth.data import preprocessors
-from music_synth.data.datasets.record import note_sequence
 from music_synth.data.examples import cut_window
+from music_synth.data.note_sequences import write_note_sequence
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.midi.notes import Note, Pedal, apply_sustain, trim_overlaps
@@ -22,15 +22,15 @@ OVERLAPPING = [  # one pitch struck again while it sounds; two programs of one S
 
 
 def test_notes_of_sequence():
-    assert preprocessors.notes_of_sequence(note_sequence("x", OVERLAPPING)) == OVERLAPPING
-    trimmed = preprocessors.notes_of_sequence(note_sequence("x", OVERLAPPING), trim=True)
+    assert preprocessors.notes_of_sequence(write_note_sequence("x", OVERLAPPING)) == OVERLAPPING
+    trimmed = preprocessors.notes_of_sequence(write_note_sequence("x", OVERLAPPING), trim=True)
     assert trimmed == trim_overlaps(OVERLAPPING) != OVERLAPPING
 
 
 def test_pedal_of_a_sequence_is_applied():
     from note_seq.protobuf import music_pb2
 
-    message = music_pb2.NoteSequence.FromString(note_sequence("x", OVERLAPPING))
+    message = music_pb2.NoteSequence.FromString(write_note_sequence("x", OVERLAPPING))
     message.control_changes.add(time=0.9, instrument=0, control_number=64, control_value=100)
     message.control_changes.add(time=35.0, instrument=0, control_number=64, control_value=0)
     message.control_changes.add(time=1.0, instrument=0, control_number=7, control_value=100)
@@ -115,7 +115,7 @@ def test_window_starts_depend_on_the_seed_alone():
 @pytest.fixture(scope="module")
 def records(made):
     pieces = made["train"]
-    sequences = [note_sequence(piece.id, piece.notes) for piece in pieces]
+    sequences = [write_note_sequence(piece.id, piece.notes) for piece in pieces]
 
     def generate():
         for piece, sequence in zip(pieces, sequences, strict=True):

@@ -22,7 +22,7 @@ from typing import Any
 
 from music_synth.data.datasets import record
 from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
-from music_synth.data.datasets.reading import VERSION, Job, corpus, fingerprint, load_all, note_bad
+from music_synth.data.datasets.reading import VERSION, Job, corpus, find, fingerprint, load_all, note_bad
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.errors import UserError
 
@@ -78,10 +78,10 @@ def load_and_store(job: Job, numbered: tuple[int, Recording]) -> list[tuple[int,
 
 
 def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Found:
-    """What `source` holds: the unpacked folder, one archive, or a folder of archives (unpacked once)."""
+    """What `source` holds: the unpacked folder, one archive, or a folder of archives (unpacked once) or TFRecords."""
     from music_synth.data.datasets.archives import unpacked
 
-    return corpus(name).find(unpacked(source, corpus(name).archives, unpack_to, progress))
+    return find(name, unpacked(source, corpus(name).archives, unpack_to, progress))
 
 
 def is_built(name: str, data_dir: Path) -> bool:

@@ -47,16 +47,8 @@ class Found(NamedTuple):
     missing: list[str]  # one line for each item that the corpus lists and the folder lacks: what, and of which item
 
 
-class Corpus(Protocol):
-    """A reader. Its methods raise UserError whose message names the item and the way out."""
-
-    title: str  # for people: "MAESTRO v3.0.0"
-    archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
-    trim: bool  # whether training cuts overlapping notes of one pitch, as published
-
-    def find(self, root: Path) -> Found:
-        """What is in `root`: the folder that the archives unpack into, or one that holds it."""
-        ...
+class Reader(Protocol):
+    """Reads recordings. Its methods raise UserError whose message names the item and the way out."""
 
     def labels(self, recording: Recording) -> list[Note]:
         """The notes of a recording, without its audio."""
@@ -64,6 +56,18 @@ class Corpus(Protocol):
 
     def load(self, recording: Recording) -> Loaded:
         """Notes and audio of a recording, as of `check`."""
+        ...
+
+
+class Corpus(Reader, Protocol):
+    """Reads the recordings of a corpus, and finds them."""
+
+    title: str  # for people: "MAESTRO v3.0.0"
+    archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
+    trim: bool  # whether training cuts overlapping notes of one pitch, as published
+
+    def find(self, root: Path) -> Found:
+        """What is in `root`: the folder that the archives unpack into, or one that holds it."""
         ...
 
 

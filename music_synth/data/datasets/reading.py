@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.data.datasets.corpus import Corpus, Loaded, Recording
+from music_synth.data.datasets import tfrecords
+from music_synth.data.datasets.corpus import Corpus, Found, Loaded, Reader, Recording
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.errors import UserError
 
@@ -46,6 +47,17 @@ def corpus(name: str) -> Corpus:
     return getattr(importlib.import_module(f"music_synth.data.datasets.{module}"), attribute)
 
 
+def find(name: str, root: Path) -> Found:
+    """What is in `root` of a corpus: what its archives unpack into, or the TFRecords that were published of it."""
+    if tfrecords.files(name, root):
+        return tfrecords.find(name, corpus(name), root)
+    return corpus(name).find(root)
+
+
+def reader(name: str, recording: Recording) -> Reader:
+    return tfrecords if isinstance(recording, tfrecords.Record) else corpus(name)
+
+
 @dataclass(frozen=True)
 class Job:
     """The recordings to build and the folder where each is kept as soon as it is done."""
@@ -65,7 +77,7 @@ class Job:
         if path.exists():
             return None
         try:
-            notes, audio = corpus(self.name).load(item)
+            notes, audio = reader(self.name, item).load(item)
         except UserError as error:
             return str(error)
         except Exception as error:  # a reader met what nobody foresaw: say where
@@ -84,6 +96,8 @@ def seconds(recording: Recording) -> float:
     """Length of a recording by the headers of its audio files, the longest of them. UserError if one has none."""
     import soundfile
 
+    if isinstance(recording, tfrecords.Record):
+        return tfrecords.seconds(recording)
     longest = 0.0
     for path in recording.files:
         if path.suffix in (".wav", ".flac"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.data.note_sequences import write_note_sequence
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.midi.notes import Note
 
@@ -36,26 +36,6 @@ def make_record(name: str, notes: Sequence[Note], audio: np.ndarray) -> dict:
     return {
         "id": name,
         "audio": samples.astype(np.int16),
-        "sequence": note_sequence(name, notes),
+        "sequence": write_note_sequence(name, notes),
         "programs": np.array(sorted({note.program for note in notes if not note.is_drum}), np.int64),
     }
-
-
-def note_sequence(name: str, notes: Sequence[Note]) -> bytes:
-    """Notes as a serialized NoteSequence: the same numbers, in the same order."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one of its imports looks for ffmpeg, which nobody needs here
-        from note_seq.protobuf import music_pb2  # 3 seconds
-
-    sequence = music_pb2.NoteSequence(id=name, total_time=max(note.offset for note in notes))
-    for note in notes:
-        sequence.notes.add(
-            pitch=note.pitch,
-            velocity=note.velocity,
-            program=note.program,
-            start_time=note.onset,
-            end_time=note.offset,
-            is_drum=note.is_drum,
-            instrument=note.instrument,
-        )
-    return sequence.SerializeToString(deterministic=True)
