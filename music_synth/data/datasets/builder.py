@@ -40,8 +40,12 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        splits = [split for split in SPLITS if any(split == item.split for item in self.job.recordings)]
-        return {split: self._generate_examples(split) for split in splits}
+        there = {
+            item.split
+            for number, item in enumerate(self.job.recordings)
+            if self.job.beam or self.job.file(number).exists()  # tfds knows no empty split
+        }
+        return {split: self._generate_examples(split) for split in SPLITS if split in there}
 
     def _generate_examples(self, split: str):
         numbered = [(i, item) for i, item in enumerate(self.job.recordings) if item.split == split]
@@ -139,6 +143,9 @@ def build(
             stale.unlink()
         if beam_options is None:
             load_all(job, workers or os.cpu_count() or 1, progress)
+            if not any(folder.glob("*.npz")):
+                bad = [path.read_text() for path in sorted(folder.glob("*.bad"))]
+                raise UserError(f"no recording of {name} can be read; the first of {len(bad)}: {bad[0]}")
         with _gathering(made, job):
             made.download_and_prepare(download_config=_download_config(beam_options))
     except OSError as error:
