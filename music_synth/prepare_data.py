@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from music_synth import errors
+from music_synth.data.datasets.reading import CORPORA
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import check_target, write_folder
 from music_synth.errors import UserError
@@ -33,11 +34,14 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "task",
-        help='name of the data set: "maestro", "slakh", ...; "synthetic", or "synthetic:5min" for 5 minutes of it;'
+        help=f'name of the data set: {", ".join(CORPORA)}; "synthetic", or "synthetic:5min" for 5 minutes of it;'
         ' for the cache of a task without context "maestro_nocontext"',
     )
     parser.add_argument(
-        "--source", type=Path, help="what you downloaded: the archive, a folder of archives, or the unpacked folder"
+        "--source",
+        type=Path,
+        help="what you downloaded: the archive, a folder of archives, or the unpacked folder; or the folder of the"
+        " TFRecords that were published of the data set",
     )
     parser.add_argument("--dry_run", action="store_true", help="only list what is there and what is missing")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what is missing or damaged, and list it")
@@ -81,6 +85,9 @@ def main(argv: list[str]) -> None:
                 return
             beam = beam_options if flags.beam_runner else None
             builder.build(data_set, found, folder, skip_bad=flags.skip_bad, workers=flags.workers, beam_options=beam)
+        elif flags.source is not None:
+            place = folder / data_set
+            print(f"{data_set} was built before, in {place}: --source is not read; remove that folder to build it anew")
         print(f"{data_set} is built: train on it with --gin.TASK={data_set}")
     elif flags.source is not None or flags.dry_run:
         raise UserError(f"{flags.task} needs no download: leave out --source and --dry_run")
@@ -109,7 +116,7 @@ def main(argv: list[str]) -> None:
 def summary(name: str, found: Found, measure: bool) -> str:
     """What was found of a corpus and what is missing, for people; with `measure` hours, notes and bad labels too."""
     from music_synth.data.datasets.corpus import SPLITS
-    from music_synth.data.datasets.reading import reader, seconds
+    from music_synth.data.datasets.reading import pieces, reader, seconds
 
     lines, bad = [f"{name}: {len(found.recordings)} recordings"], []
     for split in SPLITS:
@@ -127,6 +134,9 @@ def summary(name: str, found: Found, measure: bool) -> str:
                     bad.append(str(error))
             line += f", {hours:.2f} hours, {notes:,} notes"
         lines.append(line)
+    count, whole = pieces(name, found.recordings)
+    if whole:
+        lines.append(f"  pieces: {count:,} of the {' or '.join(f'{number:,}' for number in whole)} of a whole download")
     lines += [f"  missing: {line}" for line in found.missing]
     return "\n".join([*lines, *(f"  bad: {line}" for line in bad)])
 

@@ -45,7 +45,7 @@ def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
     """
     stem = next((archive.name.removesuffix(suffix) for suffix in SUFFIXES if archive.name.endswith(suffix)), None)
     if stem is None:
-        raise UserError(f"{archive} is no archive: its name must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{archive} is no archive: its name must end in {', '.join(SUFFIXES)}; or give a folder")
     target = unpack_to / stem
     if target.is_dir():
         return target

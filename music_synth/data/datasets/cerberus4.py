@@ -33,6 +33,7 @@ class Cerberus4(MixReader):
 
     title = "Cerberus4 of Slakh2100"
     archives = ("slakh2100_flac_redux.tar.gz",)
+    pieces = ()  # it depends on the programs of the stems
 
     def find(self, root: Path) -> Found:
         songs, missing = split_songs(root, self.title, self.bass_octave)

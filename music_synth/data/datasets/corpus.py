@@ -30,7 +30,7 @@ class Recording:
 
     id: str  # unique in the corpus, without commas or spaces
     split: str
-    files: tuple[Path, ...]  # all that it is made from, full paths
+    files: tuple[Path, ...]  # all that it is made from, full paths; recordings of one piece share the first
 
 
 class Loaded(NamedTuple):
@@ -64,6 +64,9 @@ class Corpus(Reader, Protocol):
 
     title: str  # for people: "MAESTRO v3.0.0"
     archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
+    pieces: tuple[
+        int, ...
+    ]  # in the whole download, of each edition; empty where it has a list of them, or none is known
     trim: bool  # whether training cuts overlapping notes of one pitch, as published
 
     def find(self, root: Path) -> Found:

@@ -49,6 +49,7 @@ SAME_PLUCK_SECONDS = 0.001  # the two labels are 0.18 ms apart; nobody plucks a 
 class GuitarSet:
     title = "GuitarSet 1.1.0"
     archives = ("annotation.zip", *ARCHIVES.values())
+    pieces = (360,)
     trim = True
 
     def find(self, root: Path) -> Found:

@@ -40,6 +40,7 @@ class Maestro:
     """The reader of one version; see `Corpus`."""
 
     version: str
+    pieces: tuple[int, ...] = ()  # the list says
     trim: bool = False
 
     @property

@@ -91,10 +91,14 @@ class MusicNet:
     def archives(self) -> tuple[str, ...]:
         return ("musicnet.tar.gz", *(["musicnet_em.zip"] if self.em else []))
 
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        return (330 - len(EM_LACKS),) if self.em else (330,)
+
     def find(self, root: Path) -> Found:
         """What is in `root`: the folder with `train_data`, or one that holds it (and `musicnet_em`).
 
-        Without `musicnet_metadata.csv` a recording for training that has no file at all goes unnoticed.
+        Without `musicnet_metadata.csv` only `pieces` tells of a recording for training that has no file at all.
 
         Raises:
           UserError: one of the folders is not there, or the metadata has no ids.

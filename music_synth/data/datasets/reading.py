@@ -108,6 +108,13 @@ def seconds(recording: Recording) -> float:
     return longest
 
 
+def pieces(name: str, recordings: Sequence[Recording]) -> tuple[int, tuple[int, ...]]:
+    """How many pieces there are, and how many there should be: a number for each edition, none where none is known."""
+    if recordings and isinstance(recordings[0], tfrecords.Record):
+        return len(recordings), tfrecords.KINDS[name].pieces
+    return len({item.files[0] for item in recordings}), corpus(name).pieces
+
+
 def note_bad(folder: Path, number: int, complaint: str) -> None:
     (folder / f"{number:06d}.bad").write_text(complaint)
 

@@ -131,6 +131,7 @@ class Slakh(MixReader):
 
     title = "Slakh2100"
     archives = ("slakh2100_flac_redux.tar.gz",)
+    pieces = (1289 + 270 + 151, 1500 + 375 + 225)  # "redux", and the original and "split2"
 
     def find(self, root: Path) -> Found:
         return _mixes(*split_songs(root, self.title, self.bass_octave))
@@ -141,6 +142,7 @@ class BabySlakh(MixReader):
 
     title = "BabySlakh"
     archives = ("babyslakh_16k.tar.gz",)
+    pieces = (20,)
 
     def find(self, root: Path) -> Found:
         folders = _tracks(folder_with(root, ["Track00001"], self.title))

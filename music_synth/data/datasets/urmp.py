@@ -49,6 +49,7 @@ VELOCITY = 100
 class Urmp:
     title = "URMP"
     archives = ("Dataset.tar.gz",)
+    pieces = (44,)
     trim = False
 
     def find(self, root: Path) -> Found:

@@ -10,12 +10,14 @@ from music_synth import prepare_data
 from music_synth.audio.mel import MIN_LOG_MEL, log_mel
 from music_synth.data import tasks
 from music_synth.data.datasets import archives, builder, reading
+from music_synth.data.datasets.corpus import Found
 from music_synth.data.feed import open_feed
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes
 from music_synth.midi.tokenizer import Events, Tokenizer
 from tests.data.datasets.raw_maestro import write_maestro
 from tests.data.datasets.raw_musicnet import write_musicnet, write_musicnet_em
+from tests.data.datasets.raw_tfrecords import write_tfrecords
 
 SECONDS = 13
 
@@ -36,6 +38,18 @@ def source(tmp_path_factory):
     return Path(shutil.make_archive(str(folder / root.name), "zip", folder, root.name))
 
 
+@pytest.fixture(scope="module", params=["archive", "TFRecords"])
+def built(request, source, data_dir, tmp_path_factory):
+    """The folder of data sets, with MAESTRO of the archive, or of what was published of it."""
+    if request.param == "archive":
+        return data_dir
+    folder = tmp_path_factory.mktemp("published")
+    write_tfrecords(folder / "records", "maestro", scanned(source, folder).recordings)
+    command = ["maestro", "--source", str(folder / "records"), "--data_dir", str(folder / "data"), "--workers", "1"]
+    prepare_data.main(command)
+    return folder / "data"
+
+
 @pytest.fixture(scope="module")
 def data_dir(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -53,21 +67,21 @@ def records(made):
     return {split: {r["id"]: (r["audio"].tobytes(), r["sequence"]) for r in found} for split, found in splits.items()}
 
 
-def test_records_are_what_the_reader_loads(source, data_dir, tmp_path):
-    made = builder.open_built("maestro", data_dir)
+def test_records_are_what_the_reader_loads(source, built, tmp_path):
+    made = builder.open_built("maestro", built)
     found = scanned(source, tmp_path)
     assert {s: made.info.splits[s].num_examples for s in made.info.splits} == {"train": 2, "validation": 1, "test": 1}
-    tasks.register_tasks(names=["maestro"], data_dir=data_dir)
+    tasks.register_tasks(names=["maestro"], data_dir=built)
     pieces = {piece.id: piece for split in tasks.SPLITS for piece in tasks.pieces(tasks.find("maestro"), split)}
     assert set(pieces) == {item.id for item in found.recordings}
     for item in found.recordings:
         notes, audio = reading.corpus("maestro").load(item)
         assert pieces[item.id].notes == notes
         np.testing.assert_allclose(pieces[item.id].audio, audio, atol=0.6 / 32768)
-    assert not list(data_dir.glob(".maestro*"))  # nothing is left of the work
+    assert not list(built.glob(".maestro*"))  # nothing is left of the work
 
 
-def test_batches_hold_the_tokens_and_mel_of_the_piece(source, data_dir, tmp_path):
+def test_batches_hold_the_tokens_and_mel_of_the_piece(source, built, tmp_path):
     """Each window, with its context, is found in the piece and equals what its notes and audio give there."""
     tokenizer = Tokenizer()
     loaded = [reading.corpus("maestro").load(item) for item in scanned(source, tmp_path).recordings[:2]]
@@ -75,7 +89,7 @@ def test_batches_hold_the_tokens_and_mel_of_the_piece(source, data_dir, tmp_path
     mels = [np.pad(log_mel(np.round(a * 32768) / 32768, np), ((0, 256), (0, 0)), constant_values=MIN_LOG_MEL)
             for _, a in loaded]  # fmt: skip
     events = [Events.from_notes(notes) for notes, _ in loaded]
-    batch = next(open_feed("maestro", tokenizer, 8, data_dir=str(data_dir), empty_context=0.0).train_batches())
+    batch = next(open_feed("maestro", tokenizer, 8, data_dir=str(built), empty_context=0.0).train_batches())
     checked = 0
     for tokens, mel, context, context_mask in zip(
         *(batch[name] for name in ("note_tokens", "mel", "context_mel", "context_mask")), strict=True
@@ -94,7 +108,9 @@ def test_batches_hold_the_tokens_and_mel_of_the_piece(source, data_dir, tmp_path
 
 def test_a_second_run_builds_nothing(data_dir, capsys):
     prepare_data.main(["maestro", "--source", "/nowhere", "--data_dir", str(data_dir)])
-    assert "maestro is built: train on it with --gin.TASK=maestro" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "maestro is built: train on it with --gin.TASK=maestro" in told
+    assert f"built before, in {data_dir / 'maestro'}: --source is not read; remove that folder to build it anew" in told
 
 
 def test_dry_run_only_lists(source, tmp_path, capsys):
@@ -104,7 +120,7 @@ def test_dry_run_only_lists(source, tmp_path, capsys):
     prepare_data.main(["maestro", "--source", str(folder), "--data_dir", str(tmp_path / "data"), "--dry_run"])
     told = capsys.readouterr().out
     assert "maestro: 3 recordings" in told and "missing: " in told
-    assert "train: 1, 0.00 hours, 36 notes" in told
+    assert "train: 1, 0.00 hours, 36 notes" in told and "pieces: " not in told
     assert not (tmp_path / "data" / "maestro").exists()
 
 
@@ -151,6 +167,16 @@ def test_skip_bad_goes_on_and_lists_what_it_left_out(source, tmp_path, beam_opti
     assert said[0] == "1 items of maestro were left out:" and found.recordings[0].id in said[1]
 
 
+def test_nothing_that_can_be_read(source, tmp_path):
+    found = scanned(source, tmp_path)
+    spoil(found)
+    with pytest.raises(
+        UserError, match=f"no recording of maestro can be read; the first of 1: {found.recordings[0].id}"
+    ):
+        builder.build("maestro", Found(found.recordings[:1], []), tmp_path, skip_bad=True, workers=1, progress=False)
+    assert not (tmp_path / "maestro").exists()
+
+
 def test_beam_reports_a_bad_recording_in_one_line(source, tmp_path):
     found = scanned(source, tmp_path)
     spoil(found)
@@ -170,15 +196,16 @@ def test_variants_stand_beside_each_other(tmp_path, capsys):
     """By name: the same download, split otherwise."""
     piece = [Note(60, 100, 40, 0.1, 0.5)], np.zeros(16000, np.float32)
     root = write_musicnet(tmp_path, {"1727": piece, "1733": piece, "1759": piece})
-    for name, test in (("musicnet", "validation: 1"), ("musicnet_official", "test: 1")):
-        data = tmp_path / "data"
-        prepare_data.main([name, "--source", str(root), "--data_dir", str(data), "--workers", "1", "--skip_bad"])
-        assert f"--gin.TASK={name}" in (told := capsys.readouterr().out) and f"  {test}\n" in told
-    splits = [builder.open_built(name, data).info.splits for name in ("musicnet", "musicnet_official")]
-    assert [sorted(each) for each in splits] == [["train", "validation"], ["test", "train"]]
-    assert [each["train"].num_examples for each in splits] == [2, 2]
+    argv = ["--source", str(root), "--data_dir", str(tmp_path / "data")]
+    prepare_data.main(["musicnet", *argv, "--dry_run"])
+    assert "  train: 2, 0.00 hours, 2 notes\n  validation: 1, " in capsys.readouterr().out
+    prepare_data.main(["musicnet_official", *argv, "--skip_bad", "--workers", "1"])
+    told = capsys.readouterr().out
+    assert "  train: 2\n  test: 1\n  pieces: 3 of the 330 of a whole download\n" in told
+    assert "musicnet_official is built: train on it with --gin.TASK=musicnet_official" in told
+    assert sorted(builder.open_built("musicnet_official", tmp_path / "data").info.splits) == ["test", "train"]
     with pytest.raises(UserError, match=r"choose from .*slakh_sounding_bass, .*musicnet_official, "):
-        tasks.build("musicnet_authors", data)
+        tasks.build("musicnet_authors", tmp_path)
 
 
 def test_two_archives_in_one_folder(tmp_path):
