@@ -44,4 +44,6 @@ def pad_tokens(tokens: np.ndarray, length: int) -> np.ndarray:
     """`tokens` [n] with zeros appended, int32 [length]. Raises `SegmentTooLong` where n > length."""
     if len(tokens) > length:
         raise SegmentTooLong(f"{len(tokens)} tokens do not fit into {length}")
-    return np.pad(np.asarray(tokens, np.int32), (0, length - len(tokens)))
+    padded = np.zeros(length, np.int32)
+    padded[: len(tokens)] = tokens
+    return padded

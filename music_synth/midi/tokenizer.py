@@ -372,7 +372,10 @@ class Tokenizer:
 
 def _changes(values: np.ndarray, before: int) -> np.ndarray:
     """bool [n]: values[i] differs from values[i - 1], or `before` at i = 0."""
-    return np.diff(values, prepend=before) != 0
+    changes = np.empty(len(values), bool)  # np.diff with `prepend` takes six times as long
+    changes[:1] = values[:1] != before
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes
 
 
 def _slakh_table() -> np.ndarray:
