@@ -9,7 +9,7 @@
     block    {id, mel, events, first_frame, first_start, num_starts}
       (offline cache: nothing up to here depends on the tokenizer or on chance)
       draw_windows(segment_frames, empty_context)
-    window   block and {start, use_context}
+             {..., starts [w], use_context [w]}               the windows of the block
       cut_windows(tokenizer, context_frames, on_skip)
     example  {inputs [n] i32, targets [t, M] f32, targets_context [c, M] f32}
 
@@ -30,7 +30,7 @@ import numpy as np
 
 from music_synth.audio.mel import NUM_MELS, log_mel
 from music_synth.data.datasets.record import MAX_AMPLITUDE
-from music_synth.data.examples import cut_window, num_strata, stratified_start
+from music_synth.data.examples import num_strata, stratified_start
 from music_synth.data.note_sequences import parse_note_sequence
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
@@ -43,6 +43,7 @@ MARGIN_FRAMES = 512  # frames of a block before the first start and after the la
 MAX_SKIPPED = 1000  # windows with too many tokens, one after the other
 NOTE_COLUMNS = len(Note._fields)
 EVENT_COLUMNS = len(dataclasses.fields(Events))
+FRAME_BYTES = 2 * NUM_MELS  # of a mel in float16
 
 Dataset = tf.data.Dataset
 
@@ -176,7 +177,7 @@ def cut_blocks(dataset: Dataset) -> Dataset:
 
 
 def draw_windows(segment_frames: int, empty_context: float) -> Callable[[Dataset], Dataset]:
-    """Step: blocks to windows, about one a segment, at random starts; a share of them is to have no context."""
+    """Step: adds to blocks their windows, about one a segment, at random starts; a share is to have no context."""
 
     def draw(seed: np.ndarray, first_start: np.ndarray, num_starts: np.ndarray):
         starts = window_starts(seed, int(first_start), int(num_starts), segment_frames)
@@ -184,19 +185,11 @@ def draw_windows(segment_frames: int, empty_context: float) -> Callable[[Dataset
         return starts, use_context
 
     @seqio.map_over_dataset(num_seeds=1)
-    def add_starts(block, seed):
+    def step(block, seed):
         seed = tf.bitcast(tf.cast(seed, tf.int32), tf.uint32)
         specs = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.bool)]
-        return block, in_graph(draw, specs, seed, block["first_start"], block["num_starts"])
-
-    def spread(block, windows):
-        starts, use_context = windows
-        return tf.data.Dataset.from_tensor_slices((starts, use_context)).map(
-            lambda start, use: block | {"start": start, "use_context": use}
-        )
-
-    def step(dataset: Dataset) -> Dataset:
-        return add_starts(dataset).flat_map(spread)
+        starts, use_context = in_graph(draw, specs, seed, block["first_start"], block["num_starts"])
+        return block | {"starts": starts, "use_context": use_context}
 
     return step
 
@@ -204,43 +197,51 @@ def draw_windows(segment_frames: int, empty_context: float) -> Callable[[Dataset
 def cut_windows(
     tokenizer: Tokenizer, context_frames: int, on_skip: Callable[[str, float], None] | None = None
 ) -> Callable[[Dataset], Dataset]:
-    """Step: windows to examples with the features `inputs`, `targets` and (context_frames > 0) `targets_context`.
+    """Step: blocks to examples with the features `inputs`, `targets` and (context_frames > 0) `targets_context`.
 
     Windows with more than max_tokens tokens are left out, after on_skip(piece id, seconds) has been told. Should
     that happen MAX_SKIPPED times in a row, it is an error, lest an endless dataset be searched for ever.
+
+    Python's lock is taken for the tokens alone, once a block: TensorFlow's threads cut the mel, and they may be many.
     """
-    nothing = np.zeros((0, NUM_MELS), np.float32)
     skipped = 0  # in a row
 
-    def cut(piece, mel, events, first_frame, start, use_context):
+    def tokenize(piece, events, first_frame, starts):
         nonlocal skipped
-        mel = np.frombuffer(mel, np.float16).reshape(-1, NUM_MELS)
         events = Events.from_array(np.frombuffer(events, np.int32).reshape(-1, EVENT_COLUMNS))
-        context = context_frames if use_context else 0
-        try:
-            window = cut_window(
-                mel, events, tokenizer, int(start), context, first_frame=int(first_frame), on_overflow="error"
-            )
-        except SegmentTooLong:
-            skipped += 1
-            if skipped > MAX_SKIPPED:
-                raise ValueError(
-                    f"{skipped} windows in a row have more than {tokenizer.max_tokens} tokens: raise max_tokens"
-                ) from None
-            if on_skip is not None:
-                on_skip(piece.decode(), float(first_frame + start) / FRAME_RATE)
-            return np.zeros(0, np.int32), nothing, nothing
-        skipped = 0
-        return window.tokens, window.target.astype(np.float32), window.context.astype(np.float32)
+        tokens = []
+        for start in (first_frame + starts).tolist():
+            try:
+                tokens.append(tokenizer.encode_window(events, start, tokenizer.segment_frames, "error").tobytes())
+                skipped = 0
+            except SegmentTooLong:
+                tokens.append(b"")
+                skipped += 1
+                if skipped > MAX_SKIPPED:
+                    raise ValueError(
+                        f"{skipped} windows in a row have more than {tokenizer.max_tokens} tokens: raise max_tokens"
+                    ) from None
+                if on_skip is not None:
+                    on_skip(piece.decode(), start / FRAME_RATE)
+        return np.array(tokens, object)
 
-    def step(window):
-        names = ("id", "mel", "events", "first_frame", "start", "use_context")
-        specs = [tf.TensorSpec([None], tf.int32), MEL_SPEC, MEL_SPEC]
-        tokens, target, context = in_graph(cut, specs, *(window[name] for name in names))
-        example = {"inputs": tokens, "targets": target}
-        return example | {"targets_context": context} if context_frames else example
+    def cut(block):
+        starts = block["starts"]  # [w]
+        given = (block[name] for name in ("id", "events", "first_frame", "starts"))
+        (tokens,) = in_graph(tokenize, [tf.TensorSpec([None], tf.string)], *given)
+        num_context = tf.where(block["use_context"], tf.minimum(starts, context_frames), 0)
+        frames = num_context + tokenizer.segment_frames  # substr stops where the block does
+        mel = tf.strings.substr(block["mel"], FRAME_BYTES * (starts - num_context), FRAME_BYTES * frames)
+        return {"tokens": tokens, "mel": mel, "num_context": num_context}
 
-    def steps(dataset: Dataset) -> Dataset:
-        return dataset.map(step, tf.data.AUTOTUNE).filter(lambda example: tf.size(example["inputs"]) > 0)
+    def decode(window):
+        mel = tf.reshape(tf.io.decode_raw(window["mel"], tf.float16), [-1, NUM_MELS])
+        context, target = mel[: window["num_context"]], mel[window["num_context"] :]
+        features = {"inputs": tf.io.decode_raw(window["tokens"], tf.int32), "targets": tf.cast(target, tf.float32)}
+        return features | ({"targets_context": tf.cast(context, tf.float32)} if context_frames else {})
 
-    return steps
+    def step(dataset: Dataset) -> Dataset:
+        windows = dataset.map(cut, tf.data.AUTOTUNE).unbatch()
+        return windows.filter(lambda window: window["tokens"] != b"").map(decode, tf.data.AUTOTUNE)
+
+    return step
