@@ -46,7 +46,7 @@ class NoteToMelFeatureConverter(seqio.FeatureConverter):
             self.MODEL_FEATURES["context_mask"] = spec(tf.bool)
         self._context = context
         self._training = training
-        super().__init__(pack=False)
+        super().__init__(pack=False, apply_length_check=False)  # `pad` checks lengths, at no cost
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
         lengths = {"note_tokens": task_feature_lengths["inputs"]}
@@ -122,10 +122,10 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def readable(dataset: tf.data.Dataset, name: str) -> Iterator:
-    """The dataset's elements as NumPy arrays; what goes wrong in its graph becomes one line of a `UserError`."""
+def readable(elements: Iterator, name: str) -> Iterator:
+    """Elements of a dataset; what goes wrong in its graph becomes one line of a `UserError`."""
     try:
-        yield from dataset.as_numpy_iterator()
+        yield from elements
     except tf.errors.OpError as error:
         said = re.sub(r"{{.*?}}|\[Op:.*|\[\[.*", "", error.message)  # nodes of the graph
         reason = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
@@ -198,11 +198,14 @@ class SeqioFeed:
         examples, groups = plan_rounds(self._streams, ROUND_EXAMPLES, self._shard[1])
         steps = -(-examples // self.batch_size)
         first_round, skip = divmod(start_step, steps)
-        for number in itertools.count(first_round):
-            count = skip
-            for batch in readable(self._round(number, groups, skip, steps), self._provider.name):
+        following = self._round(first_round, groups, skip, steps)
+        for number in itertools.count(first_round + 1):
+            batches, following, count = following, None, skip
+            for batch in batches:
                 yield batch
                 count += 1
+                if following is None and 2 * count >= steps:  # early enough for its first batches to be ready
+                    following = self._round(number, groups, 0, steps)
             if count < steps:
                 raise UserError(
                     f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches: a "
@@ -245,8 +248,8 @@ class SeqioFeed:
         num_blocks = task.num_input_examples("train")
         return Stream(task, share, num_blocks * windows_per_block, num_blocks)
 
-    def _round(self, number: int, groups: Sequence[int], skip: int, steps: int) -> tf.data.Dataset:
-        """Batches `skip` .. `steps` of round `number`."""
+    def _round(self, number: int, groups: Sequence[int], skip: int, steps: int) -> Iterator[Batch]:
+        """Batches `skip` .. `steps` of round `number`. They are worked on from now on."""
         lengths = {"inputs": self.tokenizer.max_tokens, "targets": self.tokenizer.segment_frames}
         if self.context_frames:
             lengths["targets_context"] = self.context_frames
@@ -261,18 +264,23 @@ class SeqioFeed:
                 split="train",
                 use_cached=self._cached,
                 shuffle=True,
+                shuffle_buffer_size=1,  # examples are shuffled below, where the round's end is known
                 seed=seed,
                 shard_info=seqio.ShardInfo(shard_index * num_groups + int(order[position]), num_groups * num_shards),
                 num_epochs=None,
+                trim_output_features=False,  # there is nothing to trim
                 try_in_mem_cache=False,  # it would keep up to 10,000 records, whatever their size
             )
             datasets.append(dataset.map(lambda example: {name: example[name] for name in lengths}))
         shares = [stream.share for stream in self._streams]
         dataset = tf.data.Dataset.sample_from_datasets(datasets, shares, seed) if len(datasets) > 1 else datasets[0]
         rows = len(self._rows)
-        dataset = dataset.skip(skip * rows).take((steps - skip) * rows)
+        dataset = dataset.take(steps * rows).shuffle(tasks.SHUFFLE_WINDOWS, seed).skip(skip * rows)
         dataset = NoteToMelFeatureConverter(context=bool(self.context_frames))(dataset, lengths)
-        return dataset.batch(rows, drop_remainder=True).prefetch(PREFETCH_BATCHES)
+        dataset = dataset.batch(rows, drop_remainder=True).prefetch(PREFETCH_BATCHES)
+        options = tf.data.Options()
+        options.experimental_warm_start = True
+        return readable(dataset.with_options(options).as_numpy_iterator(), self._provider.name)
 
     def _count_skip(self, piece: str, seconds: float) -> None:
         self.num_skipped += 1
