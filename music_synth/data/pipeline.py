@@ -14,7 +14,7 @@ from music_synth.audio.mel import MIN_LOG_MEL
 from music_synth.data import tasks
 from music_synth.data.examples import Batch, Piece, evaluation_batches, num_strata, shard_rows, tell_skipped
 from music_synth.data.preprocessors import BLOCK_STARTS
-from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Events, Tokenizer
 
@@ -192,6 +192,7 @@ class SeqioFeed:
         self._rows = shard_rows(batch_size, shard_index, num_shards)
         self._streams: list[Stream] = []  # filled when training begins
 
+    @closed_at_exit
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches start_step, start_step + 1, ... without end; each is a function of (seed, number)."""
         self._streams = self._streams or self._make_streams()

@@ -6,11 +6,15 @@ TensorFlow's C++ side reports missing CUDA libraries before any logging can be s
 console readable is to close standard error while it is imported. Python errors are raised as ever.
 """
 
+import atexit
 import contextlib
+import functools
 import logging
 import os
 import sys
 import warnings
+import weakref
+from collections.abc import Callable, Generator
 
 
 @contextlib.contextmanager
@@ -42,4 +46,21 @@ with silent_stderr():
 NOISE = ("FeatureConnector.dtype", "Overriding TFDS data directory")
 logging.getLogger("absl").addFilter(lambda record: not any(noise in record.getMessage() for noise in NOISE))
 
-__all__ = ["seqio", "tf", "tfds"]
+
+def closed_at_exit(function: Callable[..., Generator]) -> Callable[..., Generator]:
+    """Closes what a generator function returned before Python ends, if it is still there.
+
+    An iterator of tf.data that is left to the very end waits for threads that wait for Python: the process hangs.
+    """
+
+    @functools.wraps(function)
+    def begin(*args, **kwargs):
+        generator = function(*args, **kwargs)
+        reference = weakref.ref(generator)
+        atexit.register(lambda: (left := reference()) and left.close())
+        return generator
+
+    return begin
+
+
+__all__ = ["closed_at_exit", "seqio", "tf", "tfds"]

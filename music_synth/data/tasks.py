@@ -17,7 +17,7 @@ from music_synth.data.datasets import builder, reading, synthetic
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import notes_from_array
-from music_synth.data.quiet_tensorflow import seqio, tf, tfds
+from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf, tfds
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
 
@@ -331,6 +331,7 @@ class InMemorySource(seqio.DataSource):
         return dataset.shuffle(self._size, seed=seed) if shuffle else dataset
 
 
+@closed_at_exit
 def pieces(provider: Provider, split: str) -> Iterator[Piece]:
     """The whole pieces of a split, with audio: task by task in order of their names, as they are stored.
 
