@@ -10,7 +10,7 @@ from music_synth.data.examples import cut_window, pad_window
 from music_synth.data.feed import open_feed
 from music_synth.data.pipeline import NoteToMelFeatureConverter, Stream, plan_rounds
 from music_synth.data.prepared import PreparedFeed, write_folder
-from music_synth.data.quiet_tensorflow import tf
+from music_synth.data.quiet_tensorflow import closed_at_exit, tf
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Events, Tokenizer
 
@@ -188,3 +188,22 @@ def test_rounds_of_a_small_task_are_short():
     assert plan_rounds([Stream(None, 1.0, 480, 60)], 2048, 1) == (2048, [1])
     examples, groups = plan_rounds([Stream(None, 1.0, 143_000, 64)], 2048, 1)
     assert examples < 2300 and groups == [64]
+
+
+def test_what_is_left_open_is_closed_at_exit(monkeypatch):
+    registered, closed = [], []
+    monkeypatch.setattr("atexit.register", registered.append)
+
+    @closed_at_exit
+    def count():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(True)
+
+    left_open, dropped = count(), count()
+    assert (next(left_open), next(dropped)) == (0, 0)
+    del dropped
+    for at_exit in registered:
+        at_exit()
+    assert len(registered) == len(closed) == 2
