@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import os
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -128,12 +129,22 @@ def fingerprint(recordings: Sequence[Recording]) -> str:
     return digest.hexdigest()[:12]
 
 
+def leave_with_parent() -> None:
+    """Ends this process as soon as the one that started it is gone: killed, it can end none of its own."""
+
+    def leave():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
 def load_all(job: Job, workers: int, progress: bool) -> None:
     """Makes the file of every recording, in `workers` processes. UserError at the first bad one, if they count."""
     left = [n for n in range(len(job.recordings)) if not job.file(n).exists()]
     numbers, done = iter(left), len(job.recordings) - len(left)
     # Spawned, not forked: this process has threads of TensorFlow.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=leave_with_parent)
     bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)
     pending: dict = {}
     try:
