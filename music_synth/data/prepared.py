@@ -115,7 +115,9 @@ def write_folder(
         work.chmod(0o755)  # mkdtemp makes it private
         os.replace(work, folder)  # an empty folder of that name is replaced
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; make room or choose another --out") from error
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; make room or choose another --out"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return {split: len(entries) for split, entries in manifest["splits"].items()}

@@ -174,7 +174,7 @@ def _gathering(made: CorpusBuilder, job: Job) -> Iterator[None]:
     except Exception as error:
         bad = sorted(job.folder.glob("*.bad"))
         told = bad[0].read_text() if bad and not job.skip_bad else f"{type(error).__name__}: {error}"
-        raise UserError(f"{told} (building {job.name})") from error
+        raise UserError(f"{told} (building {job.name} in {job.folder.parent}; what is done is kept)") from error
     finally:
         made.job = None
         tfds.enable_progress_bar()
