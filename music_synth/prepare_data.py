@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     except ImportError as error:
         raise UserError(f"{error}: data sets are built with pip install 'music_synth[data]'") from error
     data_set = tasks.data_set_of(flags.task)
-    beam_options = [option for option in flags.beam_options.split(",") if option]
+    beam_options = [f"--{option.removeprefix('--')}" for option in flags.beam_options.split(",") if option]
     beam_options += [f"--runner={flags.beam_runner}"] if flags.beam_runner else []
     if data_set in reading.CORPORA:
         folder = Path(flags.data_dir or default_data_dir())
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
             print(summary(data_set, found, measure=flags.dry_run))
             if flags.dry_run:
                 return
-            beam = beam_options if flags.beam_runner else None
+            beam = beam_options or None
             builder.build(data_set, found, folder, skip_bad=flags.skip_bad, workers=flags.workers, beam_options=beam)
         elif flags.source is not None:
             place = folder / data_set
