@@ -39,22 +39,28 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--source",
-        type=Path,
+        type=local_path,
         help="what you downloaded: the archive, a folder of archives, or the unpacked folder; or the folder of the"
         " TFRecords that were published of the data set",
     )
     parser.add_argument("--dry_run", action="store_true", help="only list what is there and what is missing")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what is missing or damaged, and list it")
     parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
-    parser.add_argument("--out", type=Path, help="folder of prepared arrays to write; it must not exist yet")
-    parser.add_argument("--cache", type=Path, help="folder in which to write seqio's offline cache of the task")
-    parser.add_argument("--data_dir", type=Path, help="where data sets live (default: data/ of the checkout)")
+    parser.add_argument("--out", type=local_path, help="folder of prepared arrays to write; it must not exist yet")
+    parser.add_argument("--cache", type=local_path, help="folder in which to write seqio's offline cache of the task")
+    parser.add_argument("--data_dir", type=local_path, help="where data sets live (default: data/ of the checkout)")
     parser.add_argument("--beam_runner", help="Apache Beam's runner, for the build and the cache: FlinkRunner, ...")
     parser.add_argument("--beam_options", default="", help="options of Apache Beam, by commas")
     flags = parser.parse_args(argv)
     if flags.workers is not None and flags.workers < 1:
         parser.error(f"--workers {flags.workers}: must be at least 1")
     return flags
+
+
+def local_path(text: str) -> Path:
+    if "://" in text:
+        raise UserError(f"{text} is no local path: mount what it means, on every machine that takes part")
+    return Path(text)
 
 
 def main(argv: list[str]) -> None:
