@@ -1,0 +1,82 @@
+"""Short-time Fourier transforms of audio in JAX, differentiable, with a hop that divides the window."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, mel_matrix
+
+Array = jax.Array
+
+
+def hann(length: int) -> np.ndarray:
+    """Periodic Hann window, float32 [length]."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+def frames_of(audio: Array, length: int, hop: int) -> Array:
+    """Whole frames of audio [..., S]: [..., S/hop - length/hop + 1, length]; hop divides length and S."""
+    hops = audio.reshape(*audio.shape[:-1], -1, hop)
+    parts, count = length // hop, hops.shape[-2] - length // hop + 1
+    return jnp.concatenate([hops[..., i : i + count, :] for i in range(parts)], axis=-1)
+
+
+def overlap_add(frames: Array, hop: int) -> Array:
+    """Frames [..., T, length] summed where they lie, each `hop` after the one before: [..., hop T + length - hop]."""
+    parts = frames.shape[-1] // hop
+    leading = [(0, 0)] * (frames.ndim - 2)
+    split = frames.reshape(*frames.shape[:-1], parts, hop)
+    hops = sum(jnp.pad(split[..., i, :], [*leading, (i, parts - 1 - i), (0, 0)]) for i in range(parts))
+    return hops.reshape(*hops.shape[:-2], -1)
+
+
+def stft(audio: Array, fft_size: int, hop: int) -> Array:
+    """Spectra under Hann windows of `fft_size` samples, centers at 0, hop, ... : [..., S] to [..., T, fft_size/2 + 1].
+
+    Reflected at both ends; a last part shorter than a hop is not covered.
+    """
+    audio = audio[..., : audio.shape[-1] // hop * hop]
+    padded = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(fft_size // 2, fft_size // 2)], mode="reflect")
+    return jnp.fft.rfft(frames_of(padded, fft_size, hop) * hann(fft_size))
+
+
+def magnitude(spectrum: Array, floor: float) -> Array:
+    """|spectrum|, whose gradient stays finite where the spectrum is 0."""
+    return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + floor**2)
+
+
+def spread_matrix() -> np.ndarray:
+    """[513, 128]: a bin's mean of values of mel filters, weighted as the filters weigh the bin; rows sum to 1.
+
+    The bins at 0 Hz and at the upper edge, which no filter counts, follow the filters next to them.
+    """
+    weights = mel_matrix().astype(np.float64)
+    weights[0, 0] = weights[-1, -1] = 1.0
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def project_to_mel(audio: Array, mel: Array, mask: Array) -> Array:
+    """Audio of the wanted mel spectrum more nearly: one step of alternating projections.
+
+    As Griffin and Lim (1984) alternate between a magnitude and the spectra that exist, but what is given is the mel,
+    not a magnitude: each bin is scaled by the ratio of wanted to present mel of its filters.
+
+    Args:
+      audio: [B, 320 T].
+      mel: mel magnitude (not its logarithm) of frames as of `audio.mel` [B, T, 128].
+      mask: [B, T], False where the piece is not: zeros come out there.
+    """
+    pad = lambda x: jnp.pad(x, [(0, 0), (0, HOP_LENGTH)])
+    window = hann(FRAME_LENGTH)
+    spectrum = jnp.fft.rfft(frames_of(pad(audio), FRAME_LENGTH, HOP_LENGTH) * window, FFT_SIZE)  # [B, T, 513]
+    with jax.default_matmul_precision("highest"):
+        present = magnitude(spectrum, 1e-7) @ mel_matrix()
+        gain = jnp.clip(mel / jnp.maximum(present, 1e-6), 0.0, 10.0) @ spread_matrix().T
+    frames = jnp.fft.irfft(spectrum * gain, FFT_SIZE)[..., :FRAME_LENGTH]
+    exists = mask[..., None].astype(jnp.float32)
+    total = overlap_add(frames * window * exists, HOP_LENGTH)
+    weight = overlap_add(jnp.square(window) * exists, HOP_LENGTH)
+    # The first and the last hop of a piece lie under one window: there the sum fades, instead of growing as 1/window.
+    return (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH]
