@@ -41,6 +41,11 @@ CONFIGURABLES = {
     "Autoregressive": "music_synth.autoregressive.objective:Autoregressive",
     "Deterministic": "music_synth.autoregressive.outputs:Deterministic",
     "GaussianMixture": "music_synth.autoregressive.outputs:GaussianMixture",
+    "AudioFeed": "music_synth.data.audio_feed:open_audio_feed",
+    "Vocoder": "music_synth.vocoder.objective:Vocoder",
+    "MelGANGenerator": "music_synth.vocoder.melgan:MelGANGenerator",
+    "ISTFTGenerator": "music_synth.vocoder.istft:ISTFTGenerator",
+    "Discriminators": "music_synth.vocoder.melgan:Discriminators",
     "load_inverter": "music_synth.vocoder.inverter:load_inverter",
     "adafactor": "music_synth.training.optimizer:adafactor",
     "adamw": "music_synth.training.optimizer:adamw",
@@ -280,6 +285,19 @@ def load_run(model_dir: str | Path, step: int | None = None, ema: bool = True) -
     Raises:
         UserError: no such folder, no config.gin in it, no checkpoint, or one of other shapes.
     """
+    (model, tokenizer), params, step = _load(model_dir, [("train", "model"), ("Feed", "tokenizer")], step, ema)
+    return model, tokenizer, params, step
+
+
+def load_generator(model_dir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Any, Any]:
+    """(generator, its params) of a run that trained an inverter; see `load_run`."""
+    (model,), params, _ = _load(model_dir, [("train", "model")], step, ema)
+    if not hasattr(model, "generator"):
+        raise UserError(f"{model_dir} is a run of a {type(model).__name__}, not of an inverter (melgan.gin)")
+    return model.generator, params["generator"]
+
+
+def _load(model_dir: str | Path, keys: list[tuple[str, str]], step: int | None, ema: bool):
     path = Path(model_dir) / CONFIG_FILE
     if not Path(model_dir).is_dir():
         raise UserError(f"no folder {model_dir}: give the MODEL_DIR of a training run")
@@ -289,10 +307,10 @@ def load_run(model_dir: str | Path, step: int | None = None, ema: bool = True) -
 
     with _isolated(), _plain_errors():
         parse([path.resolve()])
-        model, tokenizer = (_bound(path, *key) for key in (("train", "model"), ("Feed", "tokenizer")))
+        made = [_bound(path, *key) for key in keys]
     params, step = load_params(model_dir, step, ema)
-    check_shapes(params, model, where=f"{model_dir}, step {step}")
-    return model, tokenizer, params, step
+    check_shapes(params, made[0], where=f"{model_dir}, step {step}")
+    return made, params, step
 
 
 def _bound(path: Path, name: str, parameter: str) -> Any:

@@ -47,6 +47,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip_bad", action="store_true", help="leave out what is missing or damaged, and list it")
     parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
     parser.add_argument("--out", type=local_path, help="folder of prepared arrays to write; it must not exist yet")
+    parser.add_argument("--audio", action="store_true", help="keep the audio in --out too, to train inverters on")
     parser.add_argument("--cache", type=local_path, help="folder in which to write seqio's offline cache of the task")
     parser.add_argument("--data_dir", type=local_path, help="where data sets live (default: data/ of the checkout)")
     parser.add_argument("--beam_runner", help="Apache Beam's runner, for the build and the cache: FlinkRunner, ...")
@@ -106,7 +107,7 @@ def main(argv: list[str]) -> None:
         total = sum(split.num_examples for split in made.info.splits.values())
         with tqdm(desc=f"preparing {data_set}", total=total, unit="piece") as bar:
             shown = {split: counted(pieces[split], bar) for split in pieces}
-            write_folder(flags.out, shown, data_set, str(made.info.version))
+            write_folder(flags.out, shown, data_set, str(made.info.version), flags.audio)
         print(f"{flags.out} is ready: train on it with --gin.TASK=\"'{flags.out}'\"")
     if flags.cache is not None:
         from music_synth.data.cache import write_cache

@@ -3,10 +3,12 @@
     manifest.json            what the folder holds (below); written last
     train/00000.mel.npy      log-mel [T, 128] float16 of piece 0: 12.8 kB a second, read through a memory map
     train/00000.notes.npy    notes [n, 7] float64: the fields of `Note`
+    train/00000.audio.npy    audio [S] int16 at 16 kHz, where it was asked for: 32 kB a second; for training inverters
     validation/... test/...
 
 manifest.json: {"format", "version", "data_set", "data_set_version", "mel": {sample_rate, hop_length,
-num_mels}, "splits": {name: [{"id", "files": stem, "frames": T, "notes": n}]}}.
+num_mels}, "splits": {name: [{"id", "files": stem, "frames": T, "notes": n}]}};
+where there is audio, each entry has "samples": S too.
 
 float16 keeps a log-mel to 0.004 (0.03 dB).
 """
@@ -71,6 +73,11 @@ def notes_from_array(array: np.ndarray) -> list[Note]:
     ]
 
 
+def audio_to_int16(audio: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] to int16, clipped."""
+    return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
+
+
 @dataclass(frozen=True)
 class StoredPiece:
     """One entry of the manifest."""
@@ -79,16 +86,18 @@ class StoredPiece:
     stem: str  # path without ".mel.npy", relative to the folder
     frames: int
     notes: int
+    samples: int | None  # None: no audio was kept
 
     @classmethod
     def from_entry(cls, entry: Mapping) -> StoredPiece:
-        return cls(str(entry["id"]), str(entry["files"]), int(entry["frames"]), int(entry["notes"]))
+        samples = int(entry["samples"]) if "samples" in entry else None
+        return cls(str(entry["id"]), str(entry["files"]), int(entry["frames"]), int(entry["notes"]), samples)
 
 
 def write_folder(
-    folder: Path, splits: Mapping[str, Iterable[Piece]], data_set: str, data_set_version: str
+    folder: Path, splits: Mapping[str, Iterable[Piece]], data_set: str, data_set_version: str, audio: bool = False
 ) -> dict[str, int]:
-    """Writes a prepared folder; it appears under its name only when it is whole.
+    """Writes a prepared folder, with the pieces' audio if asked; it appears under its name only when it is whole.
 
     Returns:
       Number of pieces in each split.
@@ -109,7 +118,7 @@ def write_folder(
             "data_set": data_set,
             "data_set_version": data_set_version,
             "mel": MEL_SETTINGS,
-            "splits": {split: _write_split(work, split, pieces) for split, pieces in splits.items()},
+            "splits": {split: _write_split(work, split, pieces, audio) for split, pieces in splits.items()},
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1))
         work.chmod(0o755)  # mkdtemp makes it private
@@ -131,7 +140,7 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} is not empty: remove it, or choose another --out")
 
 
-def _write_split(work: Path, split: str, pieces: Iterable[Piece]) -> list[dict]:
+def _write_split(work: Path, split: str, pieces: Iterable[Piece], audio: bool) -> list[dict]:
     (work / split).mkdir()
     entries = []
     for index, piece in enumerate(pieces):
@@ -139,6 +148,10 @@ def _write_split(work: Path, split: str, pieces: Iterable[Piece]) -> list[dict]:
         np.save(work / f"{stem}.mel.npy", piece.mel.astype(np.float16))
         np.save(work / f"{stem}.notes.npy", notes_to_array(piece.notes))
         entries.append({"id": piece.id, "files": stem, "frames": len(piece.mel), "notes": len(piece.notes)})
+        if audio:
+            samples = audio_to_int16(piece.audio)
+            np.save(work / f"{stem}.audio.npy", samples)
+            entries[-1]["samples"] = len(samples)
     return entries
 
 
@@ -168,7 +181,27 @@ def read_manifest(folder: Path) -> dict[str, list[StoredPiece]]:
     for piece in itertools.chain.from_iterable(splits.values()):
         _check_file(folder / f"{piece.stem}.mel.npy", piece.frames * mel_module.NUM_MELS * 2)
         _check_file(folder / f"{piece.stem}.notes.npy", piece.notes * len(Note._fields) * 8)
+        if piece.samples is not None:
+            _check_file(folder / f"{piece.stem}.audio.npy", piece.samples * 2)
     return splits
+
+
+def open_audio(folder: Path, split: str) -> list[np.ndarray]:
+    """The audio of each piece of a split, int16 [S], read through memory maps.
+
+    Raises:
+      UserError: no such split, or the folder was prepared without audio.
+    """
+    splits = read_manifest(folder)
+    if split not in splits:
+        raise UserError(f"{folder} has no split {split!r}: choose from {', '.join(splits)}")
+    if any(piece.samples is None for piece in splits[split]):
+        raise UserError(f"{folder} holds no audio: {AGAIN} --audio")
+    return [_open_audio_file(folder, piece.stem) for piece in splits[split]]
+
+
+def _open_audio_file(folder: Path, stem: str) -> np.ndarray:
+    return _load(folder / f"{stem}.audio.npy", np.int16, None, mmap_mode="r")
 
 
 def _check_file(path: Path, data_bytes: int) -> None:
@@ -256,9 +289,14 @@ class PreparedFeed:
         )
 
     def pieces(self, split: str) -> Iterator[Piece]:
-        """The whole pieces of `split`, in order, without audio."""
+        """The whole pieces of `split`, in order; with audio, if the folder holds it."""
         return (
-            Piece(stored.id, self._notes(stored.stem), self._mel(stored.stem).astype(np.float32))
+            Piece(
+                stored.id,
+                self._notes(stored.stem),
+                self._mel(stored.stem).astype(np.float32),
+                None if stored.samples is None else _open_audio_file(self.folder, stored.stem) / np.float32(32768),
+            )
             for stored in self._split(split).pieces
         )
 
@@ -314,11 +352,12 @@ class PreparedFeed:
             raise UserError(f"{self.folder / stem}.notes.npy: {error}: {AGAIN}") from error
 
 
-def _load(path: Path, dtype: type, columns: int, mmap_mode: str | None = None) -> np.ndarray:
+def _load(path: Path, dtype: type, columns: int | None, mmap_mode: str | None = None) -> np.ndarray:
+    """An array [n, columns], or [n] where `columns` is None."""
     try:
         array = np.load(path, mmap_mode=mmap_mode)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from error
-    if array.dtype != dtype or array.ndim != 2 or array.shape[1] != columns:
+    if array.dtype != dtype or array.shape[1:] != (() if columns is None else (columns,)):
         raise UserError(f"{path} holds {array.dtype} {array.shape}, not {dtype.__name__} [n, {columns}]: {AGAIN}")
     return array

@@ -27,6 +27,7 @@ MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probabili
 SHUFFLE_RECORDS = 32  # buffer of whole pieces, 10 MB for five minutes of each
 SHUFFLE_WINDOWS = 512  # buffer of windows, up to 134 MB; a block gives about eight neighbors
 
+MAX_AUDIO_BYTES = 2**32  # of a split that is held in memory to train an inverter, 37 hours
 Provider = seqio.Task | seqio.Mixture
 SkipHook = Callable[[str, float], None]
 
@@ -346,6 +347,18 @@ def pieces(provider: Provider, split: str) -> Iterator[Piece]:
         for task in holders
         for piece in whole_pieces(task, split).as_numpy_iterator()
     )
+
+
+def pieces_in_memory(name: str, split: str, data_dir: str | Path | None = None) -> Iterator[Piece]:
+    """`pieces` of a data set, built first if it can be. UserError if it is too large to hold."""
+    data_set = build(data_set_of(name), data_dir).info
+    if split in data_set.splits and data_set.splits[split].num_bytes > MAX_AUDIO_BYTES:
+        raise UserError(
+            f"the audio of {name!r} is too large to be held in memory: train on a folder written by"
+            f" python -m music_synth.prepare_data {name} --audio --out FOLDER"
+        )
+    register_tasks(names=[data_set_of(name)], data_dir=data_dir)
+    return pieces(find(data_set_of(name)), split)
 
 
 def whole_pieces(task: seqio.Task, split: str) -> tf.data.Dataset:

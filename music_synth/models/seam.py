@@ -45,6 +45,39 @@ class Seam:
         """Fresh float32 parameters as plain nested dictionaries."""
         return nn.unbox(self._init_boxed(rng))
 
+    def at_step(self, step: int) -> Seam:
+        """The model whose loss is trained on after `step` updates; decoders are the same throughout."""
+        return self
+
+    def check_feed(self, feed: Any) -> None:
+        """UserError unless the feed's tokens are those that the network reads."""
+        network = self.network
+        if network.note_roll and feed.tokenizer.vocabulary != network.vocabulary:
+            raise UserError(
+                f"NetworkConfig.vocabulary = {network.vocabulary}, but the Tokenizer writes"
+                f" {feed.tokenizer.vocabulary}: give both the same"
+            )
+
+    def check_batch(self, batch: dict[str, Any]) -> None:
+        """UserError unless a batch of NumPy arrays suits the network."""
+        network = self.network
+        if batch["note_tokens"].max(initial=0) >= network.vocab_size:
+            raise UserError(
+                f"note token {batch['note_tokens'].max()} is beyond NetworkConfig.vocab_size = {network.vocab_size}:"
+                " raise it to hold the Tokenizer's vocabulary"
+            )
+        if network.context_frames and "context_mel" not in batch:
+            raise UserError(
+                f"NetworkConfig.context_frames = {network.context_frames}, but the feed brings no context: set"
+                " Feed.context = True, or context_frames = 0"
+            )
+        for name, length in (("mel", network.target_frames), ("context_mel", network.context_frames)):
+            if length and batch[name].shape[1:] != (length, network.num_mels):
+                raise UserError(
+                    f"{name} of the feed is {batch[name].shape[1:]} frames by bins, the network's is"
+                    f" {(length, network.num_mels)}: set Tokenizer.segment_frames and NetworkConfig alike"
+                )
+
     def logical_axes(self) -> Any:
         """Tree like the parameters; each leaf a tuple with one logical axis name (or None) a dimension."""
         boxed = jax.eval_shape(self._init_boxed, jax.random.key(0))

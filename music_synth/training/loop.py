@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE
+from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE, log_mel
 from music_synth.errors import UserError
 from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
@@ -60,11 +60,7 @@ def train(
     """
     check_counts(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
     check_counts(num_eval_batches=num_eval_batches, shortest_token_bucket=min(token_buckets, default=0))
-    if model.network.note_roll and feed.tokenizer.vocabulary != model.network.vocabulary:
-        raise UserError(
-            f"NetworkConfig.vocabulary = {model.network.vocabulary}, but the Tokenizer writes"
-            f" {feed.tokenizer.vocabulary}: give both the same"
-        )
+    model.check_feed(feed)
     mesh = partitioning.make_mesh(model_parallelism)
     rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
     checkpointer = Checkpointer(make_folder(model_dir), keep_checkpoints)
@@ -75,15 +71,18 @@ def train(
     say(f"{num_params(state.params):,} parameters on {mesh.devices.size} {jax.default_backend()} device(s)")
     say(f"going on from step {step} in {model_dir}" if step else f"starting in {model_dir}")
 
-    update = jax.jit(
-        partial(train_step, model, optimizer, num_microbatches, ema_decay),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
-    )
+    @cache  # compiled once for each stage of the training that the model has
+    def update_of(stage: Any) -> Callable:
+        return jax.jit(
+            partial(train_step, stage, optimizer, num_microbatches, ema_decay),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+        )
+
     evaluate = jax.jit(partial(eval_step, model), out_shardings=whole)
     sample = jax.jit(model.sample, out_shardings=whole)
     ready = lambda batch: partitioning.put(rows, cut_tokens(check(batch), token_buckets))
-    check = partial(checked, network=model.network, mesh=mesh, num_microbatches=num_microbatches)
+    check = partial(checked, model=model, mesh=mesh, num_microbatches=num_microbatches)
     # What will be sampled. Fetched now, so that data without a validation split fail here and not in an hour.
     shown = cut_tokens(first_held_out(feed, num_samples), token_buckets)
 
@@ -97,7 +96,7 @@ def train(
     ):
         while step < num_steps:
             batch = next(batches)
-            state, metrics = update(state, batch)
+            state, metrics = update_of(model.at_step(step))(state, batch)
             step += 1
             window.append(metrics)
             if len(window) > RUN_AHEAD:
@@ -125,8 +124,8 @@ def train(
                 held_out = first_n(feed.eval_batches(), num_eval_batches)
                 writer.scalars(step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out))))
                 if num_samples:
-                    mel = np.asarray(sample(params, partitioning.put(whole, shown), eval_key(0)))  # [B, T, M]
-                    write_samples(writer, step, mel, shown, inverter)
+                    sampled = np.asarray(sample(params, partitioning.put(whole, shown), eval_key(0)))
+                    write_samples(writer, step, sampled, shown, inverter)
                 writer.flush()
                 clock = time.monotonic()
     return state
@@ -175,10 +174,12 @@ def open_writer(model_dir: str, step: int, config_text: str) -> Writer:
 
 
 def cut_tokens(batch: Batch, buckets: Sequence[int]) -> Batch:
-    """Cuts the padding of note_tokens [B, N] to the shortest bucket that holds the longest row.
+    """Cuts the padding of note_tokens [B, N], if there are any, to the shortest bucket that holds the longest row.
 
     Every process sees the whole batch, so all of them choose alike.
     """
+    if "note_tokens" not in batch:
+        return batch
     tokens = batch["note_tokens"]
     used = np.flatnonzero(np.any(tokens != 0, axis=0))
     longest = int(used[-1]) + 1 if used.size else 1
@@ -186,25 +187,10 @@ def cut_tokens(batch: Batch, buckets: Sequence[int]) -> Batch:
     return dict(batch, note_tokens=tokens[:, :length])
 
 
-def checked(batch: Batch, network: Any, mesh: Any, num_microbatches: int) -> Batch:
-    """The batch, if it suits the network and the devices; else a UserError."""
+def checked(batch: Batch, model: Any, mesh: Any, num_microbatches: int) -> Batch:
+    """The batch, if it suits the model and the devices; else a UserError."""
     partitioning.check_batch_size(mesh, len(batch["mel"]), num_microbatches)
-    if batch["note_tokens"].max(initial=0) >= network.vocab_size:
-        raise UserError(
-            f"note token {batch['note_tokens'].max()} is beyond NetworkConfig.vocab_size = {network.vocab_size}:"
-            " raise it to hold the Tokenizer's vocabulary"
-        )
-    if network.context_frames and "context_mel" not in batch:
-        raise UserError(
-            f"NetworkConfig.context_frames = {network.context_frames}, but the feed brings no context: set"
-            " Feed.context = True, or context_frames = 0"
-        )
-    for name, length in (("mel", network.target_frames), ("context_mel", network.context_frames)):
-        if length and batch[name].shape[1:] != (length, network.num_mels):
-            raise UserError(
-                f"{name} of the feed is {batch[name].shape[1:]} frames by bins, the network's is"
-                f" {(length, network.num_mels)}: set Tokenizer.segment_frames and NetworkConfig alike"
-            )
+    model.check_batch(batch)
     return batch
 
 
@@ -287,18 +273,26 @@ def eval_key(i: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(0), i)
 
 
-def write_samples(writer: Writer, step: int, mel: np.ndarray, batch: Batch, inverter: Callable | None) -> None:
-    """Target above sample as one picture an example, both as sounds if an inverter is there, and their distance."""
+def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: Batch, inverter: Callable | None) -> None:
+    """Target above sample as one picture an example, both as sounds, and their distance.
+
+    sampled: log-mel [B, T, M], which needs an inverter to be heard; or audio [B, S], as that of a vocoder.
+    """
     target, mask = batch["mel"], batch["mel_mask"]  # [B, T, M], [B, T]
+    is_audio = sampled.ndim == 2
+    mel = log_mel(sampled, np) if is_audio else sampled
     if mask.any():
         error = float(np.mean(np.abs(mel - target)[mask]))
         writer.scalars(step, {"eval/sample_error_db": error * DECIBELS_PER_LOG_UNIT})
     for i in range(len(mel)):
         pair = [mel_image(one, MIN_LOG_MEL, MAX_LOG_MEL) for one in (target[i], mel[i])]  # [M, T, 3] each
         writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
-        if inverter is not None:
-            writer.audio(step, f"sample/{i}", inverter(mel[i]), SAMPLE_RATE)
-            writer.audio(step, f"target/{i}", inverter(target[i]), SAMPLE_RATE)
+        if is_audio:
+            sounds = {"sample": sampled[i], "target": batch["audio"][i]}
+        else:
+            sounds = {"sample": inverter(mel[i]), "target": inverter(target[i])} if inverter is not None else {}
+        for name, audio in sounds.items():
+            writer.audio(step, f"{name}/{i}", audio, SAMPLE_RATE)
 
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:

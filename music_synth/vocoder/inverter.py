@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -101,12 +102,24 @@ def magnitude_from_mel(mel: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(magnitude.T)
 
 
-def load_inverter(name: str) -> Inverter:
-    """The inverter of that name.
+def load_inverter(name: str | None = None) -> Inverter:
+    """An inverter by name or path.
+
+    Args:
+      name: None: the trained one that ships with the package; "griffin_lim"; a .safetensors file; or the MODEL_DIR of
+        a run of melgan.gin.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it cannot be read.
     """
+    from music_synth.vocoder import neural
+
     if name == GRIFFIN_LIM:
         return GriffinLim()
-    raise UserError(f"no inverter {name!r}: choose {GRIFFIN_LIM} (trained inverters are not supported yet)")
+    if name is None:
+        return neural.load_weights(neural.SHIPPED)
+    if (Path(name) / "config.gin").is_file():
+        from music_synth import config  # here alone: to read a run means to read its configuration
+
+        return neural.NeuralInverter(*config.load_generator(name))
+    return neural.load_weights(name)

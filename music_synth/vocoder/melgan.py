@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from music_synth.audio.mel import HOP_LENGTH, scale_mel
+from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, scale_mel
 
 Array = jax.Array
 
@@ -34,6 +34,7 @@ class Conv(nn.Module):
     dilation: int = 1
     stride: int = 1
     upsample: int = 1
+    gain: float = 1.0  # of the initial scale
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -44,7 +45,7 @@ class Conv(nn.Module):
         taps, outputs = (1, 2 * self.upsample) if self.upsample > 1 else (self.width, 1)
         shape = (taps, channels, outputs * self.features)
         v = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2), shape)
-        scale = self.param("scale", lambda _, s: jnp.linalg.norm(v.reshape(-1, s), axis=0), shape[2])
+        scale = self.param("scale", lambda _, s: self.gain * jnp.linalg.norm(v.reshape(-1, s), axis=0), shape[2])
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel = v * (scale / (jnp.linalg.norm(v.reshape(-1, shape[2]), axis=0) + 1e-9))
         reach = self.dilation * (taps // 2)
@@ -79,7 +80,7 @@ class MelGANNetwork(nn.Module):
                 y = Conv(width, 3, dilation, name=f"residual_{i}_{j}_a")(leaky(x)) * exists
                 y = Conv(width, name=f"residual_{i}_{j}_b")(leaky(y))
                 x = (Conv(width, name=f"shortcut_{i}_{j}")(x) + y) * exists
-        return (jnp.tanh(Conv(1, 7, name="last")(leaky(x))) * exists)[..., 0]
+        return (jnp.tanh(Conv(1, 7, gain=0.1, name="last")(leaky(x))) * exists)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,22 @@ class MelGANGenerator:
     @property
     def module(self) -> MelGANNetwork:
         return MelGANNetwork(self)
+
+    state_size = network_reach = 0  # nothing goes over from one stretch of a long mel to the next
+
+    def init(self, rng: Array):
+        return self.module.init(rng, jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool))["params"]
+
+    def generate(self, params, mel: Array, exists: Array, first_frame: Array) -> tuple[Array, None]:
+        """Audio [B, 320 T] for a loss; no spectra."""
+        return self.module.apply({"params": params}, mel, exists), None
+
+    def play(
+        self, params, mel: Array, exists: Array, first_frame: Array, state: Array | None = None, start: int = 0
+    ) -> tuple[Array, Array]:
+        """Audio [B, 320 T] of log-mel [B, T, M]; see `ISTFTGenerator.play`. The state is empty."""
+        audio, _ = self.generate(params, mel, exists, first_frame)
+        return audio, jnp.zeros((*mel.shape[:2], 0), jnp.complex64)
 
 
 class WaveDiscriminator(nn.Module):

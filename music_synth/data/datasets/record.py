@@ -8,6 +8,7 @@ import numpy as np
 
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.data.note_sequences import write_note_sequence
+from music_synth.data.prepared import audio_to_int16
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.midi.notes import Note
 
@@ -32,10 +33,9 @@ def features() -> tfds.features.FeaturesDict:
 
 def make_record(name: str, notes: Sequence[Note], audio: np.ndarray) -> dict:
     """A record of notes and audio, float [S] in [-1, 1] at 16 kHz."""
-    samples = np.clip(np.round(audio * MAX_AMPLITUDE), -MAX_AMPLITUDE, MAX_AMPLITUDE - 1)
     return {
         "id": name,
-        "audio": samples.astype(np.int16),
+        "audio": audio_to_int16(audio),
         "sequence": write_note_sequence(name, notes),
         "programs": np.array(sorted({note.program for note in notes if not note.is_drum}), np.int64),
     }

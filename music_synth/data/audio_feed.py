@@ -1,0 +1,156 @@
+"""The feed that an inverter trains on: excerpts of the audio of any task, and their log-mel. No TensorFlow for a
+prepared folder that holds audio (prepare_data --audio)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, log_mel, num_mel_frames
+from music_synth.data.examples import Batch, shard_rows, stack
+from music_synth.data.feed import is_folder
+from music_synth.data.prepared import audio_to_int16, open_audio
+from music_synth.errors import UserError
+
+INT16 = 32768.0
+
+
+@dataclass
+class AudioFeed:
+    """NumPy batches of excerpts:
+
+    audio [B, 320 T] float32        16 kHz
+    mel [B, T, 128] float32         natural-log mel of them; the last frame sees the hop after the excerpt too
+    mel_mask [B, T] bool            training: all True; evaluation: False after the end of a piece
+    """
+
+    source: Source
+    batch_size: int
+    num_frames: int
+    eval_frames: int
+    gain_db: tuple[float, float]
+    mix: float
+    seed: int
+    rows: range
+    _cache: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches start_step, start_step + 1, ... without end; each is a function of (seed, number)."""
+        pieces = [piece for piece in self._pieces("train") if len(piece) >= HOP_LENGTH]
+        if not pieces:
+            raise UserError(f"{self.source} has no training audio: prepare a data set that has some")
+        share = np.cumsum([len(piece) for piece in pieces], dtype=np.float64)
+        for step in itertools.count(start_step):
+            numbers = [step * self.batch_size + row for row in self.rows]
+            yield stack([self._train_example(pieces, share / share[-1], number) for number in numbers])
+
+    def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
+        """Consecutive excerpts of `eval_frames` of the pieces of `split`; the last batch is filled up with silence."""
+        starts = (
+            (piece, start)
+            for piece in self._pieces(split)
+            for start in range(0, len(piece), self.eval_frames * HOP_LENGTH)
+        )
+        blank = (np.zeros(0, np.int16), 0)
+        while chunk := list(itertools.islice(starts, self.batch_size)):
+            chunk += [blank] * (self.batch_size - len(chunk))
+            yield stack([self._eval_example(*chunk[row]) for row in self.rows])
+
+    def _train_example(self, pieces: Sequence[np.ndarray], share: np.ndarray, number: int) -> Batch:
+        """An excerpt from anywhere, at a random gain; `mix` of them with a second one on top."""
+        rng = np.random.default_rng([self.seed, number])
+        audio = np.zeros((self.num_frames + 1) * HOP_LENGTH, np.float32)
+        for _ in range(1 + (rng.random() < self.mix)):
+            piece = pieces[int(np.searchsorted(share, rng.random(), side="right"))]
+            start = int(rng.integers(0, max(1, len(piece) - self.num_frames * HOP_LENGTH)))
+            excerpt = piece[start : start + len(audio)]
+            audio[: len(excerpt)] += excerpt * np.float32(10 ** (rng.uniform(*self.gain_db) / 20) / INT16)
+        return example(audio, self.num_frames, self.num_frames)
+
+    def _eval_example(self, piece: np.ndarray, start: int) -> Batch:
+        length = self.eval_frames * HOP_LENGTH
+        audio = np.zeros(length + HOP_LENGTH, np.float32)
+        excerpt = piece[start : start + len(audio)]
+        audio[: len(excerpt)] = excerpt / np.float32(INT16)
+        return example(audio, self.eval_frames, min(self.eval_frames, num_mel_frames(max(0, len(piece) - start))))
+
+    def _pieces(self, split: str) -> list[np.ndarray]:
+        if split not in self._cache:
+            self._cache[split] = self.source.load(split)
+        return self._cache[split]
+
+
+def example(audio: np.ndarray, num_frames: int, present: int) -> Batch:
+    """A row of a batch from audio [320 (T + 1)]; only the first `present` frames count."""
+    mel = log_mel(audio, np)[:num_frames]
+    mask = np.arange(num_frames) < present
+    mel[~mask] = MIN_LOG_MEL
+    return {"audio": audio[: num_frames * HOP_LENGTH], "mel": mel.reshape(-1, NUM_MELS), "mel_mask": mask}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the audio comes from: a prepared folder, or a data set that was built, held in memory."""
+
+    task: str
+    data_dir: str | None
+
+    def __str__(self) -> str:
+        return repr(self.task)
+
+    def load(self, split: str) -> list[np.ndarray]:
+        """The audio of each piece of a split, int16; a folder's stay on disk."""
+        if is_folder(self.task):
+            return open_audio(Path(self.task).expanduser(), split)
+        try:
+            from music_synth.data import tasks
+        except ImportError as error:
+            raise UserError(
+                f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train"
+                " on a folder made by python -m music_synth.prepare_data --audio"
+            ) from error
+        return [audio_to_int16(piece.audio) for piece in tasks.pieces_in_memory(self.task, split, self.data_dir)]
+
+
+def open_audio_feed(
+    task: str,
+    batch_size: int,
+    num_frames: int = 64,
+    eval_frames: int = 256,
+    gain_db: Sequence[float] = (-18.0, 3.0),
+    mix: float = 0.2,
+    seed: int = 0,
+    data_dir: str | None = None,
+    shard_index: int = 0,
+    num_shards: int = 1,
+) -> AudioFeed:
+    """Opens the feed of a prepared folder with audio, or of a data set.
+
+    Args:
+      task: path of a folder written by prepare_data --audio, or the name of a data set ("synthetic").
+      batch_size: rows of the global batch, over all processes.
+      num_frames, eval_frames: of an excerpt in training and evaluation, 20 ms each.
+      gain_db: range from which an excerpt's gain is drawn, so that quiet and loud music train alike.
+      mix: share of training excerpts on which a second one is laid.
+      seed: of excerpts, gains and mixes.
+      data_dir: where tfds keeps its data sets. Data sets only.
+      shard_index, num_shards: which of how many processes this is.
+
+    Raises:
+      UserError: no such folder or data set, a folder without audio, a setting out of range.
+    """
+    if not 0 <= mix <= 1:
+        raise UserError(f"AudioFeed.mix = {mix}: must be in [0, 1]")
+    if len(gain_db) != 2 or gain_db[0] > gain_db[1]:
+        raise UserError(f"AudioFeed.gain_db = {tuple(gain_db)}: must be (lowest, highest)")
+    if min(num_frames, eval_frames) < 1:
+        raise UserError(f"AudioFeed.num_frames = {num_frames}, eval_frames = {eval_frames}: must be at least 1")
+    if batch_size < 1 or batch_size % num_shards:
+        raise UserError(f"batch_size = {batch_size}: must be a positive multiple of {num_shards} processes")
+    rows = shard_rows(batch_size, shard_index, num_shards)
+    source = Source(task, data_dir)
+    return AudioFeed(source, batch_size, num_frames, eval_frames, tuple(gain_db), mix, seed, rows)

@@ -1,0 +1,280 @@
+"""A generator that writes spectra and leaves the rest to the inverse Fourier transform (Vocos, Siuzdak 2023).
+
+Mel frames go through ConvNeXt blocks (Liu et al. 2022) at 50 frames a second; a head gives magnitude and phase of
+a spectrum a frame, and overlapping inverse transforms are the audio. Two things are our own:
+
+- Phases by recurrence. A convolutional generator turns a mel that stands still into audio that repeats with every
+  hop: a tone can only have multiples of 50 Hz. Here the phasor of each bin turns from frame to frame by a frequency
+  that the network reads off the mel, and is set anew where it says so: z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k.
+- Mel projections (`stft.project_to_mel`): the last steps pull the audio to the mel that was asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, scale_mel
+from music_synth.vocoder.stft import frames_of, hann, magnitude, overlap_add, project_to_mel
+
+Array = jax.Array
+WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
+NUM_BINS = WINDOW // 2 + 1
+TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
+MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
+LOG_FLOOR = 3e-3  # magnitude that counts as silence
+MAX_OFFSET = 2.5  # bins between a bin's center and the tone that it follows: half of a Hann window's main lobe, and some
+
+
+class DepthwiseConv(nn.Module):
+    """Convolution over time of each channel alone, [B, T, D] to [B, T, D]; XLA's own is slow on CPUs."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.width, x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        side = self.width // 2
+        padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
+        return bias + sum(kernel[i] * padded[:, i : i + x.shape[1]] for i in range(self.width))
+
+
+class ConvNeXtBlock(nn.Module):
+    mlp_dim: int
+    width: int
+    scale: float  # of what the block adds, at the start
+
+    @nn.compact
+    def __call__(self, x: Array, exists: Array) -> Array:
+        y = DepthwiseConv(self.width, name="conv")(x * exists)
+        y = y.reshape(-1, x.shape[-1])  # [B T, D]: XLA's gradient of a matrix product is twice as fast so on CPUs
+        y = nn.LayerNorm(name="norm")(y)
+        y = nn.gelu(nn.Dense(self.mlp_dim, name="wi")(y))
+        y = nn.Dense(x.shape[-1], name="wo")(y).reshape(x.shape)
+        return x + y * self.param("scale", nn.initializers.constant(self.scale), (x.shape[-1],))
+
+
+class ISTFTNetwork(nn.Module):
+    config: ISTFTGenerator
+
+    @nn.compact
+    def __call__(self, mel: Array, exists: Array, first_frame: Array, state: Array, start: int) -> Spectra:
+        c = self.config
+        exists = exists[..., None]  # [B, T, 1]
+        x = nn.Dense(c.dim, name="embed")(context(jnp.where(exists, scale_mel(mel), 0.0), c.width))  # [B, T, D]
+        x = nn.LayerNorm(name="norm")(x)
+        for i in range(c.num_layers):
+            x = ConvNeXtBlock(c.mlp_dim, c.width, 1 / c.num_layers, name=f"layers_{i}")(x, exists)
+        x = nn.LayerNorm(name="final_norm")(x).reshape(-1, c.dim)
+
+        def head(name: str, bias: float = 0.0) -> Array:
+            dense = nn.Dense(NUM_BINS, bias_init=nn.initializers.constant(bias), name=name)
+            return dense(x).reshape(*mel.shape[:2], NUM_BINS)
+
+        log_magnitude = head("magnitude") + mel @ interpolation().T  # [B, T, F]
+        bins = np.arange(NUM_BINS, dtype=np.float32)
+        frequency = bins + MAX_OFFSET * jnp.tanh(head("frequency"))  # in bins
+        keep = nn.sigmoid(head("keep", 1.0))
+        noise = frame_noise(first_frame, mel.shape[1]) * nn.softplus(head("noise", -1.0))
+        fresh = jax.lax.complex(head("real"), head("imaginary")) + noise
+        phasor = recurrent_phasor(frequency, keep, jnp.where(exists, fresh, 0.0), exists, state, start)
+        direction = phasor / magnitude(phasor, 1e-6)
+
+        return Spectra(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE), frequency, direction, phasor)
+
+
+@dataclass(frozen=True)
+class ISTFTGenerator:
+    """Sizes of the network, and how often its audio is made more consistent."""
+
+    dim: int = 256  # width
+    mlp_dim: int = 768
+    num_layers: int = 6
+    width: int = 7  # frames under each convolution
+    num_consistency_steps: int = 8  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
+    num_projections: int = 16  # then towards the mel, when it plays
+    momentum: float = 0.99  # of both (Perraudin et al. 2013)
+    training_steps: tuple[int, int] = (1, 2)  # of the two where a loss looks at the audio; the less, the faster
+
+    def __post_init__(self):
+        if self.width % 2 == 0:
+            raise ValueError(f"ISTFTGenerator.width = {self.width}: must be odd")
+        if min(self.num_consistency_steps, self.num_projections, *self.training_steps) < 0:
+            raise ValueError("ISTFTGenerator: numbers of steps must be 0 or more")
+
+    @property
+    def module(self) -> ISTFTNetwork:
+        return ISTFTNetwork(self)
+
+    @property
+    def network_reach(self) -> int:
+        """Frames to either side that the network sees; the recurrence apart."""
+        return (self.num_layers + 1) * (self.width // 2)
+
+    @property
+    def reach(self) -> int:
+        """Frames to either side on which a frame of audio depends, apart from the recurrence."""
+        return self.network_reach + 2 + 3 * self.num_consistency_steps + self.num_projections
+
+    @property
+    def state_size(self) -> int:
+        """Complex numbers that go over from one stretch of a long mel to the next."""
+        return NUM_BINS
+
+    def init(self, rng: Array):
+        mel, one = jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool)
+        return self.module.init(rng, mel, one, jnp.zeros(1, jnp.int32), no_state(1), 0)["params"]
+
+    def generate(self, params, mel: Array, exists: Array, first_frame: Array) -> tuple[Array, Spectra]:
+        """Audio [B, 320 T] for a loss, with few consistency steps, and the spectra that the network wrote."""
+        spectra = self.module.apply({"params": params}, mel, exists, first_frame, no_state(len(mel)), 0)
+        return self._audio(spectra, mel, exists, *self.training_steps), spectra
+
+    def play(
+        self, params, mel: Array, exists: Array, first_frame: Array, state: Array | None = None, start: int = 0
+    ) -> tuple[Array, Array]:
+        """Audio to be heard.
+
+        Args:
+          mel: natural-log mel [B, T, M]; whatever stands where `exists` [B, T] is False is not looked at.
+          first_frame: int32 [B], the number in the piece of frame 0 of mel: the noise goes by it.
+          state: complex [B, state_size] of the frame before `start`; None where the piece begins.
+
+        Returns:
+          Audio [B, 320 T], and the state after each frame [B, T, state_size].
+        """
+        state = no_state(len(mel)) if state is None else state
+        spectra = self.module.apply({"params": params}, mel, exists, first_frame, state, start)
+        audio = self._audio(spectra, mel, exists, self.num_consistency_steps, self.num_projections)
+        return audio, spectra.phasor
+
+    def _audio(self, spectra: Spectra, mel: Array, exists: Array, num_consistent: int, num_mel: int) -> Array:
+        size = jnp.exp(spectra.log_magnitude)
+        audio = before = inverse(size * spectra.direction, exists)
+        accelerate = lambda now, before: now + self.momentum * (now - before)
+        for _ in range(num_consistent):
+            present = analysis(accelerate(audio, before))
+            audio, before = inverse(size * present / magnitude(present, 1e-9), exists), audio
+        wanted = jnp.where(exists[..., None], jnp.exp(mel), 0.0)
+        before = audio
+        for _ in range(num_mel):
+            audio, before = project_to_mel(accelerate(audio, before), wanted, exists), audio
+        return audio
+
+    def spectrum_losses(self, spectra: Spectra, audio: Array, margin: int) -> dict[str, Array]:
+        """Distances of the network's spectra from those of the recorded audio [B, 320 T], [B] each.
+
+        Phases are compared by their differences from frame to frame and from bin to bin, as the phase of a sound
+        itself cannot be told from its mel (Ai and Ling 2023); each difference weighs by the root of its magnitude.
+
+        Args:
+          margin: frames at either end that are left out.
+        """
+        inside = slice(margin, audio.shape[1] // HOP_LENGTH - margin)
+        true = analysis(audio)[:, inside]
+        made = jax.tree.map(lambda x: x[:, inside], spectra)
+        size = magnitude(true, 1e-6)
+        direction = true / size
+        mean = lambda x: jnp.mean(x, axis=(1, 2))
+        weight = jnp.sqrt(size)
+        weight = weight / (mean(weight)[:, None, None] + 1e-3)
+
+        log_error = jnp.abs(jnp.log(size + LOG_FLOOR) - jnp.log(jnp.exp(made.log_magnitude) + LOG_FLOOR))
+        squares = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
+        convergence = jnp.sqrt((squares(size - jnp.exp(made.log_magnitude)) + 1e-6) / (squares(size) + 1e-2))
+
+        in_time = lambda x: x[:, 1:] * jnp.conj(x[:, :-1])
+        in_frequency = lambda x: x[:, :, 1:] * jnp.conj(x[:, :, :-1])
+        apart = lambda a, b: 1 - (a * jnp.conj(b)).real  # of two differences, as points on the unit circle
+        both = jnp.minimum(weight[:, 1:], weight[:, :-1])
+        turn = jnp.exp(1j * TURN * made.frequency[:, 1:])
+        return {
+            "log_magnitude": mean(log_error),
+            "convergence": convergence,
+            "frequency": mean(both * apart(in_time(direction), turn)),
+            "phase_in_time": mean(both * apart(in_time(direction), in_time(made.direction))),
+            "phase_in_frequency": mean(
+                jnp.minimum(weight[:, :, 1:], weight[:, :, :-1])
+                * apart(in_frequency(direction), in_frequency(made.direction))
+            ),
+        }
+
+
+class Spectra(NamedTuple):
+    """What the network writes, [B, T, F] each."""
+
+    log_magnitude: Array  # natural
+    frequency: Array  # of the tone that a bin follows, in bins
+    direction: Array  # the phase, as a complex number of magnitude 1
+    phasor: Array  # the recurrence's state, whose direction it is
+
+
+def no_state(rows: int) -> Array:
+    return jnp.zeros((rows, NUM_BINS), jnp.complex64)
+
+
+# Phases are those at the middle of the frame: that of a tone is then the same in all bins of its main lobe.
+CENTER = np.where(np.arange(NUM_BINS) % 2, -1, 1).astype(np.float32)
+
+
+def analysis(audio: Array) -> Array:
+    """Spectra of the synthesis frames: audio [B, 320 T] to [B, T, F]. Frame k begins a hop before mel frame k."""
+    padded = jnp.pad(audio, ((0, 0), (HOP_LENGTH, 2 * HOP_LENGTH)))
+    return jnp.fft.rfft(frames_of(padded, WINDOW, HOP_LENGTH) * hann(WINDOW)) * CENTER
+
+
+def inverse(spectrum: Array, exists: Array) -> Array:
+    """Audio whose spectra are nearest: [B, T, F] to [B, 320 T], zero where the piece does not exist."""
+    frames = jnp.fft.irfft(spectrum * CENTER) * hann(WINDOW) * exists[..., None]
+    audio = overlap_add(frames, HOP_LENGTH) / 1.5  # the sum of the squares of four Hann windows
+    return audio[:, HOP_LENGTH : -2 * HOP_LENGTH] * jnp.repeat(exists, HOP_LENGTH, axis=1)
+
+
+def recurrent_phasor(
+    frequency: Array, keep: Array, fresh: Array, exists: Array, state: Array, start: int
+) -> Array:
+    """z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k, theta the turn in a hop of a tone at `frequency` [B, T, F] bins.
+
+    Frame `start` follows on `state` [B, F]; where the piece does not exist (yet) z is 0.
+    """
+    turn = TURN * frequency
+    step = keep * jax.lax.complex(jnp.cos(turn), jnp.sin(turn)) * exists
+
+    def one(z, inputs):
+        factor, addend, number = inputs
+        z = factor * jnp.where(number == start, state, z) + addend
+        return z, z
+
+    by_time = lambda x: jnp.moveaxis(x, 1, 0)
+    numbers = jnp.arange(frequency.shape[1])
+    _, z = jax.lax.scan(one, jnp.zeros_like(state), (by_time(step), by_time((1 - keep) * fresh), numbers))
+    return by_time(z)
+
+
+def frame_noise(first_frame: Array, num_frames: int) -> Array:
+    """Complex noise [B, T, F], a function of the absolute number of the frame alone; first_frame int32 [B]."""
+    numbers = first_frame[:, None] + jnp.arange(num_frames, dtype=first_frame.dtype)
+    draw = lambda number: jax.random.normal(jax.random.fold_in(jax.random.key(0), number), (2, NUM_BINS))
+    parts = jax.vmap(jax.vmap(draw))(numbers)
+    return jax.lax.complex(parts[..., 0, :], parts[..., 1, :])
+
+
+def context(x: Array, width: int) -> Array:
+    """[B, T, D] to [B, T, width D]: each frame with those around it, zeros beyond the ends."""
+    side = width // 2
+    padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
+    return jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(width)], axis=-1)
+
+
+def interpolation() -> np.ndarray:
+    """[F, M]: from log-mel to a log-magnitude for each synthesis bin, linear between the centers of the filters."""
+    to_mel = lambda hz: np.log1p(np.asarray(hz) / 700.0)
+    centers = np.linspace(0, to_mel(SAMPLE_RATE / 2), NUM_MELS + 2)[1:-1]
+    position = np.interp(to_mel(np.linspace(0, SAMPLE_RATE / 2, NUM_BINS)), centers, np.arange(NUM_MELS))
+    return np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(NUM_MELS))).astype(np.float32)

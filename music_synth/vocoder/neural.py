@@ -1,0 +1,152 @@
+"""A trained generator as an inverter: whole mels or streams of them, and the file it is kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
+from music_synth.errors import UserError
+from music_synth.vocoder.istft import ISTFTGenerator
+from music_synth.vocoder.melgan import MelGANGenerator
+
+GENERATORS = {kind.__name__: kind for kind in (MelGANGenerator, ISTFTGenerator)}
+FORMAT = "music_synth inverter"
+SHIPPED = Path(__file__).with_name("inverter.safetensors")
+STRETCH = 256  # frames that are made at once
+
+
+@dataclass(frozen=True)
+class NeuralInverter:
+    """Log-mel [T, 128] to audio [320 T] by a trained generator.
+
+    A mel of any length is made in stretches of 256 frames, each seen with `generator.reach` frames to either side and
+    with the state in which the stretch before it ended. The audio is the same however the mel arrives, and memory
+    does not grow with its length.
+    """
+
+    generator: MelGANGenerator | ISTFTGenerator
+    params: Any
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
+        parts = list(self.stream([mel]))
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+    def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Pieces of a mel as they come, [t, 128] of any lengths, to audio float32 [320 * 256] as it can be made.
+
+        Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends.
+        """
+        reach = self.generator.reach
+        state = np.zeros((1, self.generator.state_size), np.complex64)
+        waiting = np.full((reach, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - reach on
+        done = total = 0  # frames made, frames that came
+        for mel, ended in _and_the_end(mels):
+            waiting = np.concatenate([waiting, checked(mel)])
+            total += len(mel)
+            while total - done >= STRETCH + reach or (ended and done < total):
+                window = np.full((STRETCH + 2 * reach, NUM_MELS), MIN_LOG_MEL, np.float32)
+                window[: len(waiting)] = waiting[: len(window)]
+                number = np.arange(len(window)) + done - reach
+                exists = (number >= 0) & (number < total)
+                first = np.array([done - reach], np.int32)
+                audio, state = play_stretch(self.generator, self.params, window[None], exists[None], first, state)
+                length = min(STRETCH, total - done)
+                yield np.asarray(audio)[0, : length * HOP_LENGTH]
+                waiting, done = waiting[STRETCH:], done + STRETCH
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def play_stretch(generator: Any, params: Any, window: Any, exists: Any, first_frame: Any, state: Any):
+    """Audio [1, 320 * 256] of the middle of a window [1, 256 + 2 reach, M], and the state for the next one."""
+    reach, seen = generator.reach, generator.network_reach
+    audio, states = generator.play(params, window, exists, first_frame, state, start=seen)
+    middle = audio[:, reach * HOP_LENGTH : (reach + STRETCH) * HOP_LENGTH]
+    return middle, states[:, STRETCH + seen - 1]
+
+
+def checked(mel: Any) -> np.ndarray:
+    """`mel` as float32; ValueError if it is no log-mel, UserError if it holds what is no number."""
+    mel = np.asarray(mel, np.float32)
+    if mel.ndim != 2 or mel.shape[1] != NUM_MELS:
+        raise ValueError(f"an inverter takes log-mel [T, {NUM_MELS}], not shape {mel.shape}")
+    if not np.isfinite(mel).all():
+        frame = int(np.flatnonzero(~np.isfinite(mel).all(axis=1))[0])
+        raise UserError(f"the mel is not finite at frame {frame}: the decoder's checkpoint is damaged")
+    return mel
+
+
+def _and_the_end(items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    for item in items:
+        yield item, False
+    yield np.zeros((0, NUM_MELS), np.float32), True
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def save_inverter(path: str | Path, generator: Any, params: Any, about: str = "") -> None:
+    """Writes a generator as safetensors: parameters in float16, and its sizes in the header.
+
+    about: one line for people: data, steps, machine, date.
+    """
+    from safetensors.numpy import save_file
+
+    config = json.dumps({"generator": type(generator).__name__, **dataclasses.asdict(generator)})
+    flat = {key: np.ascontiguousarray(leaf, np.float16) for key, leaf in _paths(jax.device_get(params)).items()}
+    save_file(flat, str(path), metadata={"format": FORMAT, "config": config, "about": about})
+
+
+def load_weights(path: str | Path) -> NeuralInverter:
+    """An inverter from a file of `save_inverter`.
+
+    Raises:
+      UserError: no such file, a damaged one, one of another kind, or tensors that do not fit its sizes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"no inverter {path}: give a .safetensors file, a MODEL_DIR of melgan.gin, or griffin_lim")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            meta = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{path} is no inverter of music_synth: its header says format {meta.get('format')!r}")
+    try:
+        config = json.loads(meta["config"])
+        kind = GENERATORS[config.pop("generator")]
+        generator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in config.items()})
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} has a header that does not parse ({type(error).__name__}: {error})") from error
+    wanted = _paths(jax.eval_shape(generator.init, jax.random.key(0)))
+    for key in sorted(wanted.keys() | tensors.keys()):
+        shapes = [tuple(found[key].shape) if key in found else None for found in (tensors, wanted)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{path}: tensor {key} has shape {shapes[0]}, its config needs {shapes[1]}")
+        if not np.isfinite(tensors[key]).all():
+            raise UserError(f"{path}: tensor {key} is not finite")
+    return NeuralInverter(generator, jax.tree.map(jnp.asarray, _nest(tensors)))
+
+
+def _paths(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _nest(paths: dict[str, Any]) -> dict[str, Any]:
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict(paths, sep="/")

@@ -1,0 +1,170 @@
+"""How an inverter is trained: a generator against the recorded audio and against discriminators.
+
+`Vocoder` has the methods of a decoder (`models/seam.py`), so that the same loop trains it. A batch:
+
+    audio [B, 320 T] f32     recorded
+    mel [B, T, M] f32        its log-mel, or what a decoder sampled in its place
+    mel_mask [B, T] bool     True = a frame that counts
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, log_mel
+from music_synth.errors import UserError
+from music_synth.vocoder.istft import ISTFTGenerator
+from music_synth.vocoder.melgan import Discriminators, MelGANGenerator
+from music_synth.vocoder.stft import magnitude, stft
+
+Array = jax.Array
+Params = dict[str, Any]
+Batch = dict[str, Array]
+
+MARGIN = 4  # frames at either end of an excerpt that no loss looks at: there the generator sees too little
+RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # (window, hop) of the multi-resolution STFT, samples
+FLOOR = 1e-3  # magnitude that counts as silence in their logarithms; a full-scale sine has a quarter of the window
+
+
+@dataclass(frozen=True)
+class Vocoder:
+    """A generator, its discriminators, and what they are trained for; a weight of 0 leaves a term out."""
+
+    generator: MelGANGenerator | ISTFTGenerator
+    discriminators: Discriminators = Discriminators()
+    warm_steps: int = 0  # updates before the discriminators join
+    audio_from: int = 0  # updates by the spectra alone, before the audio is looked at
+    spectrum_weight: float = 0.0  # of the generator's spectra themselves, where it writes spectra
+    stft_weight: float = 1.0  # multi-resolution STFT (Yamamoto et al. 2020, eqs. 4-6)
+    mel_weight: float = 1.0  # mean absolute log-mel error, natural-log units
+    adversarial_weight: float = 0.1  # hinge (Kumar et al. 2019, eqs. 1-2)
+    feature_weight: float = 1.0  # feature matching (Kumar et al. 2019, eq. 3)
+    # Which terms take part; `at_step` says.
+    audible: bool = True
+    adversarial: bool = True
+
+    def __post_init__(self):
+        for name in ("spectrum", "stft", "mel", "adversarial", "feature"):
+            if getattr(self, f"{name}_weight") < 0:
+                raise ValueError(f"Vocoder.{name}_weight = {getattr(self, f'{name}_weight')}: must be 0 or more")
+        if min(self.warm_steps, self.audio_from) < 0:
+            raise ValueError(
+                f"Vocoder.warm_steps = {self.warm_steps}, audio_from = {self.audio_from}: must be 0 or more"
+            )
+        if self.audio_from and not self.spectrum_weight:
+            raise ValueError(f"Vocoder.audio_from = {self.audio_from}, but nothing to train on before: set 0")
+        if self.spectrum_weight and not isinstance(self.generator, ISTFTGenerator):
+            raise ValueError(f"Vocoder.spectrum_weight = {self.spectrum_weight}: a MelGAN writes no spectra; set 0")
+
+    def at_step(self, step: int) -> Vocoder:
+        """The objective of the update after `step` of them."""
+        joined = step >= self.warm_steps and (self.adversarial_weight > 0 or self.feature_weight > 0)
+        return replace(self, audible=step >= self.audio_from, adversarial=joined)
+
+    def init(self, rng: Array) -> Params:
+        generator_key, discriminator_key = jax.random.split(rng)
+        audio = jnp.zeros((1, 4096))
+        judges = self.discriminators.module.init(discriminator_key, audio)["params"]
+        return {"generator": self.generator.init(generator_key), "discriminators": judges}
+
+    def logical_axes(self) -> Any:
+        """Every parameter is whole on every device."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: (None,) * len(leaf.shape), shapes)
+
+    def check_feed(self, feed: Any) -> None:
+        """Any feed will do that brings audio."""
+
+    def check_batch(self, batch: Batch) -> None:
+        if "audio" not in batch:
+            raise UserError("the feed brings no audio, which an inverter trains on: bind train.feed = @AudioFeed()")
+        frames = batch["mel"].shape[1]
+        if batch["mel"].shape[2] != NUM_MELS or batch["audio"].shape[1] != frames * HOP_LENGTH:
+            raise UserError(
+                f"audio {batch['audio'].shape} does not fit mel {batch['mel'].shape}: {HOP_LENGTH} samples a frame"
+            )
+        if frames <= 2 * MARGIN:
+            raise UserError(f"excerpts of {frames} frames are too short: set AudioFeed.num_frames above {2 * MARGIN}")
+
+    def loss(self, params: Params, batch: Batch, rng: Array, train: bool = True) -> tuple[Array, dict[str, Array]]:
+        """Losses of both players in one sum, each seeing the other as fixed: their gradients do not mix.
+
+        Returns:
+          The sum and its terms, scalars.
+        """
+        rows, frames = batch["mel_mask"].shape
+        first_frame = jax.random.randint(rng, (rows,), 0, 2**20)  # which noise the generator gets
+        made, spectra = self.generator.generate(params["generator"], batch["mel"], batch["mel_mask"], first_frame)
+        inner = slice(MARGIN * HOP_LENGTH, (frames - MARGIN) * HOP_LENGTH)
+        target, made_inner = batch["audio"][:, inner], made[:, inner]
+        counted = jnp.sum(batch["mel_mask"].astype(jnp.float32), axis=1)
+        mean = lambda values: jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1.0)  # [B] to scalar
+        terms = {}
+        if self.spectrum_weight:
+            for name, value in self.generator.spectrum_losses(spectra, batch["audio"], MARGIN).items():
+                terms[name] = (self.spectrum_weight, mean(value))
+        if self.audible and self.stft_weight:
+            terms["stft"] = (self.stft_weight, mean(stft_distance(made_inner, target)))
+        if self.audible and self.mel_weight:
+            terms["mel"] = (self.mel_weight, mean(mel_distance(made_inner, target)))
+        if self.adversarial:
+            fixed = jax.lax.stop_gradient
+            judge = lambda judges, audio: self.discriminators.module.apply({"params": judges}, audio)
+            judges = params["discriminators"]
+            on_real, on_made = judge(judges, target), judge(judges, fixed(made_inner))
+            seen = judge(fixed(judges), made_inner)
+            terms["adversarial"] = (self.adversarial_weight, -mean_score(seen, lambda score: score))
+            terms["feature"] = (self.feature_weight, feature_distance(seen, fixed(on_real)))
+            hinge = mean_score(on_real, lambda s: jax.nn.relu(1 - s)) + mean_score(on_made, lambda s: jax.nn.relu(1 + s))
+            terms["discriminator"] = (1.0, hinge)
+        total = sum((weight * value for weight, value in terms.values()), start=jnp.zeros(()))
+        metrics = {name: value for name, (_, value) in terms.items()}
+        if not train:
+            metrics["mel_error_db"] = mean(mel_distance(made_inner, target)) * 20 / jnp.log(10.0)
+        return total, metrics
+
+    def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
+        """Audio [B, 320 T] of the batch's mel."""
+        first_frame = jnp.zeros(len(batch["mel"]), jnp.int32)
+        return self.generator.play(params["generator"], batch["mel"], batch["mel_mask"], first_frame)[0]
+
+
+# --- distances of audio, [B, S] each, a number a row -------------------------------------------------------------
+
+
+def stft_distance(made: Array, target: Array) -> Array:
+    """Multi-resolution STFT distance: spectral convergence and mean log-magnitude error, mean over resolutions. [B]"""
+    return functools.reduce(jnp.add, (sum(stft_parts(made, target, *r)) for r in RESOLUTIONS)) / len(RESOLUTIONS)
+
+
+def stft_parts(made: Array, target: Array, window: int, hop: int) -> tuple[Array, Array]:
+    """Spectral convergence ||A - B|| / ||A|| and mean |ln A - ln B| (floored) of one resolution, [B] each."""
+    a, b = (magnitude(stft(audio, window, hop), 1e-5) for audio in (target, made))
+    squares = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
+    convergence = jnp.sqrt(squares(a - b) + 1e-8) / jnp.sqrt(squares(a) + FLOOR)
+    log_error = jnp.abs(jnp.log(jnp.maximum(a, FLOOR)) - jnp.log(jnp.maximum(b, FLOOR)))
+    return convergence, jnp.mean(log_error, axis=(1, 2))
+
+
+def mel_distance(made: Array, target: Array) -> Array:
+    """Mean absolute log-mel error over the frames that lie inside, natural-log units. [B]"""
+    return jnp.mean(jnp.abs(log_mel(made) - log_mel(target))[:, :-1], axis=(1, 2))
+
+
+def mean_score(judged: list[list[Array]], of: Any) -> Array:
+    return sum(jnp.mean(of(maps[-1])) for maps in judged) / len(judged)
+
+
+def feature_distance(seen: list[list[Array]], on_real: list[list[Array]]) -> Array:
+    """Mean absolute difference of the feature maps, each over the mean size of the real one's."""
+    parts = [
+        jnp.mean(jnp.abs(a - b)) / (jnp.mean(jnp.abs(b)) + 1e-6)
+        for maps, real in zip(seen, on_real, strict=True)
+        for a, b in zip(maps[:-1], real[:-1], strict=True)
+    ]
+    return sum(parts) / len(parts)
