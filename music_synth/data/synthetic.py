@@ -65,6 +65,7 @@ class PieceSpec:
     programs: tuple[int, ...]  # General MIDI, in the order in which the kind uses them
     seed: str
     seconds: float  # asked for; the piece ends with a whole phrase
+    reverb: bool = True
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -112,8 +113,8 @@ class Casting:
         return tuple(programs)
 
 
-def plan_split(split: str, minutes: float, seed: int = 0) -> list[PieceSpec]:
-    """The pieces of a split of the data set whose training split lasts about `minutes`.
+def plan_split(split: str, minutes: float, seed: int = 0, half_dry: bool = False) -> list[PieceSpec]:
+    """The pieces of a split of the data set whose training split lasts about `minutes`; `half_dry`: half without reverb.
 
     Validation and test, an eighth of it each, take their casts from training pieces of the same kind, so
     they are played by instruments heard in training, but every piece is composed anew.
@@ -135,7 +136,8 @@ def plan_split(split: str, minutes: float, seed: int = 0) -> list[PieceSpec]:
         else:
             programs = rng.choice([cast for other, cast in train if other == kind])
         name = f"{split}-{index:03d}-{kind}"
-        specs.append(PieceSpec(name, kind, programs, f"{seed}/{name}", rng.uniform(*PIECE_SECONDS)))
+        reverb = not half_dry or index // len(KINDS) % 2 == 0  # each kind in turn with and without
+        specs.append(PieceSpec(name, kind, programs, f"{seed}/{name}", rng.uniform(*PIECE_SECONDS), reverb))
     return specs
 
 
@@ -149,9 +151,9 @@ def compose(spec: PieceSpec) -> bytes:
     return to_midi(ENSEMBLES[spec.kind](rng, spec.programs, spec.seconds), rng)
 
 
-def render(midi: bytes) -> np.ndarray:
+def render(midi: bytes, reverb: bool = True, soundfont: Path | None = None) -> np.ndarray:
     """The sound of a piece: float32 [S], 16 kHz, mono, peak at most 0.99, until the last release ends."""
-    audio = resample(render_midi(midi), RENDER_RATE, SAMPLE_RATE)
+    audio = resample(render_midi(midi, soundfont, reverb=reverb), RENDER_RATE, SAMPLE_RATE)
     peak = np.abs(audio).max()
     return audio if peak <= MAX_PEAK else audio * np.float32(MAX_PEAK / peak)
 
@@ -165,7 +167,7 @@ def make_pieces(specs: Iterable[PieceSpec], workers: int = 2) -> Iterator[tuple[
 
     def make(spec: PieceSpec) -> tuple[PieceSpec, bytes, np.ndarray]:
         midi = compose(spec)
-        return spec, midi, render(midi)
+        return spec, midi, render(midi, spec.reverb)
 
     pool = ThreadPoolExecutor(workers)
     try:

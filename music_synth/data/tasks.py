@@ -36,7 +36,7 @@ def build_synthetic(config: str, data_dir: Path) -> tfds.core.DatasetBuilder:
     settings = synthetic.SyntheticConfig.from_name(config) if config else synthetic.SyntheticConfig.of()
     if settings is None:
         raise UserError(f"no data set of the size {config!r}: it reads as in synthetic:5min or synthetic:5min_seed1")
-    return synthetic.prepare(settings.minutes, settings.seed, data_dir)
+    return synthetic.prepare(settings.minutes, settings.seed, data_dir, half_dry=settings.half_dry)
 
 
 @dataclass(frozen=True)

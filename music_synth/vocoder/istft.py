@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, scale_mel
-from music_synth.vocoder.stft import frames_of, hann, magnitude, overlap_add, project_to_mel
+from music_synth.vocoder.stft import frames_of, hann, magnitude, overlap_add, project_to_mel, scaled, windowed
 
 Array = jax.Array
 WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
@@ -42,7 +42,8 @@ class DepthwiseConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         side = self.width // 2
         padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
-        return bias + sum(kernel[i] * padded[:, i : i + x.shape[1]] for i in range(self.width))
+        taps = (kernel[i][None, None] * padded[:, i : i + x.shape[1]] for i in range(self.width))
+        return bias[None, None] + sum(taps)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -57,7 +58,7 @@ class ConvNeXtBlock(nn.Module):
         y = nn.LayerNorm(name="norm")(y)
         y = nn.gelu(nn.Dense(self.mlp_dim, name="wi")(y))
         y = nn.Dense(x.shape[-1], name="wo")(y).reshape(x.shape)
-        return x + y * self.param("scale", nn.initializers.constant(self.scale), (x.shape[-1],))
+        return x + y * self.param("scale", nn.initializers.constant(self.scale), (x.shape[-1],))[None, None]
 
 
 class ISTFTNetwork(nn.Module):
@@ -66,8 +67,8 @@ class ISTFTNetwork(nn.Module):
     @nn.compact
     def __call__(self, mel: Array, exists: Array, first_frame: Array, state: Array, start: int) -> Spectra:
         c = self.config
-        exists = exists[..., None]  # [B, T, 1]
-        x = nn.Dense(c.dim, name="embed")(context(jnp.where(exists, scale_mel(mel), 0.0), c.width))  # [B, T, D]
+        exists = exists[..., None].astype(jnp.float32)  # [B, T, 1]
+        x = nn.Dense(c.dim, name="embed")(context(scale_mel(mel) * exists, c.width))  # [B, T, D]
         x = nn.LayerNorm(name="norm")(x)
         for i in range(c.num_layers):
             x = ConvNeXtBlock(c.mlp_dim, c.width, 1 / c.num_layers, name=f"layers_{i}")(x, exists)
@@ -79,12 +80,12 @@ class ISTFTNetwork(nn.Module):
 
         log_magnitude = head("magnitude") + mel @ interpolation().T  # [B, T, F]
         bins = np.arange(NUM_BINS, dtype=np.float32)
-        frequency = bins + MAX_OFFSET * jnp.tanh(head("frequency"))  # in bins
+        frequency = bins[None, None] + MAX_OFFSET * jnp.tanh(head("frequency"))  # in bins
         keep = nn.sigmoid(head("keep", 1.0))
-        noise = frame_noise(first_frame, mel.shape[1]) * nn.softplus(head("noise", -1.0))
+        noise = scaled(frame_noise(first_frame, mel.shape[1]), nn.softplus(head("noise", -1.0)))
         fresh = jax.lax.complex(head("real"), head("imaginary")) + noise
-        phasor = recurrent_phasor(frequency, keep, jnp.where(exists, fresh, 0.0), exists, state, start)
-        direction = phasor / magnitude(phasor, 1e-6)
+        phasor = recurrent_phasor(frequency, keep * exists, scaled(fresh, exists), state, start)
+        direction = scaled(phasor, 1 / magnitude(phasor, 1e-6))
 
         return Spectra(jnp.minimum(log_magnitude, MAX_LOG_MAGNITUDE), frequency, direction, phasor)
 
@@ -155,13 +156,13 @@ class ISTFTGenerator:
         return audio, spectra.phasor
 
     def _audio(self, spectra: Spectra, mel: Array, exists: Array, num_consistent: int, num_mel: int) -> Array:
-        size = jnp.exp(spectra.log_magnitude)
-        audio = before = inverse(size * spectra.direction, exists)
+        size, exists = jnp.exp(spectra.log_magnitude), exists.astype(jnp.float32)
+        audio = before = inverse(scaled(spectra.direction, size), exists)
         accelerate = lambda now, before: now + self.momentum * (now - before)
         for _ in range(num_consistent):
             present = analysis(accelerate(audio, before))
-            audio, before = inverse(size * present / magnitude(present, 1e-9), exists), audio
-        wanted = jnp.where(exists[..., None], jnp.exp(mel), 0.0)
+            audio, before = inverse(scaled(present, size / magnitude(present, 1e-9)), exists), audio
+        wanted = jnp.exp(mel) * exists[..., None]
         before = audio
         for _ in range(num_mel):
             audio, before = project_to_mel(accelerate(audio, before), wanted, exists), audio
@@ -180,7 +181,7 @@ class ISTFTGenerator:
         true = analysis(audio)[:, inside]
         made = jax.tree.map(lambda x: x[:, inside], spectra)
         size = magnitude(true, 1e-6)
-        direction = true / size
+        direction = scaled(true, 1 / size)
         mean = lambda x: jnp.mean(x, axis=(1, 2))
         weight = jnp.sqrt(size)
         weight = weight / (mean(weight)[:, None, None] + 1e-3)
@@ -193,7 +194,7 @@ class ISTFTGenerator:
         in_frequency = lambda x: x[:, :, 1:] * jnp.conj(x[:, :, :-1])
         apart = lambda a, b: 1 - (a * jnp.conj(b)).real  # of two differences, as points on the unit circle
         both = jnp.minimum(weight[:, 1:], weight[:, :-1])
-        turn = jnp.exp(1j * TURN * made.frequency[:, 1:])
+        turn = turned(TURN * made.frequency[:, 1:])
         return {
             "log_magnitude": mean(log_error),
             "convergence": convergence,
@@ -220,31 +221,32 @@ def no_state(rows: int) -> Array:
 
 
 # Phases are those at the middle of the frame: that of a tone is then the same in all bins of its main lobe.
-CENTER = np.where(np.arange(NUM_BINS) % 2, -1, 1).astype(np.float32)
+CENTER = np.where(np.arange(NUM_BINS) % 2, -1, 1).astype(np.float32)[None, None]
 
 
 def analysis(audio: Array) -> Array:
     """Spectra of the synthesis frames: audio [B, 320 T] to [B, T, F]. Frame k begins a hop before mel frame k."""
     padded = jnp.pad(audio, ((0, 0), (HOP_LENGTH, 2 * HOP_LENGTH)))
-    return jnp.fft.rfft(frames_of(padded, WINDOW, HOP_LENGTH) * hann(WINDOW)) * CENTER
+    return scaled(jnp.fft.rfft(windowed(frames_of(padded, WINDOW, HOP_LENGTH), hann(WINDOW))), CENTER)
 
 
 def inverse(spectrum: Array, exists: Array) -> Array:
     """Audio whose spectra are nearest: [B, T, F] to [B, 320 T], zero where the piece does not exist."""
-    frames = jnp.fft.irfft(spectrum * CENTER) * hann(WINDOW) * exists[..., None]
+    frames = windowed(jnp.fft.irfft(scaled(spectrum, CENTER)), hann(WINDOW)) * exists[..., None]
     audio = overlap_add(frames, HOP_LENGTH) / 1.5  # the sum of the squares of four Hann windows
     return audio[:, HOP_LENGTH : -2 * HOP_LENGTH] * jnp.repeat(exists, HOP_LENGTH, axis=1)
 
 
-def recurrent_phasor(
-    frequency: Array, keep: Array, fresh: Array, exists: Array, state: Array, start: int
-) -> Array:
-    """z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k, theta the turn in a hop of a tone at `frequency` [B, T, F] bins.
+def turned(angle: Array) -> Array:
+    """e^(i angle)"""
+    return jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
 
-    Frame `start` follows on `state` [B, F]; where the piece does not exist (yet) z is 0.
+
+def recurrent_phasor(frequency: Array, keep: Array, fresh: Array, state: Array, start: int) -> Array:
+    """z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k, theta the turn in a hop of a tone at `frequency` bins.
+
+    All [B, T, F]; frame `start` follows on `state` [B, F]. Where keep and fresh are 0, z is.
     """
-    turn = TURN * frequency
-    step = keep * jax.lax.complex(jnp.cos(turn), jnp.sin(turn)) * exists
 
     def one(z, inputs):
         factor, addend, number = inputs
@@ -252,14 +254,14 @@ def recurrent_phasor(
         return z, z
 
     by_time = lambda x: jnp.moveaxis(x, 1, 0)
-    numbers = jnp.arange(frequency.shape[1])
-    _, z = jax.lax.scan(one, jnp.zeros_like(state), (by_time(step), by_time((1 - keep) * fresh), numbers))
+    inputs = by_time(scaled(turned(TURN * frequency), keep)), by_time(scaled(fresh, 1 - keep))
+    _, z = jax.lax.scan(one, jnp.zeros_like(state), (*inputs, jnp.arange(frequency.shape[1])))
     return by_time(z)
 
 
 def frame_noise(first_frame: Array, num_frames: int) -> Array:
     """Complex noise [B, T, F], a function of the absolute number of the frame alone; first_frame int32 [B]."""
-    numbers = first_frame[:, None] + jnp.arange(num_frames, dtype=first_frame.dtype)
+    numbers = first_frame[:, None] + jnp.arange(num_frames, dtype=first_frame.dtype)[None]
     draw = lambda number: jax.random.normal(jax.random.fold_in(jax.random.key(0), number), (2, NUM_BINS))
     parts = jax.vmap(jax.vmap(draw))(numbers)
     return jax.lax.complex(parts[..., 0, :], parts[..., 1, :])

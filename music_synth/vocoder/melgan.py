@@ -47,7 +47,8 @@ class Conv(nn.Module):
         v = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2), shape)
         scale = self.param("scale", lambda _, s: self.gain * jnp.linalg.norm(v.reshape(-1, s), axis=0), shape[2])
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel = v * (scale / (jnp.linalg.norm(v.reshape(-1, shape[2]), axis=0) + 1e-9))
+        kernel = v * (scale / (jnp.linalg.norm(v.reshape(-1, shape[2]), axis=0) + 1e-9))[None, None]
+        bias = bias[None, None]
         reach = self.dilation * (taps // 2)
         padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
         shifted = (padded[:, i * self.dilation : i * self.dilation + steps] for i in range(taps))

@@ -16,6 +16,11 @@ def hann(length: int) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
+def windowed(frames: Array, window: np.ndarray) -> Array:
+    """frames [..., n] times window [n]."""
+    return frames * window.reshape((1,) * (frames.ndim - 1) + window.shape)
+
+
 def frames_of(audio: Array, length: int, hop: int) -> Array:
     """Whole frames of audio [..., S]: [..., S/hop - length/hop + 1, length]; hop divides length and S."""
     hops = audio.reshape(*audio.shape[:-1], -1, hop)
@@ -39,12 +44,17 @@ def stft(audio: Array, fft_size: int, hop: int) -> Array:
     """
     audio = audio[..., : audio.shape[-1] // hop * hop]
     padded = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(fft_size // 2, fft_size // 2)], mode="reflect")
-    return jnp.fft.rfft(frames_of(padded, fft_size, hop) * hann(fft_size))
+    return jnp.fft.rfft(windowed(frames_of(padded, fft_size, hop), hann(fft_size)))
 
 
 def magnitude(spectrum: Array, floor: float) -> Array:
     """|spectrum|, whose gradient stays finite where the spectrum is 0."""
     return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + floor**2)
+
+
+def scaled(spectrum: Array, factor: Array) -> Array:
+    """A complex spectrum times real factors."""
+    return jax.lax.complex(spectrum.real * factor, spectrum.imag * factor)
 
 
 def spread_matrix() -> np.ndarray:
@@ -57,7 +67,7 @@ def spread_matrix() -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def project_to_mel(audio: Array, mel: Array, mask: Array) -> Array:
+def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
     """Audio of the wanted mel spectrum more nearly: one step of alternating projections.
 
     As Griffin and Lim (1984) alternate between a magnitude and the spectra that exist, but what is given is the mel,
@@ -66,17 +76,17 @@ def project_to_mel(audio: Array, mel: Array, mask: Array) -> Array:
     Args:
       audio: [B, 320 T].
       mel: mel magnitude (not its logarithm) of frames as of `audio.mel` [B, T, 128].
-      mask: [B, T], False where the piece is not: zeros come out there.
+      exists: float32 [B, T], 0 where the piece is not: zeros come out there.
     """
     pad = lambda x: jnp.pad(x, [(0, 0), (0, HOP_LENGTH)])
     window = hann(FRAME_LENGTH)
-    spectrum = jnp.fft.rfft(frames_of(pad(audio), FRAME_LENGTH, HOP_LENGTH) * window, FFT_SIZE)  # [B, T, 513]
+    spectrum = jnp.fft.rfft(windowed(frames_of(pad(audio), FRAME_LENGTH, HOP_LENGTH), window), FFT_SIZE)  # [B, T, 513]
     with jax.default_matmul_precision("highest"):
         present = magnitude(spectrum, 1e-7) @ mel_matrix()
         gain = jnp.clip(mel / jnp.maximum(present, 1e-6), 0.0, 10.0) @ spread_matrix().T
-    frames = jnp.fft.irfft(spectrum * gain, FFT_SIZE)[..., :FRAME_LENGTH]
-    exists = mask[..., None].astype(jnp.float32)
-    total = overlap_add(frames * window * exists, HOP_LENGTH)
-    weight = overlap_add(jnp.square(window) * exists, HOP_LENGTH)
+    frames = jnp.fft.irfft(scaled(spectrum, gain), FFT_SIZE)[..., :FRAME_LENGTH]
+    inside, exists = jnp.repeat(exists, HOP_LENGTH, axis=1), exists[..., None]
+    total = overlap_add(windowed(frames * exists, window), HOP_LENGTH)
+    weight = overlap_add(np.square(window)[None, None] * exists, HOP_LENGTH)
     # The first and the last hop of a piece lie under one window: there the sum fades, instead of growing as 1/window.
-    return (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH]
+    return (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH] * inside

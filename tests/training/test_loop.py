@@ -237,8 +237,8 @@ def test_a_tokenizer_that_the_note_roll_cannot_read_is_refused(tmp_path):
 
 def test_a_batch_that_does_not_suit_the_network_is_refused():
     mesh = loop.partitioning.make_mesh()
-    batch, network = ToyFeed().batch(0, 0), Toy().network
-    check = lambda batch, network=network, pieces=1: loop.checked(batch, network, mesh, pieces)
+    batch = ToyFeed().batch(0, 0)
+    check = lambda batch, pieces=1: loop.checked(batch, Toy(), mesh, pieces)
     assert check(batch) is batch
     with pytest.raises(UserError, match=f"note token {VOCAB} is beyond NetworkConfig.vocab_size"):
         check(dict(batch, note_tokens=np.full((8, TOKENS), VOCAB, np.int32)))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.midi.tokenizer import Tokenizer, Vocabulary
-from music_synth.models.seam import masked_mean
+from music_synth.models.seam import Seam, masked_mean
 from music_synth.training import loop
 from music_synth.training.optimizer import adafactor, adamw, constant_rate
 
@@ -37,7 +37,7 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Toy:
+class Toy(Seam):
     """Mean of token embeddings plus a two-layer map of the context -> mel. Noise in training if `noise`."""
 
     network: Network = Network()

@@ -4,7 +4,7 @@
     builder.as_dataset(split="train")
 
 Its size is its configuration: `synthetic/40min` (the default), `synthetic/400min`, `synthetic/5min-seed1`, any
-number of minutes.
+number of minutes; `synthetic/120min-seed1-halfdry` has every other piece without reverb, for training inverters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from music_synth.data import quiet_tensorflow  # noqa: F401  before tfds loads T
 from music_synth.data.data_dir import default_data_dir
 from music_synth.data.datasets import record
 from music_synth.data.datasets.corpus import SPLITS
-from music_synth.data.synthetic import make_pieces, plan_split
+from music_synth.data.synthetic import PieceSpec, make_pieces, plan_split
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 
@@ -38,19 +38,24 @@ class SyntheticConfig(tfds.core.BuilderConfig):
 
     minutes: float = DEFAULT_MINUTES
     seed: int = 0
+    half_dry: bool = False
 
     @classmethod
-    def of(cls, minutes: float = DEFAULT_MINUTES, seed: int = 0) -> SyntheticConfig:
+    def of(cls, minutes: float = DEFAULT_MINUTES, seed: int = 0, half_dry: bool = False) -> SyntheticConfig:
         """The configuration; its name says all of it."""
         plan_split("train", minutes, seed)  # complains about sizes that make no sense
-        name = f"{minutes:g}min" + (f"-seed{seed}" if seed else "")
-        return cls(name=name, minutes=minutes, seed=seed, description=f"{minutes:g} minutes, seed {seed}")
+        name = f"{minutes:g}min" + (f"-seed{seed}" if seed else "") + "-halfdry" * half_dry
+        description = f"{minutes:g} minutes, seed {seed}" + ", half of it without reverb" * half_dry
+        return cls(name=name, minutes=minutes, seed=seed, half_dry=half_dry, description=description)
+
+    def plan(self, split: str) -> list[PieceSpec]:
+        return plan_split(split, self.minutes, self.seed, self.half_dry)
 
     @classmethod
     def from_name(cls, name: str) -> SyntheticConfig | None:
         """The configuration of that name; None if it is none."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)min(?:-seed(\d+))?", name)
-        return cls.of(float(match[1]), int(match[2] or 0)) if match else None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)min(?:-seed(\d+))?(-halfdry)?", name)
+        return cls.of(float(match[1]), int(match[2] or 0), bool(match[3])) if match else None
 
 
 class Synthetic(tfds.core.GeneratorBasedBuilder):
@@ -77,8 +82,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        config = self.builder_config
-        specs = plan_split(split, config.minutes, config.seed)
+        specs = self.builder_config.plan(split)
         workers = min(4, os.cpu_count() or 1)
         for index, (spec, midi, audio) in enumerate(make_pieces(specs, workers)):
             yield index, record.make_record(spec.id, read_midi(midi), audio)
@@ -87,7 +91,11 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(
-    minutes: float = DEFAULT_MINUTES, seed: int = 0, data_dir: str | os.PathLike | None = None, progress: bool = True
+    minutes: float = DEFAULT_MINUTES,
+    seed: int = 0,
+    data_dir: str | os.PathLike | None = None,
+    progress: bool = True,
+    half_dry: bool = False,
 ) -> Synthetic:
     """The builder of a data set that is on disk; what is not there yet is built now (a minute or two).
 
@@ -98,16 +106,17 @@ def prepare(
       seed: of the composer; the same seed gives the same bytes.
       data_dir: folder of data sets; the default is `default_data_dir()`.
       progress: show a progress bar while building.
+      half_dry: render every other piece without reverb.
 
     Raises:
       UserError: no room or no permission in `data_dir`, FluidSynth missing, or a size that makes no sense.
     """
     folder = Path(data_dir) if data_dir is not None else default_data_dir()
-    config = SyntheticConfig.of(minutes, seed)
+    config = SyntheticConfig.of(minutes, seed, half_dry)
     builder = Synthetic(config=config.name, data_dir=os.fspath(folder))
     if builder.data_path.exists():
         return builder
-    total = sum(len(plan_split(split, minutes, seed)) for split in SPLITS)
+    total = sum(len(config.plan(split)) for split in SPLITS)
     description = f"composing and rendering synthetic/{config.name}"
     try:
         with _quiet_tfds(), tqdm(desc=description, total=total, unit="piece", disable=not progress) as builder.bar:

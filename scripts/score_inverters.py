@@ -1,0 +1,112 @@
+"""Scores inverters on recorded audio: audio -> mel -> inverter -> audio again.
+
+    python scripts/score_inverters.py                                     # shipped against Griffin-Lim, test split
+    python scripts/score_inverters.py --soundfont FluidR3_GM.sf2          # the same pieces, rendered by another SoundFont
+
+Prints a table: log-mel error and multi-resolution STFT distance (lower is better), speed as multiples of real time.
+With --plot it draws target and inverted spectrograms. Inverters are named as for --inverter of synthesize;
+"shipped" is the one in the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from music_synth import errors
+from music_synth.audio.mel import HOP_LENGTH, SAMPLE_RATE, log_mel
+from music_synth.data import synthetic
+from music_synth.data.audio_feed import INT16, Source
+from music_synth.vocoder.inverter import load_inverter
+from music_synth.vocoder.objective import RESOLUTIONS, stft_parts
+
+DECIBELS = 20 / np.log(10)
+
+
+def excerpts(task: str, data_dir: str | None, soundfont: Path | None, seconds: float) -> list[np.ndarray]:
+    """The beginning of each test piece, float32 [S], S a multiple of the hop; or the embedded set's, rendered anew."""
+    if soundfont is None:
+        pieces = (piece / np.float32(INT16) for piece in Source(task, data_dir).load("test"))
+    else:
+        specs = synthetic.plan_split("test", 40)
+        pieces = (synthetic.render(synthetic.compose(spec), soundfont=soundfont) for spec in specs)
+    length = round(seconds * SAMPLE_RATE) // HOP_LENGTH * HOP_LENGTH
+    return [piece[: min(length, len(piece) // HOP_LENGTH * HOP_LENGTH)] for piece in pieces]
+
+
+def score(inverter, pieces: list[np.ndarray]) -> dict[str, float]:
+    """Means over pieces, and seconds of audio made in a second of time (compiled before)."""
+    distance = jax.jit(lambda made, audio: [stft_parts(made, audio, *r) for r in RESOLUTIONS])
+    mels = [log_mel(piece, np) for piece in pieces]
+    inverter(mels[0])  # compiles
+    rows, spent = [], 0.0
+    for piece, mel in zip(pieces, mels, strict=True):
+        start = time.perf_counter()
+        made = inverter(mel)
+        spent += time.perf_counter() - start
+        convergence, log_error = np.mean(distance(made[None], piece[None]), axis=(0, 2))
+        error = DECIBELS * np.abs(log_mel(made, np) - mel)[:-1].mean()
+        rows.append((error, convergence + log_error, convergence, log_error))
+    error, total, convergence, log_error = np.mean(rows, axis=0)
+    seconds = sum(map(len, pieces)) / SAMPLE_RATE
+    return {
+        "log-mel error, dB": error,
+        "STFT distance": total,
+        "convergence": convergence,
+        "log magnitude": log_error,
+        "times real time": seconds / spent,
+    }
+
+
+def plot(path: Path, piece: np.ndarray, made: dict[str, np.ndarray]) -> None:
+    """Spectrograms of up to 4 seconds, linear in frequency, target first."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = {"target": piece, **made}
+    figure, axes = plt.subplots(len(shown), 1, figsize=(12, 3 * len(shown)), sharex=True)
+    for axis, (name, audio) in zip(axes, shown.items(), strict=True):
+        axis.specgram(audio[: 4 * SAMPLE_RATE] + 1e-9, NFFT=1024, Fs=SAMPLE_RATE, noverlap=896, vmin=-140, vmax=-30)
+        axis.set(title=name, ylabel="Hz")
+    axes[-1].set_xlabel("seconds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def main(argv: list[str]) -> None:
+    parser = errors.ArgumentParser("scripts/score_inverters.py", __doc__.splitlines()[0])
+    parser.add_argument("--inverters", default="shipped,griffin_lim", help="by commas")
+    parser.add_argument("--task", default="synthetic", help="a data set, or a folder prepared with --audio")
+    parser.add_argument("--data_dir", help="where data sets live")
+    parser.add_argument("--soundfont", type=Path, help="render the embedded test pieces with this .sf2 instead")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each piece (default: 30)")
+    parser.add_argument("--plot", type=Path, help="folder for spectrograms of each piece")
+    flags = parser.parse_args(argv)
+    pieces = excerpts(flags.task, flags.data_dir, flags.soundfont, flags.seconds)
+    inverters = {name: load_inverter(None if name == "shipped" else name) for name in flags.inverters.split(",")}
+    where = flags.soundfont.name if flags.soundfont else flags.task
+    print(f"{len(pieces)} pieces, {sum(map(len, pieces)) / SAMPLE_RATE:.0f} s, {where}; {time.strftime('%Y-%m-%d')},")
+    print(f"{os.cpu_count()} cores, {platform.machine()}, {jax.default_backend()}\n")
+    for number, (name, inverter) in enumerate(inverters.items()):
+        scores = score(inverter, pieces)
+        if number == 0:
+            print("| inverter | " + " | ".join(scores) + " |\n|---|" + "---:|" * len(scores))
+        print(f"| {name} | " + " | ".join(f"{value:.3g}" for value in scores.values()) + " |", flush=True)
+    if flags.plot:
+        flags.plot.mkdir(parents=True, exist_ok=True)
+        for number, piece in enumerate(pieces):
+            made = {name: inverter(log_mel(piece, np)) for name, inverter in inverters.items()}
+            plot(flags.plot / f"{number}.png", piece, made)
+
+
+if __name__ == "__main__":
+    errors.run(main)
