@@ -22,16 +22,17 @@ from music_synth.vocoder.melgan import MelGANGenerator
 GENERATORS = {kind.__name__: kind for kind in (MelGANGenerator, ISTFTGenerator)}
 FORMAT = "music_synth inverter"
 SHIPPED = Path(__file__).with_name("inverter.safetensors")
-STRETCH = 256  # frames that are made at once
+STRETCH = 256  # frames that are made at once in a stream
+LONG_STRETCH = 1024  # of a whole mel: the frames on either side are then seen less often
 
 
 @dataclass(frozen=True)
 class NeuralInverter:
     """Log-mel [T, 128] to audio [320 T] by a trained generator.
 
-    A mel of any length is made in stretches of 256 frames, each seen with `generator.reach` frames to either side and
-    with the state in which the stretch before it ended. The audio is the same however the mel arrives, and memory
-    does not grow with its length.
+    A mel of any length is made in stretches, each seen with `generator.reach` frames to either side and with the state
+    in which the stretch before it ended. So the audio is the same however the mel arrives, up to rounding, and beyond
+    the audio itself memory does not grow with its length.
     """
 
     generator: MelGANGenerator | ISTFTGenerator
@@ -39,11 +40,11 @@ class NeuralInverter:
 
     def __call__(self, mel: np.ndarray) -> np.ndarray:
         """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
-        parts = list(self.stream([mel]))
+        parts = list(self.stream([mel], LONG_STRETCH if len(mel) > 2 * STRETCH else STRETCH))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    def stream(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Pieces of a mel as they come, [t, 128] of any lengths, to audio float32 [320 * 256] as it can be made.
+    def stream(self, mels: Iterable[np.ndarray], stretch: int = STRETCH) -> Iterator[np.ndarray]:
+        """Pieces of a mel as they come, [t, 128] of any lengths, to audio float32 [320 * stretch] as it can be made.
 
         Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends.
         """
@@ -54,25 +55,24 @@ class NeuralInverter:
         for mel, ended in _and_the_end(mels):
             waiting = np.concatenate([waiting, checked(mel)])
             total += len(mel)
-            while total - done >= STRETCH + reach or (ended and done < total):
-                window = np.full((STRETCH + 2 * reach, NUM_MELS), MIN_LOG_MEL, np.float32)
+            while total - done >= stretch + reach or (ended and done < total):
+                window = np.full((stretch + 2 * reach, NUM_MELS), MIN_LOG_MEL, np.float32)
                 window[: len(waiting)] = waiting[: len(window)]
                 number = np.arange(len(window)) + done - reach
                 exists = (number >= 0) & (number < total)
                 first = np.array([done - reach], np.int32)
                 audio, state = play_stretch(self.generator, self.params, window[None], exists[None], first, state)
-                length = min(STRETCH, total - done)
+                length = min(stretch, total - done)
                 yield np.asarray(audio)[0, : length * HOP_LENGTH]
-                waiting, done = waiting[STRETCH:], done + STRETCH
+                waiting, done = waiting[stretch:], done + stretch
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def play_stretch(generator: Any, params: Any, window: Any, exists: Any, first_frame: Any, state: Any):
-    """Audio [1, 320 * 256] of the middle of a window [1, 256 + 2 reach, M], and the state for the next one."""
+    """Audio [1, 320 n] of the middle of a window [1, n + 2 reach, M], and the state for the next one."""
     reach, seen = generator.reach, generator.network_reach
     audio, states = generator.play(params, window, exists, first_frame, state, start=seen)
-    middle = audio[:, reach * HOP_LENGTH : (reach + STRETCH) * HOP_LENGTH]
-    return middle, states[:, STRETCH + seen - 1]
+    return audio[:, reach * HOP_LENGTH : -reach * HOP_LENGTH], states[:, -1 - 2 * reach + seen]
 
 
 def checked(mel: Any) -> np.ndarray:
