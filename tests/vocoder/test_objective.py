@@ -15,7 +15,7 @@ from music_synth.vocoder.objective import Vocoder, mel_distance, stft_distance
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 FRAMES = 16
 JUDGES = Discriminators(num_scales=2, channels=2, num_layers=1)
-MELGAN = Vocoder(MelGANGenerator(channels=4, strides=(20, 16), dilations=(1,)), JUDGES)
+MELGAN = Vocoder(MelGANGenerator(channels=8, strides=(20, 16), dilations=(1,)), JUDGES)
 ISTFT = Vocoder(ISTFTGenerator(dim=8, mlp_dim=8, num_layers=1), JUDGES, spectrum_weight=1.0)
 BOTH = pytest.mark.parametrize("vocoder", [MELGAN, ISTFT], ids=["melgan", "istft"])
 
