@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,17 @@ class Inverter(Protocol):
     """Natural-log mel [T, 128] to audio, float32 [320 T]; frame k begins at sample 320 k."""
 
     def __call__(self, mel: np.ndarray) -> np.ndarray: ...
+
+
+def checked_mel(mel: Any) -> np.ndarray:
+    """`mel` as float32; ValueError if it is no log-mel, UserError if it holds what is no number."""
+    mel = np.asarray(mel, np.float32)
+    if mel.ndim != 2 or mel.shape[1] != NUM_MELS:
+        raise ValueError(f"an inverter takes log-mel [T, {NUM_MELS}], not shape {mel.shape}")
+    if not np.isfinite(mel).all():
+        frame = int(np.flatnonzero(~np.isfinite(mel).all(axis=1))[0])
+        raise UserError(f"the mel is not finite at frame {frame}: the decoder's checkpoint is damaged")
+    return mel
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,7 @@ class GriffinLim:
 
     def __call__(self, mel: np.ndarray) -> np.ndarray:
         """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
-        mel = np.asarray(mel)
-        if mel.ndim != 2 or mel.shape[1] != NUM_MELS:
-            raise ValueError(f"an inverter takes log-mel [T, {NUM_MELS}], not shape {mel.shape}")
+        mel = checked_mel(mel)
         if len(mel) == 0:
             return np.zeros(0, np.float32)
         # One more frame at either end, like its neighbor: every hop of the result then lies under two windows.

@@ -16,6 +16,7 @@ import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
+from music_synth.vocoder.inverter import checked_mel
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
 
@@ -53,7 +54,7 @@ class NeuralInverter:
         waiting = np.full((reach, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - reach on
         done = total = 0  # frames made, frames that came
         for mel, ended in _and_the_end(mels):
-            waiting = np.concatenate([waiting, checked(mel)])
+            waiting = np.concatenate([waiting, checked_mel(mel)])
             total += len(mel)
             while total - done >= stretch + reach or (ended and done < total):
                 window = np.full((stretch + 2 * reach, NUM_MELS), MIN_LOG_MEL, np.float32)
@@ -73,17 +74,6 @@ def play_stretch(generator: Any, params: Any, window: Any, exists: Any, first_fr
     reach, seen = generator.reach, generator.network_reach
     audio, states = generator.play(params, window, exists, first_frame, state, start=seen)
     return audio[:, reach * HOP_LENGTH : -reach * HOP_LENGTH], states[:, -1 - 2 * reach + seen]
-
-
-def checked(mel: Any) -> np.ndarray:
-    """`mel` as float32; ValueError if it is no log-mel, UserError if it holds what is no number."""
-    mel = np.asarray(mel, np.float32)
-    if mel.ndim != 2 or mel.shape[1] != NUM_MELS:
-        raise ValueError(f"an inverter takes log-mel [T, {NUM_MELS}], not shape {mel.shape}")
-    if not np.isfinite(mel).all():
-        frame = int(np.flatnonzero(~np.isfinite(mel).all(axis=1))[0])
-        raise UserError(f"the mel is not finite at frame {frame}: the decoder's checkpoint is damaged")
-    return mel
 
 
 def _and_the_end(items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
