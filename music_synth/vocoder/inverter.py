@@ -115,8 +115,8 @@ def load_inverter(name: str | None = None) -> Inverter:
     """An inverter by name or path.
 
     Args:
-      name: None: the trained one that ships with the package; "griffin_lim"; a .safetensors file; or the MODEL_DIR of
-        a run of melgan.gin.
+      name: None: the trained one that ships with the package; "griffin_lim"; a .safetensors file; the MODEL_DIR of a
+        run of melgan.gin; or a model of another project: an .onnx file or a folder with a SavedModel.
 
     Raises:
       UserError: there is none, or it cannot be read.
@@ -131,4 +131,8 @@ def load_inverter(name: str | None = None) -> Inverter:
         from music_synth import config  # here alone: to read a run means to read its configuration
 
         return neural.NeuralInverter(*config.load_generator(name))
+    if Path(name).suffix == ".onnx" or (Path(name) / "saved_model.pb").is_file():
+        from music_synth.interop import inverters  # here alone: interop stands above the inverters of our own
+
+        return inverters.load(Path(name))
     return neural.load_weights(name)

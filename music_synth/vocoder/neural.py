@@ -106,7 +106,10 @@ def load_weights(path: str | Path) -> NeuralInverter:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise UserError(f"no inverter {path}: give a .safetensors file, a MODEL_DIR of melgan.gin, or griffin_lim")
+        raise UserError(
+            f"no inverter {str(path)!r}: give griffin_lim, a .safetensors or .onnx file, or the folder "
+            "of a run of melgan.gin or of a SavedModel"
+        )
     try:
         with safe_open(str(path), framework="numpy") as file:
             meta = file.metadata() or {}

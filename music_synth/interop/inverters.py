@@ -1,0 +1,149 @@
+"""Inverters of other projects: ONNX files and TensorFlow SavedModels that turn log-mel into audio.
+
+A model must do what the published SoundStream inverter of music does (SavedModel google/soundstream/mel/decoder/music,
+as ONNX kashif/soundstream_mel_decoder): take one array, the natural log-mel of `audio.mel`, not scaled to model range,
+[1, T, 128]; give one, the audio, 320 samples a frame. Axes of size 1 may be more or fewer, and an input that says
+[1, 128, T] gets that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
+from music_synth.errors import UserError
+from music_synth.vocoder.inverter import checked_mel
+
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+ANY_SHAPE = (None, None, None)  # of a model that does not say what it takes: it is given [1, T, 128]
+SIGNATURE = "serving_default"  # what TensorFlow calls the function of a SavedModel that is to be served
+
+
+@dataclass(frozen=True)
+class ForeignInverter:
+    """An `Inverter` around a model that is only known by its input and output.
+
+    The whole mel goes through at once, unless the input has a fixed number of frames: then in pieces of that many, the
+    last one filled up with silence, which is cut off again. A piece knows nothing of its neighbors: within the reach
+    of the model's convolutions around each border the audio is that of music that begins or ends there, and may click.
+
+    Raises (when made or called):
+      UserError: the model does not take a log-mel of 128 bins, fails, or gives anything but 320 finite samples a frame.
+    """
+
+    path: Path  # for messages
+    shape: tuple[int | None, ...]  # of the input; None: any size
+    run: Callable[[np.ndarray], np.ndarray]  # float32 of that shape to audio
+
+    def __post_init__(self):
+        leading, last = self.shape[:-2], self.shape[-2:]
+        is_mel = len(last) == 2 and (NUM_MELS in last or last == (None, None))
+        if not is_mel or any(size not in (1, None) for size in leading):
+            sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
+            raise UserError(f"{self.path} takes [{sizes}], not log-mel [1, frames, {NUM_MELS}]: no inverter for us")
+
+    @property
+    def bins_first(self) -> bool:
+        """Whether the input is [.., 128, T]; it is [.., T, 128] also where it says neither."""
+        return self.shape[-1] != NUM_MELS and self.shape[-2] == NUM_MELS
+
+    @property
+    def num_frames(self) -> int | None:
+        """That each call must have; None: any number."""
+        return self.shape[-1] if self.bins_first else self.shape[-2]
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        mel = checked_mel(mel)
+        size = self.num_frames or max(1, len(mel))
+        pieces = [self._play(mel[start : start + size], size) for start in range(0, len(mel), size)]
+        return np.concatenate([np.zeros(0, np.float32), *pieces])
+
+    def _play(self, mel: np.ndarray, size: int) -> np.ndarray:
+        """At most `size` frames [T, 128] in one call: float32 [320 T]."""
+        features = np.pad(mel, ((0, size - len(mel)), (0, 0)), constant_values=MIN_LOG_MEL)
+        features = features.T if self.bins_first else features
+        try:
+            audio = self.run(features.reshape((1,) * (len(self.shape) - 2) + features.shape))
+        except Exception as error:
+            raise UserError(f"{self.path} fails on {size} frames of log-mel: {reason(error)}") from error
+        audio = np.asarray(audio, np.float32).ravel()
+        if len(audio) != size * HOP_LENGTH:
+            raise UserError(f"{self.path} gives {len(audio)} samples for {size} frames, not {HOP_LENGTH} a frame")
+        if not np.isfinite(audio).all():
+            raise UserError(f"{self.path} gives audio that is not finite (NaN or infinity)")
+        return audio[: len(mel) * HOP_LENGTH]
+
+
+def load(path: Path) -> ForeignInverter:
+    """A SavedModel if it is a folder, else an ONNX file."""
+    return load_saved_model(path) if path.is_dir() else load_onnx(path)
+
+
+def load_onnx(path: Path) -> ForeignInverter:
+    """An ONNX file, run by onnxruntime on the CPU.
+
+    Raises:
+      UserError: there is no such file, it is not ONNX, or not an inverter (`ForeignInverter`).
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}: name an ONNX file that turns log-mel into audio")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"{path} needs onnxruntime ({error}): pip install 'music_synth[eval]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors are raised; it need not print them too
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # every kind that onnxruntime raises is a child of Exception itself
+        raise UserError(f"{path} is no ONNX file that onnxruntime can run: {reason(error)}") from error
+    taken = only(path, "input", session.get_inputs())
+    only(path, "output", session.get_outputs())
+    dtype = DTYPES.get(taken.type)
+    if dtype is None:
+        raise UserError(f"{path} takes {taken.type} as {taken.name!r}, not a log-mel of floats")
+    shape = tuple(size if isinstance(size, int) else None for size in taken.shape) or ANY_SHAPE
+    return ForeignInverter(path, shape, lambda mel: session.run(None, {taken.name: mel.astype(dtype)})[0])
+
+
+def load_saved_model(path: Path) -> ForeignInverter:
+    """A folder that TensorFlow saved a model in, run by TensorFlow on the CPU.
+
+    Through its signature `serving_default`; where it has none it is called as a function, with [1, T, 128].
+
+    Raises:
+      UserError: TensorFlow is not installed, or cannot load the folder, or it is not an inverter (`ForeignInverter`).
+    """
+    try:
+        from music_synth.data.quiet_tensorflow import tf
+    except ImportError as error:
+        raise UserError(f"{path} needs TensorFlow ({error}): pip install 'music_synth[data]'") from error
+    try:
+        model = tf.saved_model.load(str(path))
+    except Exception as error:  # OSError, ValueError, KeyError and protobuf's own
+        raise UserError(f"{path} is no SavedModel that TensorFlow can load: {reason(error)}") from error
+    if SIGNATURE in model.signatures:
+        function = model.signatures[SIGNATURE]
+        name, taken = only(path, "input", function.structured_input_signature[1].items())
+        output = only(path, "output", function.structured_outputs)
+        shape = ANY_SHAPE if taken.shape.rank is None else tuple(taken.shape)
+        return ForeignInverter(path, shape, lambda mel: function(**{name: tf.cast(mel, taken.dtype)})[output].numpy())
+    if callable(model):
+        return ForeignInverter(path, ANY_SHAPE, lambda mel: model(tf.constant(mel)).numpy())
+    raise UserError(f"{path} has no signature {SIGNATURE!r} and is no function: nothing in it can be called")
+
+
+def only(path: Path, what: str, found: Collection):
+    """The one element; UserError where there are several."""
+    if len(found) != 1:
+        raise UserError(f"{path} has {len(found)} {what}s; an inverter has one")
+    return next(iter(found))
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
