@@ -26,6 +26,7 @@ CORE = [
     "tensorboardX>=2.6.2",
     "tqdm>=4.66",
     "matplotlib>=3.9",
+    "safetensors>=0.5",
 ]
 
 EXTRAS = {
@@ -41,6 +42,7 @@ EXTRAS = {
     ],
     "eval": [
         "mir_eval>=0.8",
+        "onnx>=1.17",  # writes inverters, for onnxruntime and others
         "onnxruntime>=1.20",
         "jinja2>=3.1",
     ],

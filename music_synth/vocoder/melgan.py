@@ -21,12 +21,17 @@ def leaky(x: Array) -> Array:
     return nn.leaky_relu(x, 0.2)
 
 
-class Conv(nn.Module):
-    """Weight-normalized convolution (Salimans and Kingma 2016) with zeros at both ends: [B, T, C] to [B, T, D].
+def normalized(v: Array, scale: Array) -> Array:
+    """scale * v / ||v||, the norm over all that feeds an output: [taps, C, D], [D] (Salimans and Kingma 2016)."""
+    return v * (scale / (jnp.linalg.norm(v.reshape(-1, v.shape[-1]), axis=0) + 1e-9))[None, None]
 
-    The kernel is scale * v / ||v||, the norm over all that feeds an output. `stride` folds that many steps into the
-    channels before it convolves: [B, T, C] to [B, T / stride, D]. With `upsample` it is transposed: each step gives
-    2 * upsample steps, which overlap those of its neighbors by half: [B, T, C] to [B, T * upsample, D].
+
+class Conv(nn.Module):
+    """Weight-normalized convolution with zeros at both ends: [B, T, C] to [B, T, D].
+
+    `stride` folds that many steps into the channels before it convolves: [B, T, C] to [B, T / stride, D]. With
+    `upsample` it is transposed: each step gives 2 * upsample steps, which overlap those of its neighbors by half:
+    [B, T, C] to [B, T * upsample, D].
     """
 
     features: int
@@ -46,9 +51,8 @@ class Conv(nn.Module):
         shape = (taps, channels, outputs * self.features)
         v = self.param("kernel", nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2), shape)
         scale = self.param("scale", lambda _, s: self.gain * jnp.linalg.norm(v.reshape(-1, s), axis=0), shape[2])
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernel = v * (scale / (jnp.linalg.norm(v.reshape(-1, shape[2]), axis=0) + 1e-9))[None, None]
-        bias = bias[None, None]
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))[None, None]
+        kernel = normalized(v, scale)
         reach = self.dilation * (taps // 2)
         padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
         shifted = (padded[:, i * self.dilation : i * self.dilation + steps] for i in range(taps))

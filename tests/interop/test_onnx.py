@@ -1,0 +1,143 @@
+"""Exported inverters equal the JAX ones; each block of the graph equals its JAX or NumPy counterpart."""
+
+import re
+import sys
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+
+from music_synth.audio.mel import HOP_LENGTH
+from music_synth.errors import UserError
+from music_synth.interop import onnx_graph
+from music_synth.interop.onnx import export_onnx, main
+from music_synth.interop.onnx_graph import Graph
+from music_synth.vocoder.inverter import load_inverter
+from music_synth.vocoder.istft import DepthwiseConv, ISTFTGenerator
+from music_synth.vocoder.melgan import MelGANGenerator
+from music_synth.vocoder.neural import save_inverter
+from music_synth.vocoder.stft import frames_of, overlap_add
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+RNG = np.random.default_rng(4)
+
+
+def random_mel(num_frames):
+    return RNG.uniform(-12, 6, (num_frames, 128)).astype(np.float32)  # beyond both ends of the model range
+
+
+def trained(init):
+    """Parameters as training leaves them, of the shapes that `init` makes: no bias is 0, no scale is 1."""
+    draw = {
+        "bias": lambda shape: 0.05 * RNG.standard_normal(shape),
+        "scale": lambda shape: RNG.uniform(0.7, 1.4, shape),
+        "kernel": lambda shape: RNG.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])),
+    }
+    shapes = jax.eval_shape(init, jax.random.key(0))  # nothing is computed or compiled
+    return jax.tree.map_with_path(lambda path, x: draw[path[-1].key](x.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize(
+    "generator, lengths",
+    [(MelGANGenerator(16, dilations=(1, 3)), (2, 45)), (MelGANGenerator(16, (5, 16, 4), dilations=(2,)), (9,))],
+    ids=["strides as shipped", "others"],
+)
+def test_exported_melgan_equals_jax(tmp_path, generator, lengths):
+    params = trained(generator.init)
+    export_onnx(generator, params, tmp_path / "melgan.onnx")
+    inverter = load_inverter(str(tmp_path / "melgan.onnx"))
+    for num_frames in lengths:
+        mel = random_mel(num_frames)
+        expected = jax.jit(generator.module.apply)({"params": params}, mel[None], np.ones((1, num_frames), bool))[0]
+        audio = inverter(mel)
+        assert audio.shape == expected.shape == (320 * num_frames,)
+        assert np.std(expected) > 0.1  # it sounds, so that the limit below means something
+        np.testing.assert_allclose(audio, expected, rtol=0, atol=1e-4)
+
+
+def test_command(tmp_path, capsys):
+    generator = MelGANGenerator(4, strides=(20, 16), dilations=(1,))
+    save_inverter(tmp_path / "own.safetensors", generator, trained(generator.init))
+    flag = f"--inverter={tmp_path}/own.safetensors"
+    main([f"{tmp_path}/out.onnx", flag])
+    [difference] = re.findall(r"MB; (\S+) from JAX", capsys.readouterr().out)
+    assert float(difference) < 1e-4
+    for argv, message in (
+        (["out.onnx", "--inverter=griffin_lim"], "griffin_lim: only inverters trained here"),
+        (["out.onnx", f"--inverter={tmp_path}/out.onnx"], r"out\.onnx: only inverters trained here"),
+        (["out.wav", flag], "must end in .onnx"),
+        ([f"{tmp_path}/none/out.onnx", flag], "none/out.onnx cannot be written .No such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(argv)
+
+
+def test_other_generators(tmp_path):
+    with pytest.raises(UserError, match="only a MelGANGenerator can be written as ONNX, not a ISTFTGenerator"):
+        export_onnx(ISTFTGenerator(), {}, tmp_path / "out.onnx")
+
+
+def test_onnx_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
+    with pytest.raises(UserError, match=r"out\.onnx needs onnx .*pip install 'music_synth\[eval\]'"):
+        Graph().save(tmp_path / "out.onnx", {}, {}, "")
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Runs a block of a graph on an array and compares: check(lambda graph, x: ..., array, expected)."""
+
+    def call(block, x, expected, atol=2e-5):
+        graph = Graph()
+        graph.add("Identity", block(graph, "x"), name="y")
+        any_size = lambda array: [f"size_{axis}" for axis in range(array.ndim)]
+        graph.save(tmp_path / "block.onnx", {"x": any_size(x)[:-1] + [x.shape[-1]]}, {"y": any_size(expected)}, "")
+        session = onnxruntime.InferenceSession(tmp_path / "block.onnx", providers=["CPUExecutionProvider"])
+        [result] = session.run(None, {"x": x})
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
+
+    return call
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 30])
+def test_layers_equal_flax(check, num_frames):
+    x = 3 * normal(1, num_frames, 12) + 1
+    check(onnx_graph.gelu, x, nn.gelu(x))
+    for block, layer in (
+        (onnx_graph.dense, nn.Dense(20)),
+        (onnx_graph.layer_norm, nn.LayerNorm()),
+        (onnx_graph.depthwise_conv, DepthwiseConv(7)),
+    ):
+        params = trained(lambda key, layer=layer: layer.init(key, x)["params"])
+        check(partial(block, params=params), x, layer.apply({"params": params}, x))
+
+
+@pytest.mark.parametrize("length, size", [(640, 1024), (1280, 1280), (16, 16)])
+def test_fourier_matrices(length, size):
+    window = RNG.uniform(0.1, 1, length)
+    frames = normal(5, length)
+    spectrum = np.fft.rfft(frames * window, size)
+    both = frames @ onnx_graph.rfft_matrix(window, size)
+    np.testing.assert_allclose(both, np.concatenate([spectrum.real, spectrum.imag], 1), atol=1e-4)
+    other = normal(5, 2 * (size // 2 + 1))
+    real, imaginary = np.split(other, 2, axis=1)
+    expected = np.fft.irfft(real + 1j * imaginary, size)[:, :length] * window
+    np.testing.assert_allclose(other @ onnx_graph.irfft_matrix(window, size), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_hops", [4, 5, 21])
+def test_framing_equals_jax(check, num_hops):
+    audio = normal(1, 320 * num_hops)
+    for length in (640, 1280):
+        frames = np.asarray(frames_of(audio, length, HOP_LENGTH))
+        check(partial(onnx_graph.frames_of, length=length, hop=HOP_LENGTH), audio, frames, atol=0)
+        added = overlap_add(frames, HOP_LENGTH)
+        check(partial(onnx_graph.overlap_add, length=length, hop=HOP_LENGTH), frames, added, atol=1e-6)
