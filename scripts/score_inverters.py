@@ -1,7 +1,7 @@
 """Scores inverters on recorded audio: audio -> mel -> inverter -> audio again.
 
-    python scripts/score_inverters.py                                     # shipped against Griffin-Lim, test split
-    python scripts/score_inverters.py --soundfont FluidR3_GM.sf2          # the same pieces, rendered by another SoundFont
+    python scripts/score_inverters.py                               # shipped against Griffin-Lim, test split
+    python scripts/score_inverters.py --soundfont FluidR3_GM.sf2    # the same pieces from another SoundFont
 
 Prints a table: log-mel error and multi-resolution STFT distance (lower is better), speed as multiples of real time.
 With --plot it draws target and inverted spectrograms. Inverters are named as for --inverter of synthesize;
@@ -10,7 +10,6 @@ With --plot it draws target and inverted spectrograms. Inverters are named as fo
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import time

@@ -114,10 +114,11 @@ class Casting:
 
 
 def plan_split(split: str, minutes: float, seed: int = 0, half_dry: bool = False) -> list[PieceSpec]:
-    """The pieces of a split of the data set whose training split lasts about `minutes`; `half_dry`: half without reverb.
+    """The pieces of a split of the data set whose training split lasts about `minutes`.
 
     Validation and test, an eighth of it each, take their casts from training pieces of the same kind, so
-    they are played by instruments heard in training, but every piece is composed anew.
+    they are played by instruments heard in training, but every piece is composed anew. half_dry: half of the
+    pieces have no reverb.
 
     Raises:
       UserError: `minutes` is not between 0 and 100,000, or an unknown split.

@@ -11,6 +11,7 @@ a spectrum a frame, and overlapping inverse transforms are the audio. Two things
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ NUM_BINS = WINDOW // 2 + 1
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
 LOG_FLOOR = 3e-3  # magnitude that counts as silence
-MAX_OFFSET = 2.5  # bins between a bin's center and the tone that it follows: half of a Hann window's main lobe, and some
+MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some
 
 
 class DepthwiseConv(nn.Module):
@@ -259,12 +260,17 @@ def recurrent_phasor(frequency: Array, keep: Array, fresh: Array, state: Array, 
     return by_time(z)
 
 
+@functools.cache
+def noise_table() -> np.ndarray:
+    """Complex normal noise [128, F], which repeats every 128 frames, 2.56 s."""
+    parts = np.random.default_rng(0).standard_normal((2, 128, NUM_BINS), np.float32)
+    return parts[0] + 1j * parts[1]
+
+
 def frame_noise(first_frame: Array, num_frames: int) -> Array:
-    """Complex noise [B, T, F], a function of the absolute number of the frame alone; first_frame int32 [B]."""
+    """Complex noise [B, T, F], a function of the number of the frame in the piece alone; first_frame int32 [B]."""
     numbers = first_frame[:, None] + jnp.arange(num_frames, dtype=first_frame.dtype)[None]
-    draw = lambda number: jax.random.normal(jax.random.fold_in(jax.random.key(0), number), (2, NUM_BINS))
-    parts = jax.vmap(jax.vmap(draw))(numbers)
-    return jax.lax.complex(parts[..., 0, :], parts[..., 1, :])
+    return jnp.asarray(noise_table())[numbers % len(noise_table())]
 
 
 def context(x: Array, width: int) -> Array:

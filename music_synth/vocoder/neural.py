@@ -113,7 +113,7 @@ def load_weights(path: str | Path) -> NeuralInverter:
     try:
         with safe_open(str(path), framework="numpy") as file:
             meta = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error
     if meta.get("format") != FORMAT:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ class Vocoder:
     """A generator, its discriminators, and what they are trained for; a weight of 0 leaves a term out."""
 
     generator: MelGANGenerator | ISTFTGenerator
-    discriminators: Discriminators = Discriminators()
+    discriminators: Discriminators = field(default_factory=Discriminators)
     warm_steps: int = 0  # updates before the discriminators join
     audio_from: int = 0  # updates by the spectra alone, before the audio is looked at
     spectrum_weight: float = 0.0  # of the generator's spectra themselves, where it writes spectra
@@ -120,8 +120,8 @@ class Vocoder:
             seen = judge(fixed(judges), made_inner)
             terms["adversarial"] = (self.adversarial_weight, -mean_score(seen, lambda score: score))
             terms["feature"] = (self.feature_weight, feature_distance(seen, fixed(on_real)))
-            hinge = mean_score(on_real, lambda s: jax.nn.relu(1 - s)) + mean_score(on_made, lambda s: jax.nn.relu(1 + s))
-            terms["discriminator"] = (1.0, hinge)
+            hinge = lambda judged, sign: mean_score(judged, lambda score: jax.nn.relu(1 + sign * score))
+            terms["discriminator"] = (1.0, hinge(on_real, -1) + hinge(on_made, 1))
         total = sum((weight * value for weight, value in terms.values()), start=jnp.zeros(()))
         metrics = {name: value for name, (_, value) in terms.items()}
         if not train:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +180,7 @@ def test_projections_approach_the_mel_and_leave_what_has_it_alone():
     for _ in range(6):
         errors.append(float(np.abs(log_mel(np.asarray(other), np) - mel)[:, 1:-2].mean()))
         other = project_to_mel(other, np.exp(mel), exists)
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert errors[-1] < 0.4 * errors[0]
 
 
@@ -197,9 +198,9 @@ def test_discriminators_return_maps_of_each_scale():
     judged = config.module.apply({"params": params}, audio)
     assert len(judged) == 3
     for scale, maps in enumerate(judged):
-        rate = 2**scale
-        assert [m.shape[1] for m in maps] == [4000 // rate, *[-(-4000 // rate // 4)] * 1, *[m.shape[1] for m in maps[2:]]]
-        assert maps[-1].shape[2] == 1 and maps[1].shape[2] == 16
+        steps = 4000 // 2**scale
+        shapes = [(steps, 4), (-(-steps // 4), 16), (-(-steps // 16), 64), (-(-steps // 16), 64), (-(-steps // 16), 1)]
+        assert [m.shape for m in maps] == [(2, *shape) for shape in shapes]
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_bad_mels(inverter):
 
 def test_bad_files(inverter, tmp_path):
     path = tmp_path / "inverter.safetensors"
-    with pytest.raises(UserError, match="no inverter .*inverter.safetensors: give a .safetensors file"):
+    with pytest.raises(UserError, match=r"no inverter .*inverter\.safetensors"):
         load_weights(path)
     path.write_bytes(b"not safetensors at all")
     with pytest.raises(UserError, match="cannot be read as safetensors"):

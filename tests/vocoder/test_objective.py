@@ -138,7 +138,7 @@ def test_bad_settings(changes, said):
 
 def test_batches_that_do_not_suit(batch):
     MELGAN.check_batch(batch)
-    with pytest.raises(UserError, match="brings no audio.*@AudioFeed"):
+    with pytest.raises(UserError, match=r"brings no audio.*@AudioFeed"):
         MELGAN.check_batch({"mel": batch["mel"]})
     with pytest.raises(UserError, match="320 samples a frame"):
         MELGAN.check_batch(dict(batch, audio=batch["audio"][:, :-1]))
