@@ -23,7 +23,7 @@ from music_synth.evaluation import evaluator
 from music_synth.evaluation.evaluator import Checkpoint, Piece
 from music_synth.evaluation.report import plot_piece
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.vocoder.inverter import GRIFFIN_LIM, load_inverter
+from music_synth.vocoder.inverter import load_inverter
 
 EXAMPLE_FRAMES = 20 * FRAME_RATE  # of a piece that is drawn and written as audio
 
@@ -36,7 +36,7 @@ def evaluate(
     max_seconds: float | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    inverter: str = GRIFFIN_LIM,
+    inverter: str | None = None,
     num_examples: int = 1,
     data_dir: str | None = None,
 ) -> None:
@@ -49,7 +49,7 @@ def evaluate(
       max_seconds: as much of the split, from its start; None: all of it.
       batch_size: pieces sampled side by side: faster, at the cost of memory; the numbers stay.
       seed: of the sampling.
-      inverter: makes the audio, and a row of the table: what is lost after the decoder.
+      inverter: makes the audio, and a row of the table: what is lost after the decoder; None: the one that ships.
       num_examples: pieces of which the beginning is drawn beside its target, and written as audio.
       data_dir: where tfds keeps its data sets.
 

@@ -22,7 +22,7 @@ from music_synth.evaluation.report import PICTURE_SUFFIXES, plot_piece
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.seam import Seam
-from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter, load_inverter
+from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, load_inverter
 
 RING_OUT_SECONDS = 1.0  # what is kept after the end of the last note
 
@@ -43,7 +43,7 @@ def synthesize(
 
     Args:
       notes: of any length; times in seconds.
-      inverter: mel -> audio; Griffin-Lim if None.
+      inverter: mel -> audio; the trained one that ships with the package if None.
       seed: the same seed, notes and parameters give the same audio on the same machine.
       progress: show a bar, in segments, on stderr.
 
@@ -54,7 +54,7 @@ def synthesize(
       UserError: there are no notes, or the model's output is not finite.
     """
     mel = sample_piece(notes, model, params, tokenizer, seed, progress)
-    return (inverter or GriffinLim())(mel), mel
+    return (inverter or load_inverter())(mel), mel
 
 
 def sample_piece(
@@ -98,7 +98,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="diffusion only: sampling steps a segment")
     parser.add_argument("--guidance", type=float, help="diffusion only: guidance scale, 1 = none")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers, 0 or more (default: 0)")
-    parser.add_argument("--inverter", default=GRIFFIN_LIM, help=f"mel to audio (default: {GRIFFIN_LIM}, untrained)")
+    parser.add_argument(
+        "--inverter", help=f"mel to audio: {GRIFFIN_LIM}, a file or a run's MODEL_DIR (default: the one that ships)"
+    )
     flags = parser.parse_args(argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed {flags.seed}: must be in 0 .. 2^32 - 1")
@@ -119,7 +121,7 @@ def main(argv: list[str]) -> None:
     model = model.with_sampling(**{name: value for name, value in asked.items() if value is not None})
     print(f"{flags.midi}: {len(notes)} notes; {type(model).__name__} of {flags.checkpoint}, step {step}")
     if flags.inverter == GRIFFIN_LIM:
-        print("no trained inverter (--inverter): Griffin-Lim makes the audio, which sounds metallic")
+        print("Griffin-Lim makes the audio, which sounds metallic; leave out --inverter for the trained inverter")
 
     begin = time.perf_counter()
     mel = sample_piece(notes, model, params, tokenizer, flags.seed, progress=True)

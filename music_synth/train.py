@@ -1,4 +1,4 @@
-"""Trains a decoder: python -m music_synth.train --gin_file=diffusion.gin [--gin_file=...] [--gin.NAME=VALUE ...]
+"""Trains a decoder or an inverter: python -m music_synth.train --gin_file=diffusion.gin [--gin_file=...] [--gin.NAME=VALUE ...]
 
 Recipes are found by name (configs/); upper-case names are the knobs:
   --gin.MODEL_DIR=runs/mine --gin.TASK=synthetic --gin.TRAIN_STEPS=20000 --gin.BATCH_SIZE=8
@@ -14,6 +14,7 @@ import jax
 
 from music_synth import config, errors
 from music_synth.errors import UserError
+from music_synth.models.seam import Seam
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> None:
     train(config_text=config.operative_text())
     if jax.process_index() == 0:
         print(f"done: checkpoints, {config.CONFIG_FILE}, metrics.jsonl and TensorBoard events are in {model_dir}")
-        print(f"play: python -m music_synth.synthesize FILE.mid --checkpoint {shlex.quote(model_dir)} --out OUT.wav")
+        flag = "--checkpoint" if isinstance(train.keywords["model"], Seam) else "--checkpoint DECODER --inverter"
+        print(f"play: python -m music_synth.synthesize FILE.mid {flag} {shlex.quote(model_dir)} --out OUT.wav")
 
 
 def _flags(argv: list[str]) -> argparse.Namespace:

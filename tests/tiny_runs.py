@@ -19,16 +19,17 @@ from music_synth.training.state import create_state
 
 
 def prepare(folder: Path) -> Path:
-    """A prepared folder: two pieces a split, of 300 and 100 frames."""
+    """A prepared folder with audio: two pieces a split, of 300 and 100 frames; mel and audio have nothing in common."""
     rng = np.random.default_rng(0)
 
     def piece(split: str, num_frames: int) -> Piece:
         notes = [Note(int(pitch), 90, 40, 0.02 * pitch, 0.02 * pitch + 0.5) for pitch in rng.integers(40, 90, 5)]
         mel = rng.normal(-4, 2, (num_frames, 128)).astype(np.float32)
-        return Piece(f"{split}/{num_frames}", notes, mel)
+        audio = rng.normal(0, 0.1, num_frames * 320).astype(np.float32)
+        return Piece(f"{split}/{num_frames}", notes, mel, audio)
 
     splits = {split: [piece(split, 300), piece(split, 100)] for split in ("train", "validation", "test")}
-    write_folder(folder, splits, "noise", "1")
+    write_folder(folder, splits, "noise", "1", audio=True)
     return folder
 
 
