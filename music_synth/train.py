@@ -1,4 +1,6 @@
-"""Trains a decoder or an inverter: python -m music_synth.train --gin_file=diffusion.gin [--gin_file=...] [--gin.NAME=VALUE ...]
+"""Trains a decoder or an inverter:
+
+    python -m music_synth.train --gin_file=diffusion.gin [--gin_file=...] [--gin.NAME=VALUE ...]
 
 Recipes are found by name (configs/); upper-case names are the knobs:
   --gin.MODEL_DIR=runs/mine --gin.TASK=synthetic --gin.TRAIN_STEPS=20000 --gin.BATCH_SIZE=8

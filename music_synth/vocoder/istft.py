@@ -12,6 +12,7 @@ a spectrum a frame, and overlapping inverse transforms are the audio. Two things
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,9 +100,10 @@ class ISTFTGenerator:
     mlp_dim: int = 768
     num_layers: int = 6
     width: int = 7  # frames under each convolution
-    num_consistency_steps: int = 8  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
-    num_projections: int = 16  # then towards the mel, when it plays
-    momentum: float = 0.99  # of both (Perraudin et al. 2013)
+    num_consistency_steps: int = 16  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
+    num_projections: int = 32  # then towards the mel, when it plays
+    consistency_momentum: float = 0.99  # of the steps (Perraudin et al. 2013), and of the projections:
+    projection_momentum: float = 0.85  # with more the mel comes nearer, but noise grows between the partials
     training_steps: tuple[int, int] = (1, 2)  # of the two where a loss looks at the audio; the less, the faster
 
     def __post_init__(self):
@@ -109,6 +111,9 @@ class ISTFTGenerator:
             raise ValueError(f"ISTFTGenerator.width = {self.width}: must be odd")
         if min(self.num_consistency_steps, self.num_projections, *self.training_steps) < 0:
             raise ValueError("ISTFTGenerator: numbers of steps must be 0 or more")
+        for name in ("consistency_momentum", "projection_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"ISTFTGenerator.{name} = {getattr(self, name)}: must be in [0, 1]")
 
     @property
     def module(self) -> ISTFTNetwork:
@@ -158,16 +163,16 @@ class ISTFTGenerator:
 
     def _audio(self, spectra: Spectra, mel: Array, exists: Array, num_consistent: int, num_mel: int) -> Array:
         size, exists = jnp.exp(spectra.log_magnitude), exists.astype(jnp.float32)
-        audio = before = inverse(scaled(spectra.direction, size), exists)
-        accelerate = lambda now, before: now + self.momentum * (now - before)
-        for _ in range(num_consistent):
-            present = analysis(accelerate(audio, before))
-            audio, before = inverse(scaled(present, size / magnitude(present, 1e-9)), exists), audio
         wanted = jnp.exp(mel) * exists[..., None]
-        before = audio
-        for _ in range(num_mel):
-            audio, before = project_to_mel(accelerate(audio, before), wanted, exists), audio
-        return audio
+
+        def towards_magnitudes(audio: Array) -> Array:
+            present = analysis(audio)
+            return inverse(scaled(present, size / magnitude(present, 1e-9)), exists)
+
+        audio = inverse(scaled(spectra.direction, size), exists)
+        audio = iterate(towards_magnitudes, audio, num_consistent, self.consistency_momentum)
+        towards_mel = lambda audio: project_to_mel(audio, wanted, exists)
+        return iterate(towards_mel, audio, num_mel, self.projection_momentum)
 
     def spectrum_losses(self, spectra: Spectra, audio: Array, margin: int) -> dict[str, Array]:
         """Distances of the network's spectra from those of the recorded audio [B, 320 T], [B] each.
@@ -206,6 +211,12 @@ class ISTFTGenerator:
                 * apart(in_frequency(direction), in_frequency(made.direction))
             ),
         }
+
+
+def iterate(step: Callable[[Array], Array], x: Array, num_steps: int, momentum: float) -> Array:
+    """x_(n+1) = step(x_n + momentum (x_n - x_(n-1))), num_steps times."""
+    one = lambda _, pair: (step(pair[0] + momentum * (pair[0] - pair[1])), pair[0])
+    return jax.lax.fori_loop(0, num_steps, one, (x, x))[0]
 
 
 class Spectra(NamedTuple):

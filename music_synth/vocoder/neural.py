@@ -1,7 +1,13 @@
-"""A trained generator as an inverter: whole mels or streams of them, and the file it is kept in."""
+"""A trained generator as an inverter: whole mels or streams of them, and the file it is kept in.
+
+    python -m music_synth.vocoder.neural MODEL_DIR OUT.safetensors --about "data, steps, machine, date"
+
+makes the file from a run of melgan.gin or istft.gin.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -14,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth import errors
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.vocoder.inverter import checked_mel
@@ -24,7 +31,7 @@ GENERATORS = {kind.__name__: kind for kind in (MelGANGenerator, ISTFTGenerator)}
 FORMAT = "music_synth inverter"
 SHIPPED = Path(__file__).with_name("inverter.safetensors")
 STRETCH = 256  # frames that are made at once in a stream
-LONG_STRETCH = 1024  # of a whole mel: the frames on either side are then seen less often
+LONGEST_STRETCH = 2048  # of a whole mel: the frames on either side are then seen less often
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class NeuralInverter:
 
     def __call__(self, mel: np.ndarray) -> np.ndarray:
         """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
-        parts = list(self.stream([mel], LONG_STRETCH if len(mel) > 2 * STRETCH else STRETCH))
+        stretches = -(-len(mel) // LONGEST_STRETCH) or 1
+        parts = list(self.stream([mel], -(-len(mel) // (stretches * STRETCH)) * STRETCH or STRETCH))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def stream(self, mels: Iterable[np.ndarray], stretch: int = STRETCH) -> Iterator[np.ndarray]:
@@ -143,3 +151,21 @@ def _nest(paths: dict[str, Any]) -> dict[str, Any]:
     from flax.traverse_util import unflatten_dict
 
     return unflatten_dict(paths, sep="/")
+
+
+def main(argv: list[str]) -> None:
+    from music_synth import config
+
+    parser = errors.ArgumentParser("python -m music_synth.vocoder.neural", "Keeps a run's inverter as one file.")
+    parser.add_argument("model_dir", help="MODEL_DIR of a run of melgan.gin or istft.gin; its newest checkpoint counts")
+    parser.add_argument("out", type=Path, help="file to write, .safetensors")
+    parser.add_argument("--about", default="", help="a line for people, kept in the file")
+    flags: argparse.Namespace = parser.parse_args(argv)
+    if flags.out.suffix != ".safetensors" or not flags.out.parent.is_dir():
+        raise UserError(f"{flags.out}: name a file in an existing folder that ends in .safetensors")
+    save_inverter(flags.out, *config.load_generator(flags.model_dir), flags.about)
+    print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; play it with --inverter {flags.out}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

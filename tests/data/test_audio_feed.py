@@ -112,7 +112,7 @@ def test_bad_settings(folder, tmp_path):
             feed(folder, **settings)
     silent = tmp_path / "silent"
     write_folder(silent, {"train": [make_piece("a", 4000)]}, "noise", "1")
-    with pytest.raises(UserError, match="holds no audio: prepare the folder again .* --audio"):
+    with pytest.raises(UserError, match=r"holds no audio: prepare the folder again .* --audio"):
         next(feed(silent).train_batches())
     with pytest.raises(UserError, match="no split 'validation'"):
         next(feed(silent).eval_batches())

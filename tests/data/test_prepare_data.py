@@ -2,10 +2,12 @@
 
 import os
 
+import jax
 import numpy as np
 import pytest
 
 from music_synth import prepare_data
+from music_synth.data.audio_feed import open_audio_feed
 from music_synth.data.feed import open_feed
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
@@ -29,13 +31,17 @@ def test_folder_holds_the_data_set(made_tasks, made, made_data_dir, tmp_path, ca
 def test_embedded_data_set_is_built_and_prepared(tmp_path):
     """Composer, FluidSynth, tfds, prepared folder: the data set of half a minute."""
     out = tmp_path / "out"
-    prepare_data.main(["synthetic:0.5min", "--out", str(out), "--data_dir", str(tmp_path / "data")])
+    prepare_data.main(["synthetic:0.5min", "--audio", "--out", str(out), "--data_dir", str(tmp_path / "data")])
     feed = open_feed(str(out), Tokenizer(), 2)
     for split in ("train", "validation", "test"):
         (piece,) = feed.pieces(split)
         assert piece.notes and len(piece.mel) > 20 * 50
     batch = next(feed.train_batches())
     assert (batch["note_tokens"] > 0).sum() > 20 and batch["mel"].max() > -3
+    by_name = open_audio_feed("synthetic:0.5min", 2, data_dir=str(tmp_path / "data"))
+    from_folder, from_data_set = (next(f.train_batches(3)) for f in (open_audio_feed(str(out), 2), by_name))
+    assert np.abs(from_folder["audio"]).max() > 1e-3
+    jax.tree.map(np.testing.assert_array_equal, from_folder, from_data_set)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import hashlib
 import itertools
 import random
@@ -87,6 +88,17 @@ def test_balance_and_casts(specs, notes):
         assert len(held_out) >= 20 and held_out <= heard
         drums = [any(n.is_drum for n in notes[spec.id]) for spec in specs[split] if spec.kind == "band"]
         assert drums and all(drums)
+
+
+def test_half_of_the_pieces_may_be_dry():
+    specs = plan_split("train", 20, half_dry=True)
+    for kind in KINDS:
+        reverbs = [spec.reverb for spec in specs if spec.kind == kind]
+        assert reverbs == [i % 2 == 0 for i in range(len(reverbs))] and len(reverbs) > 2
+    assert [dataclasses.replace(spec, reverb=True) for spec in specs] == plan_split("train", 20)
+    midi = compose(PieceSpec("piano", "piano", (0,), "seed", 4.0))
+    wet, dry = render(midi), render(midi, reverb=False)
+    assert len(dry) < len(wet) and np.abs(wet[: len(dry)] - dry).max() > 1e-3
 
 
 def test_pieces_are_of_a_size_to_learn_from(pieces, notes):
