@@ -78,7 +78,7 @@ def evaluate(
         evaluator.mean_log_mel(feed.pieces("train")),
         loaded,
         vocode,
-        type(vocode).__name__,
+        inverter or "the shipped inverter",
         batch_size,
         seed,
         on_piece,

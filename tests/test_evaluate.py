@@ -9,7 +9,7 @@ import soundfile
 from music_synth import evaluate as entry
 from tests import tiny_runs
 
-ROWS = ["mean spectrum", "Autoregressive", "Diffusion", "target through GriffinLim", "target itself"]
+ROWS = ["mean spectrum", "Autoregressive", "Diffusion", "target through the shipped inverter", "target itself"]
 
 
 @pytest.fixture(scope="module")

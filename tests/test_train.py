@@ -45,7 +45,7 @@ FRAGMENTS = ["inverter.gin", "papers/published.gin", "smoke.gin", "training.gin"
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    return tiny_runs.prepare(tmp_path_factory.mktemp("data") / "prepared")
+    return tiny_runs.prepare(tmp_path_factory.mktemp("data") / "prepared", audio=True)
 
 
 @pytest.fixture(autouse=True)

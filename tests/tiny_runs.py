@@ -18,18 +18,18 @@ from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.state import create_state
 
 
-def prepare(folder: Path) -> Path:
-    """A prepared folder with audio: two pieces a split, of 300 and 100 frames; mel and audio have nothing in common."""
+def prepare(folder: Path, audio: bool = False) -> Path:
+    """A prepared folder: two pieces a split, of 300 and 100 frames; what it has of audio is not that of its mel."""
     rng = np.random.default_rng(0)
 
     def piece(split: str, num_frames: int) -> Piece:
         notes = [Note(int(pitch), 90, 40, 0.02 * pitch, 0.02 * pitch + 0.5) for pitch in rng.integers(40, 90, 5)]
         mel = rng.normal(-4, 2, (num_frames, 128)).astype(np.float32)
-        audio = rng.normal(0, 0.1, num_frames * 320).astype(np.float32)
-        return Piece(f"{split}/{num_frames}", notes, mel, audio)
+        sound = rng.normal(0, 0.1, num_frames * 320).astype(np.float32) if audio else None
+        return Piece(f"{split}/{num_frames}", notes, mel, sound)
 
     splits = {split: [piece(split, 300), piece(split, 100)] for split in ("train", "validation", "test")}
-    write_folder(folder, splits, "noise", "1", audio=True)
+    write_folder(folder, splits, "noise", "1", audio)
     return folder
 
 
