@@ -8,28 +8,56 @@ float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL, NUM_MELS
+from music_synth.audio.mel import (
+    FFT_SIZE,
+    FRAME_LENGTH,
+    HOP_LENGTH,
+    MAX_LOG_MEL,
+    MIN_LOG_MEL,
+    NUM_MELS,
+    mel_matrix,
+)
 from music_synth.errors import ArgumentParser, UserError, run
 from music_synth.interop.inverters import load_onnx
-from music_synth.interop.onnx_graph import Graph
+from music_synth.interop.onnx_graph import (
+    Graph,
+    dense,
+    depthwise_conv,
+    frames_of,
+    gelu,
+    irfft_matrix,
+    layer_norm,
+    overlap_add,
+    rfft_matrix,
+)
 from music_synth.vocoder.inverter import load_inverter
+from music_synth.vocoder.istft import (
+    CENTER,
+    MAX_LOG_MAGNITUDE,
+    MAX_OFFSET,
+    NUM_BINS,
+    TURN,
+    WINDOW,
+    ISTFTGenerator,
+    interpolation,
+    noise_table,
+)
 from music_synth.vocoder.melgan import MelGANGenerator, normalized
 from music_synth.vocoder.neural import NeuralInverter
+from music_synth.vocoder.stft import hann, spread_matrix
 
 INPUT, OUTPUT = "input_features", "audio"
 
 
-def export_onnx(generator: MelGANGenerator, params: Mapping, path: Path) -> None:
-    """Writes an ONNX file that does what the generator does with these parameters; UserError if it is no MelGAN."""
-    if not isinstance(generator, MelGANGenerator):
-        raise UserError(f"only a MelGANGenerator can be written as ONNX, not a {type(generator).__name__}")
+def export_onnx(generator: MelGANGenerator | ISTFTGenerator, params: Mapping, path: Path) -> None:
+    """Writes an ONNX file that does what the generator does with these parameters."""
     graph = Graph()
-    melgan(graph, generator, params, INPUT)
+    (istft if isinstance(generator, ISTFTGenerator) else melgan)(graph, generator, params, INPUT)
     doc = "Natural-log mel magnitude [1, frames, 128], 50 frames a second, to audio at 16 kHz, [1, 320 frames]."
     graph.save(path, {INPUT: [1, "frames", NUM_MELS]}, {OUTPUT: [1, "samples"]}, doc)
 
@@ -70,6 +98,143 @@ def melgan(graph: Graph, generator: MelGANGenerator, params: Mapping, mel: str) 
     return graph.add("Reshape", x, np.array([1, -1]), name=OUTPUT)
 
 
+def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) -> str:
+    """As `ISTFTGenerator.play`, for one piece that exists from end to end, from frame 0 on.
+
+    The accelerated steps magnify what is rounded otherwise than in JAX, as they do between JAX's own ways of cutting a
+    piece. Measured with weights of dim 256 on 8 s of each of four test pieces, as largest difference over the peak and
+    root mean square below that of the audio: at most 2e-5 and -104 dB with no steps; with 16 and 32 or 48 steps 5e-4
+    to 2e-3 and -77 to -63 dB (JAX in stretches against JAX at once: 5e-5 to 3e-4, -89 to -83 dB), and the same mel
+    error to 2e-5. On one core it then plays at about 6 times real time, JAX at 20 to 40, as the transforms are matrix
+    products here. The file has 34 MB whatever the steps; memory grows by about 40 kB a frame.
+    """
+    log_magnitude, direction = spectra(graph, generator, params, mel)
+    size, wanted = graph.add("Exp", log_magnitude), graph.add("Exp", mel)
+    audio = steps(graph, generator, direction, graph.add("Unsqueeze", size, np.array([2])), wanted)
+    return graph.add("Reshape", audio, np.array([1, -1]), name=OUTPUT)
+
+
+def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) -> tuple[str, str]:
+    """As `ISTFTNetwork`: log-magnitude [1, T, F] and direction [1, T, 2, F], real and imaginary parts."""
+    kernel = np.reshape(params["embed"]["kernel"], (generator.width, NUM_MELS, generator.dim)).transpose(2, 1, 0)
+    x = graph.add("Transpose", scaled(graph, mel), perm=[0, 2, 1])
+    x = graph.add("Conv", x, kernel, params["embed"]["bias"], pads=[generator.width // 2] * 2)
+    x = layer_norm(graph, graph.add("Transpose", x, perm=[0, 2, 1]), params["norm"])
+    for i in range(generator.num_layers):
+        block = params[f"layers_{i}"]
+        y = layer_norm(graph, depthwise_conv(graph, x, block["conv"]), block["norm"])
+        y = dense(graph, gelu(graph, dense(graph, y, block["wi"])), block["wo"])
+        x = graph.add("Add", x, graph.add("Mul", y, block["scale"]))
+    x = layer_norm(graph, x, params["final_norm"])
+
+    head = lambda name: dense(graph, x, params[name])  # [1, T, F]
+    log_magnitude = graph.add("Add", head("magnitude"), graph.add("MatMul", mel, interpolation().T))
+    offset = graph.add("Mul", graph.add("Tanh", head("frequency")), np.float32(MAX_OFFSET))
+    frequency = graph.add("Add", np.arange(NUM_BINS, dtype=np.float32), offset)
+    angle = graph.add("Mul", frequency, np.float32(TURN))
+    keep = graph.add("Sigmoid", head("keep"))
+    renew = graph.add("Sub", np.float32(1), keep)
+    loudness = graph.add("Softplus", head("noise"))
+
+    count = graph.add("Squeeze", graph.add("Shape", mel, start=1, end=2))
+    number = graph.add("Mod", graph.add("Range", np.int64(0), count, np.int64(1)), np.int64(len(noise_table())))
+
+    def fresh(name: str, noise: np.ndarray) -> str:
+        noise = graph.add("Mul", graph.add("Gather", noise, number), loudness)
+        return graph.add("Mul", graph.add("Add", head(name), noise), renew)
+
+    factor = [graph.add("Mul", graph.add(part, angle), keep) for part in ("Cos", "Sin")]
+    addend = [fresh("real", noise_table().real), fresh("imaginary", noise_table().imag)]
+    zero = graph.constant(np.zeros((1, NUM_BINS), np.float32))
+    phasor = graph.scan(next_phasor, [zero, zero], [*factor, *addend])
+    phasor = graph.add("Concat", *(graph.add("Unsqueeze", part, np.array([2])) for part in phasor), axis=2)
+    return (
+        graph.add("Min", log_magnitude, np.float32(MAX_LOG_MAGNITUDE)),
+        graph.add("Div", phasor, magnitude(graph, phasor, 1e-6)),
+    )
+
+
+def next_phasor(graph: Graph, *values: str) -> list[str]:
+    """As `one` of `istft.recurrent_phasor`: factor times z plus addend, each a real and an imaginary part."""
+    z_real, z_imag, real, imag, add_real, add_imag = values
+    times = lambda a, b: graph.add("Mul", a, b)
+    return [
+        graph.add("Add", graph.add("Sub", times(real, z_real), times(imag, z_imag)), add_real),
+        graph.add("Add", graph.add("Add", times(real, z_imag), times(imag, z_real)), add_imag),
+    ]
+
+
+def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wanted: str) -> str:
+    """As `ISTFTGenerator._audio`: direction [1, T, 2, F], size [1, T, 1, F], wanted [1, T, 128] to audio [1, 320 T].
+
+    Whatever does not change from step to step is made once, out here.
+    """
+    center = np.tile(CENTER.ravel(), 2)
+    to_spectra = graph.constant(rfft_matrix(hann(WINDOW), WINDOW) * center)
+    to_frames = graph.constant(irfft_matrix(hann(WINDOW), WINDOW) * center[:, None] / np.float32(1.5))
+    window = hann(FRAME_LENGTH)
+    lengths = graph.add("Concat", graph.add("Shape", wanted, end=2), np.array([1]), axis=0)  # 1, T, 1
+    weight = graph.add("Expand", np.square(window)[None, None], lengths)
+    weight = graph.add("Max", overlap_add(graph, weight, FRAME_LENGTH, HOP_LENGTH), np.float32(0.5))
+
+    def inverse(graph: Graph, spectrum: str) -> str:
+        frames = graph.add("MatMul", flat(graph, spectrum), to_frames)
+        return cut(graph, overlap_add(graph, frames, WINDOW, HOP_LENGTH), HOP_LENGTH, -2 * HOP_LENGTH)
+
+    def towards_magnitudes(graph: Graph, audio: str) -> str:
+        padded = graph.add("Pad", audio, np.array([0, HOP_LENGTH, 0, 2 * HOP_LENGTH]))
+        spectrum = pairs(graph, graph.add("MatMul", frames_of(graph, padded, WINDOW, HOP_LENGTH), to_spectra))
+        gain = graph.add("Div", size, magnitude(graph, spectrum, 1e-9))
+        return inverse(graph, graph.add("Mul", spectrum, gain))
+
+    def project_to_mel(graph: Graph, audio: str) -> str:
+        padded = graph.add("Pad", audio, np.array([0, 0, 0, HOP_LENGTH]))
+        frames = frames_of(graph, padded, FRAME_LENGTH, HOP_LENGTH)
+        spectrum = pairs(graph, graph.add("MatMul", frames, rfft_matrix(window, FFT_SIZE)))
+        present = graph.add("MatMul", magnitude(graph, spectrum, 1e-7), mel_matrix())  # [1, T, 1, 128]
+        present = graph.add("Max", flat(graph, present), np.float32(1e-6))
+        ratio = graph.add("Clip", graph.add("Div", wanted, present), np.float32(0), np.float32(10))
+        gain = graph.add("Unsqueeze", graph.add("MatMul", ratio, spread_matrix().T), np.array([2]))
+        frames = graph.add("MatMul", flat(graph, graph.add("Mul", spectrum, gain)), irfft_matrix(window, FFT_SIZE))
+        total = overlap_add(graph, frames, FRAME_LENGTH, HOP_LENGTH)
+        return cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
+
+    audio = inverse(graph, graph.add("Mul", direction, size))
+    audio = iterate(graph, towards_magnitudes, audio, generator.num_consistency_steps, generator.consistency_momentum)
+    return iterate(graph, project_to_mel, audio, generator.num_projections, generator.projection_momentum)
+
+
+def iterate(graph: Graph, step: Callable[[Graph, str], str], x: str, num_steps: int, momentum: float) -> str:
+    """As `vocoder.istft.iterate`."""
+
+    def one(graph: Graph, x: str, before: str) -> list[str]:
+        change = graph.add("Mul", graph.add("Sub", x, before), np.float32(momentum))
+        return [step(graph, graph.add("Add", x, change)), x]
+
+    return graph.loop(num_steps, one, x, x)[0]
+
+
+def pairs(graph: Graph, x: str) -> str:
+    """[1, T, 2 F], real parts, then imaginary parts, to [1, T, 2, F]."""
+    return graph.add("Reshape", x, np.array([0, 0, 2, -1]))
+
+
+def flat(graph: Graph, x: str) -> str:
+    """[1, T, n, F] to [1, T, n F]."""
+    return graph.add("Reshape", x, np.array([0, 0, -1]))
+
+
+def magnitude(graph: Graph, spectrum: str, floor: float) -> str:
+    """As `stft.magnitude`: [1, T, 2, F] to [1, T, 1, F]."""
+    squares = graph.add("ReduceSumSquare", spectrum, np.array([2]))
+    return graph.add("Sqrt", graph.add("Add", squares, np.float32(floor**2)))
+
+
+def cut(graph: Graph, audio: str, start: int, end: int) -> str:
+    """audio[:, start:end]"""
+    return graph.add("Slice", audio, np.array([start]), np.array([end]), np.array([1]))
+
+
 def main(argv: list[str]) -> None:
     parser = ArgumentParser("python -m music_synth.interop.onnx", "Writes a trained inverter as an ONNX file.")
     parser.add_argument("out", type=Path, help="file to write, .onnx")
@@ -85,8 +250,10 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"{flags.out} cannot be written ({error.strerror})") from error
     mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, NUM_MELS))
-    difference = np.abs(load_onnx(flags.out)(mel) - inverter(mel)).max()
-    print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; {difference:.0e} from JAX on two seconds of noise")
+    expected = inverter(mel)
+    difference = np.abs(load_onnx(flags.out)(mel) - expected).max() / np.abs(expected).max()
+    size = flags.out.stat().st_size / 1e6
+    print(f"{flags.out}: {size:.1f} MB; {difference:.0e} of the peak from JAX on two seconds of noise")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ any size when the graph runs. `onnx` is imported when a graph is finished.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +20,12 @@ LAST = np.iinfo(np.int64).max  # Slice: to the end
 
 
 class Graph:
-    def __init__(self):
+    """A graph; with `outer`, the body of a loop in that, which may use all that is in `outer` before the loop."""
+
+    def __init__(self, outer: Graph | None = None):
         self.nodes: list[tuple[str, list[str], list[str], dict]] = []  # operator, inputs, outputs, attributes
-        self.constants: dict[str, np.ndarray] = {}
+        self.constants: dict[str, np.ndarray] = outer.constants if outer else {}
+        self.numbers = outer.numbers if outer else itertools.count()  # in names: none may come twice, in bodies either
 
     def constant(self, value) -> str:
         """A name for an array, for use in several places."""
@@ -34,9 +39,39 @@ class Graph:
         `name` is for an output of the whole graph.
         """
         inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        names = [name or f"{operator}_{len(self.nodes)}_{i}" for i in range(outputs)]
+        names = [name or f"{operator}_{next(self.numbers)}" for _ in range(outputs)]
         self.nodes.append((operator, inputs, names, attributes))
         return names[0] if outputs == 1 else names
+
+    def loop(self, count: int, body: Callable[..., Sequence[str]], *values: str) -> list[str]:
+        """`values = body(graph, *values)` so many times: what comes out last. Two values or more, of float32.
+
+        Rather than unrolled: the graph, its check and its loading do not grow with the count.
+        """
+        inner = Graph(self)
+        number, more, *given = (f"given_{next(self.numbers)}" for _ in range(2 + len(values)))
+        made = [inner.add("Identity", value) for value in (more, *body(inner, *given))]
+        taken = [(number, "INT64", []), (more, "BOOL", []), *floats(given)]
+        given_back = [(made[0], "BOOL", []), *floats(made[1:])]
+        return self.add("Loop", np.int64(count), "", *values, outputs=len(values), body=Body(inner, taken, given_back))
+
+    def scan(self, body: Callable[..., Sequence[str]], state: Sequence[str], sequences: Sequence[str]) -> list[str]:
+        """`state = body(graph, *state, *elements)` from frame to frame: the states after each, [1, T, D].
+
+        Args:
+          state: before frame 0, [1, D] each, of float32.
+          sequences: [1, T, D] each, whose elements [1, D] the body is given.
+        """
+        inner, size = Graph(self), len(state)
+        given = [f"given_{next(self.numbers)}" for _ in (*state, *sequences)]
+        after = body(inner, *given)
+        made = [inner.add("Identity", value) for value in (*after, *after)]  # for the next frame, and for the outside
+        axes = {"scan_input_axes": [1] * len(sequences), "scan_output_axes": [1] * size}
+        body = Body(inner, floats(given), floats(made))
+        results = self.add(
+            "Scan", *state, *sequences, outputs=2 * size, num_scan_inputs=len(sequences), body=body, **axes
+        )
+        return results[size:]
 
     def save(self, path: Path, inputs: Mapping[str, Sequence], outputs: Mapping[str, Sequence], doc: str) -> None:
         """Checks the graph and writes it.
@@ -51,21 +86,38 @@ class Graph:
         except ImportError as error:
             raise UserError(f"writing {path} needs onnx ({error}): pip install 'music_synth[eval]'") from error
 
-        def floats(values: Mapping[str, Sequence]) -> list:
-            return [helper.make_tensor_value_info(k, onnx.TensorProto.FLOAT, shape) for k, shape in values.items()]
+        def proto(graph: Graph, inputs: Sequence[tuple], outputs: Sequence[tuple], constants: Sequence = ()):
+            nodes = []
+            for operator, taken, made, attributes in graph.nodes:
+                attributes = {k: proto(*v) if isinstance(v, Body) else v for k, v in attributes.items()}
+                nodes.append(helper.make_node(operator, taken, made, **attributes))
+            info = lambda name, kind, shape: helper.make_tensor_value_info(
+                name, onnx.TensorProto.DataType.Value(kind), shape
+            )
+            values = [[info(*value) for value in side] for side in (inputs, outputs)]
+            return helper.make_graph(nodes, "inverter", *values, constants)
 
-        graph = helper.make_graph(
-            [helper.make_node(operator, i, o, **attributes) for operator, i, o, attributes in self.nodes],
-            "inverter",
-            floats(inputs),
-            floats(outputs),
-            [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()],
-        )
+        constants = [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()]
+        graph = proto(self, floats(inputs), floats(outputs), constants)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="music_synth", doc_string=doc)
         model.ir_version = helper.find_min_ir_version_for(opsets)  # the newest would shut out older onnxruntimes
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
+
+
+class Body(NamedTuple):
+    """An attribute: a graph within the graph; its inputs and outputs are names, types and shapes."""
+
+    graph: Graph
+    inputs: Sequence[tuple]
+    outputs: Sequence[tuple]
+
+
+def floats(values: Mapping[str, Sequence] | Sequence[str]) -> list[tuple]:
+    """Name, type and shape of values of float32; of any shape if it is not given."""
+    shapes = values if isinstance(values, Mapping) else dict.fromkeys(values)
+    return [(name, "FLOAT", shape) for name, shape in shapes.items()]
 
 
 # --- layers of flax, with their parameters -------------------------------------------------------------------------
