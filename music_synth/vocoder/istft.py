@@ -103,7 +103,7 @@ class ISTFTGenerator:
     num_consistency_steps: int = 16  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
     num_projections: int = 32  # then towards the mel, when it plays
     consistency_momentum: float = 0.99  # of the steps (Perraudin et al. 2013), and of the projections:
-    projection_momentum: float = 0.85  # with more the mel comes nearer, but noise grows between the partials
+    projection_momentum: float = 0.85  # beyond 0.9 noise grows between the partials (validation split)
     training_steps: tuple[int, int] = (1, 2)  # of the two where a loss looks at the audio; the less, the faster
 
     def __post_init__(self):

@@ -83,6 +83,7 @@ def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
     spectrum = jnp.fft.rfft(windowed(frames_of(pad(audio), FRAME_LENGTH, HOP_LENGTH), window), FFT_SIZE)  # [B, T, 513]
     with jax.default_matmul_precision("highest"):
         present = magnitude(spectrum, 1e-7) @ mel_matrix()
+        # At most 10: where next to nothing is, the next step can lift it further.
         gain = jnp.clip(mel / jnp.maximum(present, 1e-6), 0.0, 10.0) @ spread_matrix().T
     frames = jnp.fft.irfft(scaled(spectrum, gain), FFT_SIZE)[..., :FRAME_LENGTH]
     inside, exists = jnp.repeat(exists, HOP_LENGTH, axis=1), exists[..., None]
