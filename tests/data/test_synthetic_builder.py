@@ -89,7 +89,7 @@ def test_configurations():
 def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
     rendered = []
 
-    def failing(midi):
+    def failing(midi, reverb=True):
         rendered.append(midi)
         if len(rendered) == 3:
             raise UserError("rendering needs the FluidSynth library")
