@@ -94,6 +94,7 @@ def test_a_hop_of_audio_a_frame(generator):
     assert audio.shape == (2, 11 * HOP_LENGTH) and audio.dtype == jnp.float32 and np.isfinite(audio).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generator", GENERATORS, ids=lambda g: type(g).__name__)
 def test_nothing_beyond_the_stated_reach_matters(generator):
     """By gradient: the audio of the middle frame depends on frames within `reach`, and on the outermost of them.

@@ -50,6 +50,7 @@ def test_the_first_stretch_does_not_wait_for_the_end(inverter):
     assert first.shape == (32 * HOP_LENGTH,) and came == [32 + reach]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length(inverter):
     """Half an hour of mel through a stream, in half of what its audio alone would take (115 MB)."""
     if isinstance(inverter.generator, ISTFTGenerator):

@@ -43,6 +43,7 @@ def grads(vocoder, params, batch):
     return gradient_of(vocoder)(params, batch)
 
 
+@pytest.mark.slow
 @BOTH
 def test_gradients_reach_every_parameter(vocoder, batch):
     params = init(vocoder)
@@ -53,6 +54,7 @@ def test_gradients_reach_every_parameter(vocoder, batch):
         assert np.isfinite(leaf).all() and np.any(leaf), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_the_players_gradients_do_not_mix(batch):
     """The hinge moves the discriminators alone, the adversarial and feature terms the generator alone."""
     vocoder, params = MELGAN, init(MELGAN)
@@ -64,6 +66,7 @@ def test_the_players_gradients_do_not_mix(batch):
     assert any(np.any(leaf) for leaf in jax.tree.leaves(adversarial["generator"]))
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_step_lowers_what_it_should(vocoder, batch):
     """A small step of either player against its gradient: the discriminators' hinge, the generator's own terms."""
