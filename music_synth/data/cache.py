@@ -27,7 +27,7 @@ def write_cache(
     beam_options: Sequence[str] = (),
     min_files: int = 64,
 ) -> list[str]:
-    """Runs seqio's cache tool on registered tasks; those that are cached already are left as they are.
+    """Runs seqio's cache tool on registered tasks; those that `cache_dir` holds already are left as they are.
 
     Args:
       data_dir: of the data sets, for Beam workers that do not share this process's registry.
@@ -45,7 +45,7 @@ def write_cache(
     flags.FLAGS.min_shards = min_files
     flags.FLAGS.tfds_data_dir = str(data_dir or default_data_dir())
     look_first_in(cache_dir)
-    missing = [name for name in tasks if not seqio.TaskRegistry.get(name).cache_dir]
+    missing = [name for name in tasks if not (seqio.TaskRegistry.get(name).cache_dir or "").startswith(str(cache_dir))]
     if not missing:
         return []
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
@@ -53,7 +53,9 @@ def write_cache(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with beam.Pipeline(options=options) as pipeline:
-            cache_tasks_main.run_pipeline(pipeline, missing, str(cache_dir), modules_to_import=[TASKS_MODULE])
+            cache_tasks_main.run_pipeline(
+                pipeline, missing, str(cache_dir), ignore_other_caches=True, modules_to_import=[TASKS_MODULE]
+            )
     except Exception as error:  # Beam wraps whatever goes wrong in a worker
         raise UserError(f"Apache Beam could not write the cache in {cache_dir}: {error}") from error
     finally:

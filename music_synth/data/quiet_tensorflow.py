@@ -42,8 +42,8 @@ with silent_stderr():
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
 
 # seqio asks every tfds feature for a property that tfds calls deprecated, and its cache tool says at every file
-# where the data set is.
-NOISE = ("FeatureConnector.dtype", "Overriding TFDS data directory")
+# where the data set is, and of every task that it caches whether other folders hold it.
+NOISE = ("FeatureConnector.dtype", "Overriding TFDS data directory", "--ignore_other_caches")
 logging.getLogger("absl").addFilter(lambda record: not any(noise in record.getMessage() for noise in NOISE))
 
 
