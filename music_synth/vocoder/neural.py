@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from music_synth import errors
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
@@ -101,7 +102,7 @@ def save_inverter(path: str | Path, generator: Any, params: Any, about: str = ""
     from safetensors.numpy import save_file
 
     config = json.dumps({"generator": type(generator).__name__, **dataclasses.asdict(generator)})
-    flat = {key: np.ascontiguousarray(leaf, np.float16) for key, leaf in _paths(jax.device_get(params)).items()}
+    flat = {key: np.ascontiguousarray(leaf, np.float16) for key, leaf in flatten_dict(params, sep="/").items()}
     save_file(flat, str(path), metadata={"format": FORMAT, "config": config, "about": about})
 
 
@@ -132,25 +133,14 @@ def load_weights(path: str | Path) -> NeuralInverter:
         generator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in config.items()})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} has a header that does not parse ({type(error).__name__}: {error})") from error
-    wanted = _paths(jax.eval_shape(generator.init, jax.random.key(0)))
+    wanted = flatten_dict(jax.eval_shape(generator.init, jax.random.key(0)), sep="/")
     for key in sorted(wanted.keys() | tensors.keys()):
         shapes = [tuple(found[key].shape) if key in found else None for found in (tensors, wanted)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{path}: tensor {key} has shape {shapes[0]}, its config needs {shapes[1]}")
         if not np.isfinite(tensors[key]).all():
             raise UserError(f"{path}: tensor {key} is not finite")
-    return NeuralInverter(generator, jax.tree.map(jnp.asarray, _nest(tensors)))
-
-
-def _paths(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nest(paths: dict[str, Any]) -> dict[str, Any]:
-    from flax.traverse_util import unflatten_dict
-
-    return unflatten_dict(paths, sep="/")
+    return NeuralInverter(generator, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"))
 
 
 def main(argv: list[str]) -> None:
