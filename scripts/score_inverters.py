@@ -21,7 +21,8 @@ import numpy as np
 from music_synth import errors
 from music_synth.audio.mel import HOP_LENGTH, SAMPLE_RATE, log_mel
 from music_synth.data import synthetic
-from music_synth.data.audio_feed import INT16, Source
+from music_synth.data.audio_feed import Source
+from music_synth.data.prepared import audio_from_int16
 from music_synth.vocoder.inverter import load_inverter
 from music_synth.vocoder.objective import RESOLUTIONS, stft_parts
 
@@ -31,7 +32,7 @@ DECIBELS = 20 / np.log(10)
 def excerpts(task: str, data_dir: str | None, soundfont: Path | None, seconds: float) -> list[np.ndarray]:
     """The beginning of each test piece, float32 [S], S a multiple of the hop; or the embedded set's, rendered anew."""
     if soundfont is None:
-        pieces = (piece / np.float32(INT16) for piece in Source(task, data_dir).load("test"))
+        pieces = map(audio_from_int16, Source(task, data_dir).load("test"))
     else:
         specs = synthetic.plan_split("test", 40)
         pieces = (synthetic.render(synthetic.compose(spec), soundfont=soundfont) for spec in specs)

@@ -13,10 +13,8 @@ import numpy as np
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, log_mel, num_mel_frames
 from music_synth.data.examples import Batch, shard_rows, stack
 from music_synth.data.feed import is_folder
-from music_synth.data.prepared import audio_to_int16, open_audio
+from music_synth.data.prepared import audio_from_int16, audio_to_int16, open_audio
 from music_synth.errors import UserError
-
-INT16 = 32768.0
 
 
 @dataclass
@@ -43,10 +41,10 @@ class AudioFeed:
         pieces = [piece for piece in self._pieces("train") if len(piece) >= HOP_LENGTH]
         if not pieces:
             raise UserError(f"{self.source} has no training audio: prepare a data set that has some")
-        share = np.cumsum([len(piece) for piece in pieces], dtype=np.float64)
+        share = np.cumsum([len(piece) for piece in pieces]) / sum(map(len, pieces))
         for step in itertools.count(start_step):
             numbers = [step * self.batch_size + row for row in self.rows]
-            yield stack([self._train_example(pieces, share / share[-1], number) for number in numbers])
+            yield stack([self._train_example(pieces, share, number) for number in numbers])
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
         """Consecutive excerpts of `eval_frames` of the pieces of `split`; the last batch is filled up with silence."""
@@ -68,14 +66,14 @@ class AudioFeed:
             piece = pieces[int(np.searchsorted(share, rng.random(), side="right"))]
             start = int(rng.integers(0, max(1, len(piece) - self.num_frames * HOP_LENGTH)))
             excerpt = piece[start : start + len(audio)]
-            audio[: len(excerpt)] += excerpt * np.float32(10 ** (rng.uniform(*self.gain_db) / 20) / INT16)
+            audio[: len(excerpt)] += audio_from_int16(excerpt) * np.float32(10 ** (rng.uniform(*self.gain_db) / 20))
         return example(audio, self.num_frames, self.num_frames)
 
     def _eval_example(self, piece: np.ndarray, start: int) -> Batch:
         length = self.eval_frames * HOP_LENGTH
         audio = np.zeros(length + HOP_LENGTH, np.float32)
         excerpt = piece[start : start + len(audio)]
-        audio[: len(excerpt)] = excerpt / np.float32(INT16)
+        audio[: len(excerpt)] = audio_from_int16(excerpt)
         return example(audio, self.eval_frames, min(self.eval_frames, num_mel_frames(max(0, len(piece) - start))))
 
     def _pieces(self, split: str) -> list[np.ndarray]:

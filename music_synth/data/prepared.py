@@ -74,8 +74,13 @@ def notes_from_array(array: np.ndarray) -> list[Note]:
 
 
 def audio_to_int16(audio: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] to int16, clipped."""
+    """Floats in [-1, 1] to int16, clipped: round(32768 * sample)."""
     return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def audio_from_int16(samples: np.ndarray) -> np.ndarray:
+    """The float32 in [-1, 1] that `audio_to_int16` rounded; of any integers (tfds hands out 64-bit ones)."""
+    return samples.astype(np.float32) / np.float32(32768)
 
 
 @dataclass(frozen=True)
@@ -295,7 +300,7 @@ class PreparedFeed:
                 stored.id,
                 self._notes(stored.stem),
                 self._mel(stored.stem).astype(np.float32),
-                None if stored.samples is None else _open_audio_file(self.folder, stored.stem) / np.float32(32768),
+                None if stored.samples is None else audio_from_int16(_open_audio_file(self.folder, stored.stem)),
             )
             for stored in self._split(split).pieces
         )

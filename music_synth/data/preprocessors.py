@@ -29,10 +29,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from music_synth.audio.mel import NUM_MELS, log_mel
-from music_synth.data.datasets.record import MAX_AMPLITUDE
 from music_synth.data.examples import num_strata, stratified_start
 from music_synth.data.note_sequences import parse_note_sequence
-from music_synth.data.prepared import notes_from_array, notes_to_array
+from music_synth.data.prepared import audio_from_int16, notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.midi.notes import Note, apply_sustain, trim_overlaps
 from music_synth.midi.segments import FRAME_RATE, STEPS_PER_FRAME, SegmentTooLong
@@ -64,9 +63,9 @@ def notes_of_sequence(sequence: bytes, trim: bool = False) -> list[Note]:
 
 
 def float_audio(audio: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] from floats or 16-bit integers (which tfds hands out as 64-bit ones)."""
+    """float32 in [-1, 1] from floats or 16-bit integers."""
     if np.issubdtype(audio.dtype, np.integer):
-        return audio.astype(np.float32) / MAX_AMPLITUDE
+        return audio_from_int16(audio)
     return audio.astype(np.float32)
 
 

@@ -12,8 +12,6 @@ from music_synth.data.prepared import audio_to_int16
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.midi.notes import Note
 
-MAX_AMPLITUDE = 32768  # audio is stored as round(32768 * sample), 16 bits
-
 
 def features() -> tfds.features.FeaturesDict:
     """`id`; `audio`, 16-bit, 16 kHz, mono; `sequence`, a serialized NoteSequence whose notes last as long as the
