@@ -19,14 +19,12 @@ import jax
 import numpy as np
 
 from music_synth import errors
-from music_synth.audio.mel import HOP_LENGTH, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import DB_PER_NEPER, HOP_LENGTH, SAMPLE_RATE, log_mel
 from music_synth.data import synthetic
 from music_synth.data.audio_feed import Source
 from music_synth.data.prepared import audio_from_int16
 from music_synth.vocoder.inverter import load_inverter
 from music_synth.vocoder.objective import RESOLUTIONS, stft_parts
-
-DECIBELS = 20 / np.log(10)
 
 
 def excerpts(task: str, data_dir: str | None, soundfont: Path | None, seconds: float) -> list[np.ndarray]:
@@ -51,7 +49,7 @@ def score(inverter, pieces: list[np.ndarray]) -> dict[str, float]:
         made = inverter(mel)
         spent += time.perf_counter() - start
         convergence, log_error = np.mean(distance(made[None], piece[None]), axis=(0, 2))
-        error = DECIBELS * np.abs(log_mel(made, np) - mel)[:-1].mean()
+        error = DB_PER_NEPER * np.abs(log_mel(made, np) - mel)[:-1].mean()
         rows.append((error, convergence + log_error, convergence, log_error))
     error, total, convergence, log_error = np.mean(rows, axis=0)
     seconds = sum(map(len, pieces)) / SAMPLE_RATE

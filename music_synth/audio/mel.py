@@ -28,6 +28,7 @@ NUM_MELS = 128
 MIN_HZ, MAX_HZ = 0.0, 8000.0  # outer edges of the first and the last filter
 MIN_MEL, MAX_MEL = 1e-5, 1e8  # the magnitude is clipped to this range before the logarithm
 MIN_LOG_MEL = math.log(MIN_MEL)  # silence; -1 in model range
+DB_PER_NEPER = 20 / math.log(10)  # 8.6859: natural-log magnitude to dB
 MAX_LOG_MEL = 4.0  # +1 in model range; loud tones exceed it (up to about 6)
 
 
@@ -46,10 +47,10 @@ def num_piece_frames(num_samples: int) -> int:
 
 
 @functools.cache
-def hann_window() -> np.ndarray:
-    """Periodic Hann window, float32 [640]."""
-    n = np.arange(FRAME_LENGTH)
-    return (0.5 - 0.5 * np.cos(2 * np.pi * n / FRAME_LENGTH)).astype(np.float32)
+def hann_window(length: int = FRAME_LENGTH) -> np.ndarray:
+    """Periodic Hann window, float32 [length]."""
+    n = np.arange(length)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * n / length)).astype(np.float32)
 
 
 @functools.cache

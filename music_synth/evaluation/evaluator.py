@@ -20,14 +20,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, MIN_LOG_MEL, log_mel
+from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, HOP_LENGTH, MIN_LOG_MEL, log_mel
 from music_synth.chaining import check_finite, pad_to_bucket, sample_chain, sample_segment
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.seam import Seam
-
-DB_PER_NEPER = 20 / np.log(10)  # 8.6859: natural-log magnitude to dB
 
 
 class Piece(Protocol):

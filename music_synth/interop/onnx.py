@@ -20,6 +20,7 @@ from music_synth.audio.mel import (
     MAX_LOG_MEL,
     MIN_LOG_MEL,
     NUM_MELS,
+    hann_window,
     mel_matrix,
 )
 from music_synth.errors import ArgumentParser, UserError, run
@@ -49,7 +50,7 @@ from music_synth.vocoder.istft import (
 )
 from music_synth.vocoder.melgan import MelGANGenerator, normalized
 from music_synth.vocoder.neural import NeuralInverter
-from music_synth.vocoder.stft import hann, spread_matrix
+from music_synth.vocoder.stft import spread_matrix
 
 INPUT, OUTPUT = "input_features", "audio"
 
@@ -174,9 +175,9 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
     Whatever does not change from step to step is made once, out here.
     """
     center = np.tile(CENTER.ravel(), 2)
-    to_spectra = graph.constant(rfft_matrix(hann(WINDOW), WINDOW) * center)
-    to_frames = graph.constant(irfft_matrix(hann(WINDOW), WINDOW) * center[:, None] / np.float32(1.5))
-    window = hann(FRAME_LENGTH)
+    to_spectra = graph.constant(rfft_matrix(hann_window(WINDOW), WINDOW) * center)
+    to_frames = graph.constant(irfft_matrix(hann_window(WINDOW), WINDOW) * center[:, None] / np.float32(1.5))
+    window = hann_window()
     lengths = graph.add("Concat", graph.add("Shape", wanted, end=2), np.array([1]), axis=0)  # 1, T, 1
     weight = graph.add("Expand", np.square(window)[None, None], lengths)
     weight = graph.add("Max", overlap_add(graph, weight, FRAME_LENGTH, HOP_LENGTH), np.float32(0.5))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import DB_PER_NEPER, MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE, log_mel
 from music_synth.errors import UserError
 from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
@@ -26,7 +26,6 @@ from music_synth.training.optimizer import Optimizer
 from music_synth.training.state import TrainState, create_state, eval_step, train_step
 from music_synth.training.writer import NoWriter, Writer, mel_image
 
-DECIBELS_PER_LOG_UNIT = 20.0 / np.log(10.0)  # 8.6859
 Batch = dict[str, np.ndarray]
 RUN_AHEAD = 2  # steps that may be queued on the device: enough to hide the host, few enough to bound memory
 
@@ -283,7 +282,7 @@ def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: Batch, 
     mel = log_mel(sampled, np) if is_audio else sampled
     if mask.any():
         error = float(np.mean(np.abs(mel - target)[mask]))
-        writer.scalars(step, {"eval/sample_error_db": error * DECIBELS_PER_LOG_UNIT})
+        writer.scalars(step, {"eval/sample_error_db": error * DB_PER_NEPER})
     for i in range(len(mel)):
         pair = [mel_image(one, MIN_LOG_MEL, MAX_LOG_MEL) for one in (target[i], mel[i])]  # [M, T, 3] each
         writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, scale_mel
-from music_synth.vocoder.stft import frames_of, hann, magnitude, overlap_add, project_to_mel, scaled, windowed
+from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, scale_mel
+from music_synth.vocoder.stft import frames_of, magnitude, overlap_add, project_to_mel, scaled, windowed
 
 Array = jax.Array
 WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
@@ -239,12 +239,12 @@ CENTER = np.where(np.arange(NUM_BINS) % 2, -1, 1).astype(np.float32)[None, None]
 def analysis(audio: Array) -> Array:
     """Spectra of the synthesis frames: audio [B, 320 T] to [B, T, F]. Frame k begins a hop before mel frame k."""
     padded = jnp.pad(audio, ((0, 0), (HOP_LENGTH, 2 * HOP_LENGTH)))
-    return scaled(jnp.fft.rfft(windowed(frames_of(padded, WINDOW, HOP_LENGTH), hann(WINDOW))), CENTER)
+    return scaled(jnp.fft.rfft(windowed(frames_of(padded, WINDOW, HOP_LENGTH), hann_window(WINDOW))), CENTER)
 
 
 def inverse(spectrum: Array, exists: Array) -> Array:
     """Audio whose spectra are nearest: [B, T, F] to [B, 320 T], zero where the piece does not exist."""
-    frames = windowed(jnp.fft.irfft(scaled(spectrum, CENTER)), hann(WINDOW)) * exists[..., None]
+    frames = windowed(jnp.fft.irfft(scaled(spectrum, CENTER)), hann_window(WINDOW)) * exists[..., None]
     audio = overlap_add(frames, HOP_LENGTH) / 1.5  # the sum of the squares of four Hann windows
     return audio[:, HOP_LENGTH : -2 * HOP_LENGTH] * jnp.repeat(exists, HOP_LENGTH, axis=1)
 

@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, log_mel
+from music_synth.audio.mel import DB_PER_NEPER, HOP_LENGTH, NUM_MELS, log_mel
 from music_synth.errors import UserError
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import Discriminators, MelGANGenerator
@@ -125,7 +124,7 @@ class Vocoder:
         total = sum((weight * value for weight, value in terms.values()), start=jnp.zeros(()))
         metrics = {name: value for name, (_, value) in terms.items()}
         if not train:
-            metrics["mel_error_db"] = mean(mel_distance(made_inner, target)) * 20 / jnp.log(10.0)
+            metrics["mel_error_db"] = mean(mel_distance(made_inner, target)) * DB_PER_NEPER
         return total, metrics
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
@@ -139,7 +138,7 @@ class Vocoder:
 
 def stft_distance(made: Array, target: Array) -> Array:
     """Multi-resolution STFT distance: spectral convergence and mean log-magnitude error, mean over resolutions. [B]"""
-    return functools.reduce(jnp.add, (sum(stft_parts(made, target, *r)) for r in RESOLUTIONS)) / len(RESOLUTIONS)
+    return sum(sum(stft_parts(made, target, *resolution)) for resolution in RESOLUTIONS) / len(RESOLUTIONS)
 
 
 def stft_parts(made: Array, target: Array, window: int, hop: int) -> tuple[Array, Array]:

@@ -6,14 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, mel_matrix
+from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, frame, hann_window, mel_matrix
 
 Array = jax.Array
-
-
-def hann(length: int) -> np.ndarray:
-    """Periodic Hann window, float32 [length]."""
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
 
 def windowed(frames: Array, window: np.ndarray) -> Array:
@@ -44,7 +39,7 @@ def stft(audio: Array, fft_size: int, hop: int) -> Array:
     """
     audio = audio[..., : audio.shape[-1] // hop * hop]
     padded = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(fft_size // 2, fft_size // 2)], mode="reflect")
-    return jnp.fft.rfft(windowed(frames_of(padded, fft_size, hop), hann(fft_size)))
+    return jnp.fft.rfft(windowed(frames_of(padded, fft_size, hop), hann_window(fft_size)))
 
 
 def magnitude(spectrum: Array, floor: float) -> Array:
@@ -78,9 +73,8 @@ def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
       mel: mel magnitude (not its logarithm) of frames as of `audio.mel` [B, T, 128].
       exists: float32 [B, T], 0 where the piece is not: zeros come out there.
     """
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, HOP_LENGTH)])
-    window = hann(FRAME_LENGTH)
-    spectrum = jnp.fft.rfft(windowed(frames_of(pad(audio), FRAME_LENGTH, HOP_LENGTH), window), FFT_SIZE)  # [B, T, 513]
+    window = hann_window()
+    spectrum = jnp.fft.rfft(windowed(frame(audio), window), FFT_SIZE)  # [B, T, 513]
     with jax.default_matmul_precision("highest"):
         present = magnitude(spectrum, 1e-7) @ mel_matrix()
         # At most 10: where next to nothing is, the next step can lift it further.
