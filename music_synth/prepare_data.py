@@ -55,6 +55,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.workers is not None and flags.workers < 1:
         parser.error(f"--workers {flags.workers}: must be at least 1")
+    if flags.audio and flags.out is None:
+        parser.error("--audio keeps the audio in a folder of prepared arrays: name it with --out")
     return flags
 
 

@@ -72,7 +72,8 @@ def plot(path: Path, piece: np.ndarray, made: dict[str, np.ndarray]) -> None:
     shown = {"target": piece, **made}
     figure, axes = plt.subplots(len(shown), 1, figsize=(12, 3 * len(shown)), sharex=True)
     for axis, (name, audio) in zip(axes, shown.items(), strict=True):
-        axis.specgram(audio[: 4 * SAMPLE_RATE] + 1e-9, NFFT=1024, Fs=SAMPLE_RATE, noverlap=896, vmin=-140, vmax=-30)
+        with np.errstate(divide="ignore"):  # digital silence
+            axis.specgram(audio[: 4 * SAMPLE_RATE] + 1e-9, NFFT=1024, Fs=SAMPLE_RATE, noverlap=896, vmin=-140, vmax=-30)
         axis.set(title=name, ylabel="Hz")
     axes[-1].set_xlabel("seconds")
     figure.tight_layout()

@@ -45,7 +45,8 @@ def write_cache(
     flags.FLAGS.min_shards = min_files
     flags.FLAGS.tfds_data_dir = str(data_dir or default_data_dir())
     look_first_in(cache_dir)
-    missing = [name for name in tasks if not (seqio.TaskRegistry.get(name).cache_dir or "").startswith(str(cache_dir))]
+    held = lambda name: Path(seqio.TaskRegistry.get(name).cache_dir or "/").is_relative_to(cache_dir)
+    missing = [name for name in tasks if not held(name)]
     if not missing:
         return []
     logging.getLogger("apache_beam").setLevel(logging.ERROR)

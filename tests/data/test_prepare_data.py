@@ -51,6 +51,7 @@ def test_embedded_data_set_is_built_and_prepared(tmp_path):
         (["synthetic", "--dry_run"], "needs no download"),
         (["maestro", "--source", "FULL/nothing"], "no file or folder"),
         (["maestro", "--workers", "0"], "--workers 0"),
+        (["synthetic", "--audio"], "name it with --out"),
         (["maestro", "--data_dir", "gs://bucket/data"], "gs://bucket/data is no local path"),
         ([], "required: task"),
         (["nonsense", "--out", "OUT"], "unknown data set 'nonsense': choose from synthetic"),
