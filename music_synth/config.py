@@ -293,7 +293,7 @@ def load_generator(model_dir: str | Path, step: int | None = None, ema: bool = T
     """(generator, its params) of a run that trained an inverter; see `load_run`."""
     (model,), params, _ = _load(model_dir, [("train", "model")], step, ema)
     if not hasattr(model, "generator"):
-        raise UserError(f"{model_dir} is a run of a {type(model).__name__}, not of an inverter (melgan.gin)")
+        raise UserError(f"{model_dir} is a run of {type(model).__name__}, not of an inverter (istft.gin, melgan.gin)")
     return model.generator, params["generator"]
 
 
