@@ -60,8 +60,8 @@ if [[ ! -x .venv/bin/pip ]]; then
   "$python" -m venv .venv
 fi
 
-# The stamp ties the environment to setup.py and to this folder: after a change of either, pip runs again.
-stamp=$({ cat setup.py && pwd && .venv/bin/python --version; } | cksum)
+# The stamp ties the environment to setup.py, this script and this folder: after a change of any, pip runs again.
+stamp=$({ cat setup.py scripts/setup.sh && pwd && .venv/bin/python --version; } | cksum)
 if [[ -f .venv/music_synth.stamp && "$(cat .venv/music_synth.stamp)" == "$stamp" ]]; then
   say "ready (nothing changed)"
   exit 0
@@ -72,5 +72,8 @@ SECONDS=0
 # Twice quiet: errors only. Not compiled: Python compiles what it imports, pip would compile all of TensorFlow.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[data,eval,dev]' </dev/null ||
   fail "pip could not install the packages; its messages stand above"
+# Only for the ONNX file that it carries: what it asks for clashes with every current TensorFlow.
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps 'basic-pitch==0.4.0' </dev/null ||
+  fail "pip could not install basic-pitch; its messages stand above"
 printf '%s' "$stamp" >.venv/music_synth.stamp
 say "ready after $SECONDS s"
