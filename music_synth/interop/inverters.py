@@ -16,11 +16,10 @@ import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
+from music_synth.interop.runtimes import DTYPES, SIGNATURE, open_onnx, open_saved_model, reason
 from music_synth.vocoder.inverter import checked_mel
 
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 ANY_SHAPE = (None, None, None)  # of a model that does not say what it takes: it is given [1, T, 128]
-SIGNATURE = "serving_default"  # what TensorFlow calls the function of a SavedModel that is to be served
 
 
 @dataclass(frozen=True)
@@ -89,18 +88,7 @@ def load_onnx(path: Path) -> ForeignInverter:
     Raises:
       UserError: there is no such file, it is not ONNX, or not an inverter (`ForeignInverter`).
     """
-    if not path.is_file():
-        raise UserError(f"no file {path}: name an ONNX file that turns log-mel into audio")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path} needs onnxruntime ({error}): pip install 'music_synth[eval]'") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors are raised; it need not print them too
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # every kind that onnxruntime raises is a child of Exception itself
-        raise UserError(f"{path} is no ONNX file that onnxruntime can run: {reason(error)}") from error
+    session = open_onnx(path)
     taken = only(path, "input", session.get_inputs())
     only(path, "output", session.get_outputs())
     dtype = DTYPES.get(taken.type)
@@ -118,14 +106,7 @@ def load_saved_model(path: Path) -> ForeignInverter:
     Raises:
       UserError: TensorFlow is not installed, or cannot load the folder, or it is not an inverter (`ForeignInverter`).
     """
-    try:
-        from music_synth.data.quiet_tensorflow import tf
-    except ImportError as error:
-        raise UserError(f"{path} needs TensorFlow ({error}): pip install 'music_synth[data]'") from error
-    try:
-        model = tf.saved_model.load(str(path))
-    except Exception as error:  # OSError, ValueError, KeyError and protobuf's own
-        raise UserError(f"{path} is no SavedModel that TensorFlow can load: {reason(error)}") from error
+    model, tf = open_saved_model(path)
     if SIGNATURE in model.signatures:
         function = model.signatures[SIGNATURE]
         name, taken = only(path, "input", function.structured_input_signature[1].items())
@@ -142,8 +123,3 @@ def only(path: Path, what: str, found: Collection):
     if len(found) != 1:
         raise UserError(f"{path} has {len(found)} {what}s; an inverter has one")
     return next(iter(found))
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,81 @@
+"""Models of other projects, opened: ONNX files by onnxruntime, SavedModels by TensorFlow, both on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from music_synth.errors import UserError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}  # of ONNX
+SIGNATURE = "serving_default"  # what TensorFlow calls the function of a SavedModel that is to be served
+
+
+def open_onnx(path: Path) -> InferenceSession:
+    """UserError if onnxruntime is not installed, there is no such file, or it is not ONNX."""
+    if not path.is_file():
+        raise UserError(f"no file {path}: name an ONNX file")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"{path} needs onnxruntime ({error}): pip install 'music_synth[eval]'") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors are raised; it need not print them too
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # every kind that onnxruntime raises is a child of Exception itself
+        raise UserError(f"{path} is no ONNX file that onnxruntime can run: {reason(error)}") from error
+
+
+def open_saved_model(path: Path) -> tuple[Any, Any]:
+    """The model in a folder, and the module `tf`. UserError if TensorFlow is missing or cannot load it."""
+    try:
+        from music_synth.data.quiet_tensorflow import tf
+    except ImportError as error:
+        raise UserError(f"{path} needs TensorFlow ({error}): pip install 'music_synth[data]'") from error
+    try:
+        return tf.saved_model.load(str(path)), tf
+    except Exception as error:  # OSError, ValueError, KeyError and protobuf's own
+        raise UserError(f"{path} is no SavedModel that TensorFlow can load: {reason(error)}") from error
+
+
+def hub_folder(handle: str) -> Path:
+    """The SavedModel behind a TF-Hub handle (https://tfhub.dev/...), downloaded unless it is in the cache.
+
+    The cache is laid out as TensorFlow Hub's own, and TFHUB_CACHE_DIR moves it. UserError if it cannot be had.
+    """
+    cache = Path(os.environ.get("TFHUB_CACHE_DIR") or Path(tempfile.gettempdir()) / "tfhub_modules")
+    folder = cache / hashlib.sha1(handle.encode()).hexdigest()
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=cache) as unpacked,
+            urllib.request.urlopen(f"{handle}?tf-hub-format=compressed", timeout=60) as response,
+        ):
+            with tarfile.open(fileobj=response, mode="r|gz") as archive:
+                archive.extractall(unpacked, filter="data")
+            os.replace(unpacked, folder)
+            os.mkdir(unpacked)  # for the context manager to remove
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise UserError(
+            f"{handle} cannot be downloaded ({reason(error)}): download the model where there is a network and name its"
+            " folder"
+        ) from error
+    return folder
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
