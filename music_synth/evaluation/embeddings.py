@@ -1,0 +1,380 @@
+"""What distances of sets of audio are taken in: audio [S] -> frames [n, dims], a vector a moment.
+
+| name          | what                                                          | dims | frames a second | needs    |
+|---------------|---------------------------------------------------------------|-----:|----------------:|----------|
+| `vggish`      | VGGish (Hershey et al. 2017), its TF-Hub module's output      |  128 | 1.04            | a path   |
+| `trill`       | TRILL v3 (Shor et al. 2020), layer `embedding`                |  512 | about 6         | a path   |
+| `clap`        | LAION-CLAP's audio side (Wu et al. 2023), 10 s windows        |  512 | 1               | a path   |
+| `mert`        | MERT (Li et al. 2024), last layer of what the file gives      |  768 | 75              | a path   |
+| `basic_pitch` | onset, note and contour posteriors of basic-pitch             |  440 | 10.8            | nothing  |
+| `log_mel`     | mean and standard deviation of each log-mel bin over 1 s      |  256 | 5               | nothing  |
+
+The published tables use VGGish and TRILL. CLAP and MERT agree better with listeners on music (Gui et al. 2024).
+`basic_pitch` sees which notes sound, and little else; `log_mel` sees loudness, color and their movement, and cannot
+tell a C from a C sharp in the same chord.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from music_synth.audio.io import resample
+from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, SAMPLE_RATE, log_mel
+from music_synth.errors import UserError
+from music_synth.evaluation import transcription
+from music_synth.evaluation.transcription import checked_audio
+
+Array = np.ndarray
+
+
+class Embedding(Protocol):
+    """A frozen dataclass that can be sent to another process: models are opened where they are first needed."""
+
+    name: str  # key in tables and of the command's flag
+
+    def embed(self, audio: Array) -> Array:
+        """float32 [S] at 16 kHz to float32 [n, dims]; the same each time.
+
+        Raises:
+          UserError: the audio is shorter than one window or not finite, or the model fails or gives what is not finite.
+        """
+
+
+def load_embeddings(paths: Mapping[str, str]) -> dict[str, Embedding | str]:
+    """Every embedding that there is, by name; in place of one that is absent, what it needs: "needs --vggish PATH".
+
+    Args:
+      paths: of `vggish` and `trill`: a SavedModel's folder, a TF-Hub handle (https://...) or an ONNX file; of `clap`
+        and `mert`: an ONNX file.
+
+    Raises:
+      UserError: a path is given for what takes none, or holds no such model.
+    """
+    unknown = sorted(set(paths) - set(WITH_PATH))
+    if unknown:
+        raise UserError(f"no embedding {unknown[0]!r} takes a path: choose from {', '.join(WITH_PATH)}")
+    found: dict[str, Embedding | str] = {"log_mel": LogMelStatistics()}
+    try:
+        transcription.basic_pitch_session()
+        found["basic_pitch"] = BasicPitchActivations()
+    except UserError as error:
+        found["basic_pitch"] = f"needs basic-pitch: {error}"
+    for name, load in WITH_PATH.items():
+        found[name] = load(paths[name]) if paths.get(name) else f"needs --{name} PATH"
+    return found
+
+
+# --- those that need no download ---------------------------------------------------------------------------------
+
+STATISTICS_FRAMES = FRAME_RATE  # mel frames in a window of `log_mel_statistics`: 1 s
+STATISTICS_HOP = 10  # mel frames from window to window: 0.2 s
+
+
+@dataclass(frozen=True)
+class LogMelStatistics:
+    """See `log_mel_statistics`."""
+
+    name: str = "log_mel"
+
+    def embed(self, audio: Array) -> Array:
+        return log_mel_statistics(log_mel(checked_audio(audio, self.name, STATISTICS_FRAMES / FRAME_RATE), np))
+
+
+def log_mel_statistics(mel: Array) -> Array:
+    """Mean and standard deviation of each bin over windows of 1 s, every 0.2 s: log-mel [T, M] to float32 [n, 2 M].
+
+    n = (T - 50) // 10 + 1. Values under the mel's floor count as the floor. UserError if the mel is shorter than 1 s.
+    """
+    if len(mel) < STATISTICS_FRAMES:
+        raise UserError(f"{len(mel)} mel frames are too few for log-mel statistics: they need {STATISTICS_FRAMES}")
+    num_blocks = len(mel) // STATISTICS_HOP
+    blocks = np.maximum(mel[: num_blocks * STATISTICS_HOP], MIN_LOG_MEL).astype(np.float64)
+    blocks = blocks.reshape(num_blocks, STATISTICS_HOP, -1)  # [blocks, 10, M]
+    window = STATISTICS_FRAMES // STATISTICS_HOP  # blocks
+    over_windows = lambda x: np.lib.stride_tricks.sliding_window_view(x, window, axis=0).mean(axis=-1)  # [n, M]
+    mean, square = over_windows(blocks.mean(axis=1)), over_windows((blocks**2).mean(axis=1))
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    return np.concatenate([mean, deviation], axis=1).astype(np.float32)
+
+
+PITCH_BLOCK = 8  # frames of basic-pitch that make one here: 93 ms
+
+
+@dataclass(frozen=True)
+class BasicPitchActivations:
+    """Onset [88], note [88] and contour [264] posteriors of basic-pitch, each the mean over 93 ms."""
+
+    name: str = "basic_pitch"
+
+    def embed(self, audio: Array) -> Array:
+        audio = checked_audio(audio, self.name, PITCH_BLOCK * transcription.HOP / transcription.MODEL_RATE)
+        frames = np.concatenate(transcription.posteriors(audio), axis=1)  # [T, 440]
+        num_blocks = len(frames) // PITCH_BLOCK
+        return frames[: num_blocks * PITCH_BLOCK].reshape(num_blocks, PITCH_BLOCK, -1).mean(axis=1)
+
+
+# --- VGGish and TRILL: the waveform at 16 kHz --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WaveformModel:
+    """VGGish or TRILL: the waveform at 16 kHz in, frames out.
+
+    As in the published evaluation (golden/README 3.20.7) a clip is filled with silence to whole seconds, the audio in
+    the middle.
+    """
+
+    name: str
+    path: str  # SavedModel, TF-Hub handle or ONNX file
+    min_seconds: float  # of one window
+    takes_rate: bool  # whether the SavedModel is called as f(samples=, sample_rate=), not f(waveform)
+
+    def embed(self, audio: Array) -> Array:
+        audio = checked_audio(audio, self.name, self.min_seconds)
+        missing = -len(audio) % SAMPLE_RATE
+        audio = np.pad(audio, (missing // 2, missing - missing // 2))
+        return run(self.name, self.path, self.function(), audio)
+
+    def function(self) -> Callable[[Array], Array]:
+        return waveform_function(self.path, self.takes_rate)
+
+
+def load_vggish(path: str) -> WaveformModel:
+    return opened(WaveformModel("vggish", path, min_seconds=0.96, takes_rate=False))
+
+
+def load_trill(path: str) -> WaveformModel:
+    return opened(WaveformModel("trill", path, min_seconds=0.975, takes_rate=True))
+
+
+@functools.cache
+def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
+    """Of a waveform [S] to what the model gives; of several outputs the one called `embedding`."""
+    from music_synth.interop import runtimes
+
+    place = runtimes.hub_folder(path) if "://" in path else Path(path)
+    if not place.exists():
+        raise UserError(f"no SavedModel folder and no ONNX file at {path}")
+    if place.is_dir():
+        model, tf = runtimes.open_saved_model(place)
+        return saved_model_function(path, model, tf, takes_rate)
+    session = runtimes.open_onnx(place)
+    inputs = session.get_inputs()
+    waveforms = [taken for taken in inputs if taken.type in runtimes.DTYPES and len(taken.shape) <= 2]
+    rates = [taken for taken in inputs if taken.type in ("tensor(int32)", "tensor(int64)")]
+    if len(waveforms) != 1 or len(waveforms) + len(rates) != len(inputs):
+        raise UserError(f"{path} takes {described(inputs)}, not one waveform [S] or [1, S]")
+    output = chosen_output(path, session, "embedding")
+    given = {
+        rate.name: np.full([1] * len(rate.shape), SAMPLE_RATE, np.int64 if "64" in rate.type else np.int32)
+        for rate in rates
+    }
+    shaped = lambda audio: audio.astype(runtimes.DTYPES[waveforms[0].type])[(None,) * (len(waveforms[0].shape) - 1)]
+    return lambda audio: session.run([output], {waveforms[0].name: shaped(audio), **given})[0]
+
+
+def saved_model_function(path: str, model: Any, tf: Any, takes_rate: bool) -> Callable[[Array], Array]:
+    if not callable(model):
+        raise UserError(f"{path} is no function: nothing in it can be called with a waveform")
+
+    def call(audio: Array) -> Array:
+        waveform = tf.constant(audio)
+        made = model(samples=waveform, sample_rate=SAMPLE_RATE) if takes_rate else model(waveform)
+        return np.asarray(made["embedding"] if isinstance(made, Mapping) else made)
+
+    return call
+
+
+# --- CLAP and MERT: ONNX files -----------------------------------------------------------------------------------
+
+CLAP_RATE = 48_000  # Hz
+CLAP_SECONDS = 10  # of a window
+CLAP_HOP_SECONDS = 1  # from window to window
+CLAP_FFT, CLAP_HOP = 1024, 480  # samples
+CLAP_MELS, CLAP_MIN_HZ, CLAP_MAX_HZ = 64, 50.0, 14_000.0
+
+
+@dataclass(frozen=True)
+class CLAP:
+    """LAION-CLAP's audio side as an ONNX file: log-mel [1, 1, 1001, 64] of 10 s, or the waveform [1, 480000], to [512].
+
+    A window of 10 s every second; a shorter clip is repeated as often as it fits whole and filled with silence, as the
+    model was trained.
+    """
+
+    path: str
+    name: str = "clap"
+
+    def embed(self, audio: Array) -> Array:
+        audio = resample(checked_audio(audio, self.name, CLAP_HOP_SECONDS), SAMPLE_RATE, CLAP_RATE)
+        size = CLAP_SECONDS * CLAP_RATE
+        if len(audio) < size:
+            repeated = np.tile(audio, size // len(audio))
+            audio = np.pad(repeated, (0, size - len(repeated)))
+        starts = range(0, len(audio) - size + 1, CLAP_HOP_SECONDS * CLAP_RATE)
+        call = self.function()
+        return np.concatenate([run(self.name, self.path, call, audio[start : start + size]) for start in starts])
+
+    def function(self) -> Callable[[Array], Array]:
+        return clap_function(self.path)
+
+
+def load_clap(path: str) -> CLAP:
+    return opened(CLAP(path))
+
+
+@functools.cache
+def clap_function(path: str) -> Callable[[Array], Array]:
+    """Of a window [480000] at 48 kHz to [1, dims]."""
+    from music_synth.interop import runtimes
+
+    session = runtimes.open_onnx(Path(path))
+    output = chosen_output(path, session, "audio_embeds")
+    inputs = {taken.name: taken for taken in session.get_inputs()}
+    others = {name: np.zeros((1, 1), bool) for name in inputs if name == "is_longer"}
+    features = [name for name in inputs if name not in others]
+    shape = inputs[features[0]].shape
+    if len(features) != 1 or len(shape) not in (2, 4) or (len(shape) == 4 and shape[1] == 4):
+        raise UserError(
+            f"{path} takes {described(inputs.values())}, not the log-mel"
+            f" [1, 1, 1001, {CLAP_MELS}] or the waveform [1, {CLAP_SECONDS * CLAP_RATE}] of a CLAP without fusion"
+        )
+    prepare = (lambda audio: audio[None]) if len(shape) == 2 else (lambda audio: clap_log_mel(audio)[None, None])
+    return lambda audio: session.run([output], {features[0]: prepare(audio), **others})[0]
+
+
+def clap_log_mel(audio: Array) -> Array:
+    """What CLAP is fed: power log-mel in dB of a window at 48 kHz, [S] to [S / 480 + 1, 64]; frames are centered."""
+    padded = np.pad(audio, CLAP_FFT // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, CLAP_FFT)[::CLAP_HOP]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(CLAP_FFT) / CLAP_FFT)
+    power = np.abs(np.fft.rfft(frames * window)) ** 2  # [T, 513]
+    return (10 * np.log10(np.maximum(power @ clap_mel_matrix(), 1e-10))).astype(np.float32)
+
+
+@functools.cache
+def clap_mel_matrix() -> Array:
+    """Triangles on Slaney's mel scale (linear to 1 kHz, then 27 to a factor of 6.4), each of area 1: [513, 64]."""
+    bend, step, per_step = 1000.0, 200 / 3, np.log(6.4) / 27
+    to_mel = lambda hz: hz / step if hz < bend else bend / step + np.log(hz / bend) / per_step
+    mels = np.linspace(to_mel(CLAP_MIN_HZ), to_mel(CLAP_MAX_HZ), CLAP_MELS + 2)
+    edges = np.where(mels < bend / step, mels * step, bend * np.exp(per_step * (mels - bend / step)))  # Hz
+    bins = np.linspace(0, CLAP_RATE / 2, CLAP_FFT // 2 + 1)[:, None]
+    lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.maximum(0, np.minimum((bins - lower) / (center - lower), (upper - bins) / (upper - center)))
+    return triangles * 2 / (upper - lower)
+
+
+MERT_RATE = 24_000  # Hz
+MERT_SECONDS = 5  # of a window: what the model was trained on
+MERT_MIN_SECONDS = 1  # a shorter rest at the end is left out
+
+
+@dataclass(frozen=True)
+class MERT:
+    """MERT as an ONNX file: the waveform [1, S] at 24 kHz to [1, frames, dims], 75 frames a second.
+
+    The audio goes through in windows of 5 s, or of the size that the file fixes, each scaled to mean 0 and variance 1
+    as the model was trained. Where the file gives all layers, [layers, frames, dims], the last counts.
+    """
+
+    path: str
+    name: str = "mert"
+
+    def embed(self, audio: Array) -> Array:
+        audio = resample(checked_audio(audio, self.name, MERT_MIN_SECONDS), SAMPLE_RATE, MERT_RATE)
+        call, fixed = self.function()
+        size = fixed or MERT_SECONDS * MERT_RATE
+        frames = []
+        for start in range(0, len(audio), size):
+            window = audio[start : start + size]
+            if start and len(window) < MERT_MIN_SECONDS * MERT_RATE:
+                break
+            scaled = (window - window.mean()) / np.sqrt(window.var() + 1e-7)
+            made = run(self.name, self.path, call, np.pad(scaled, (0, (fixed or len(window)) - len(window))))
+            frames.append(made[: -(-len(made) * len(window) // size)] if fixed else made)
+        return np.concatenate(frames)
+
+    def function(self) -> tuple[Callable[[Array], Array], int | None]:
+        return mert_function(self.path)
+
+
+def load_mert(path: str) -> MERT:
+    return opened(MERT(path))
+
+
+@functools.cache
+def mert_function(path: str) -> tuple[Callable[[Array], Array], int | None]:
+    """(of a window [S] at 24 kHz to [frames, dims], the only S that the file takes or None)."""
+    from music_synth.interop import runtimes
+
+    session = runtimes.open_onnx(Path(path))
+    output = chosen_output(path, session, "last_hidden_state")
+    inputs = {taken.name: taken for taken in session.get_inputs()}
+    masks = [name for name in inputs if "mask" in name]
+    waveform = [name for name in inputs if name not in masks]
+    if len(waveform) != 1 or len(inputs[waveform[0]].shape) != 2:
+        raise UserError(f"{path} takes {described(inputs.values())}, not the waveform [1, S] of a MERT")
+    size = inputs[waveform[0]].shape[1]
+
+    def call(audio: Array) -> Array:
+        given = {waveform[0]: audio[None].astype(np.float32)}
+        given |= {name: np.ones((1, len(audio)), np.int64) for name in masks}
+        made = session.run([output], given)[0]
+        return made.reshape(-1, *made.shape[-2:])[-1]
+
+    return call, size if isinstance(size, int) else None
+
+
+WITH_PATH: dict[str, Callable[[str], Embedding]] = {
+    "vggish": load_vggish,
+    "trill": load_trill,
+    "clap": load_clap,
+    "mert": load_mert,
+}
+
+
+# --- models of others --------------------------------------------------------------------------------------------
+
+
+def opened(embedding: Any) -> Any:
+    """The embedding, whose model can be opened; else a UserError now and not after an hour."""
+    embedding.function()
+    return embedding
+
+
+def described(inputs: Iterable) -> str:
+    return ", ".join(f"{taken.name} {taken.shape}" for taken in inputs)
+
+
+def chosen_output(path: str, session: Any, name: str) -> str:
+    """The output called `name`, or the only one; else a UserError."""
+    outputs = [given.name for given in session.get_outputs()]
+    if name in outputs:
+        return name
+    if len(outputs) == 1:
+        return outputs[0]
+    raise UserError(f"{path} gives {', '.join(outputs)}: none of them is called {name!r}")
+
+
+def run(name: str, path: str, call: Callable[[Array], Array], audio: Array) -> Array:
+    """float32 frames [n, dims], n > 0, of a model; UserError if it fails or they are not finite."""
+    from music_synth.interop.runtimes import reason
+
+    try:
+        frames = np.asarray(call(audio), np.float32)
+    except Exception as error:
+        raise UserError(f"{path} fails as {name} on {len(audio)} samples: {reason(error)}") from error
+    if frames.ndim == 3 and len(frames) == 1:
+        frames = frames[0]
+    if frames.ndim != 2 or not frames.size:
+        raise UserError(f"{path} gives {frames.shape} as {name}, not frames [n, dims]")
+    if not np.isfinite(frames).all():
+        raise UserError(f"{path} gives frames that are not finite (NaN or infinity) as {name}")
+    return frames
