@@ -20,11 +20,14 @@ from tqdm import tqdm
 
 from music_synth.audio.mel import DB_PER_NEPER, MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE, log_mel
 from music_synth.errors import UserError
+from music_synth.evaluation.embeddings import STATISTICS_FRAMES, log_mel_statistics
+from music_synth.evaluation.statistics import Gaussian, frechet_distance, reconstruction_distance
 from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import Optimizer
 from music_synth.training.state import TrainState, create_state, eval_step, train_step
 from music_synth.training.writer import NoWriter, Writer, mel_image
+from music_synth.vocoder.objective import stft_distance
 
 Batch = dict[str, np.ndarray]
 RUN_AHEAD = 2  # steps that may be queued on the device: enough to hide the host, few enough to bound memory
@@ -273,16 +276,15 @@ def eval_key(i: int) -> jax.Array:
 
 
 def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: Batch, inverter: Callable | None) -> None:
-    """Target above sample as one picture an example, both as sounds, and their distance.
+    """Target above sample as one picture an example, both as sounds, and their distances.
 
     sampled: log-mel [B, T, M], which needs an inverter to be heard; or audio [B, S], as that of a vocoder.
     """
     target, mask = batch["mel"], batch["mel_mask"]  # [B, T, M], [B, T]
     is_audio = sampled.ndim == 2
     mel = log_mel(sampled, np) if is_audio else sampled
-    if mask.any():
-        error = float(np.mean(np.abs(mel - target)[mask]))
-        writer.scalars(step, {"eval/sample_error_db": error * DB_PER_NEPER})
+    scores = mel_distances(*([one[kept] for one, kept in zip(all_, mask, strict=True)] for all_ in (target, mel)))
+    stft_distances = []
     for i in range(len(mel)):
         pair = [mel_image(one, MIN_LOG_MEL, MAX_LOG_MEL) for one in (target[i], mel[i])]  # [M, T, 3] each
         writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
@@ -292,6 +294,29 @@ def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: Batch, 
             sounds = {"sample": inverter(mel[i]), "target": inverter(target[i])} if inverter is not None else {}
         for name, audio in sounds.items():
             writer.audio(step, f"{name}/{i}", audio, SAMPLE_RATE)
+        if sounds:
+            made, recorded = (np.asarray(sounds[name])[None] for name in ("sample", "target"))
+            stft_distances.append(float(jax.jit(stft_distance)(made, recorded)[0]))
+    if stft_distances:
+        scores["stft_distance"] = float(np.mean(stft_distances))
+    if scores:
+        writer.scalars(step, {f"eval/sample_{name}": value for name, value in scores.items()})
+
+
+def mel_distances(targets: Sequence[np.ndarray], sampled: Sequence[np.ndarray]) -> dict[str, float]:
+    """Distances of log-mels, [T, M] each, in pairs: the mean absolute error in dB over all frames; and between the
+    log-mel statistics of those that last 1 s the Fréchet distance and the mean Euclidean one."""
+    if not sum(map(len, targets)):
+        return {}
+    error = np.mean(np.abs(np.concatenate(sampled) - np.concatenate(targets)))
+    distances = {"error_db": float(error) * DB_PER_NEPER}
+    pairs = [pair for pair in zip(targets, sampled, strict=True) if len(pair[0]) >= STATISTICS_FRAMES]
+    if pairs and np.isfinite(error):
+        frames = [tuple(map(log_mel_statistics, pair)) for pair in pairs]
+        of_targets, of_sampled = (Gaussian.merged(map(Gaussian.of, side)) for side in zip(*frames, strict=True))
+        distances["frechet_log_mel"] = frechet_distance(of_targets, of_sampled)
+        distances["reconstruction_log_mel"] = float(np.mean([reconstruction_distance(*pair) for pair in frames]))
+    return distances
 
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
