@@ -110,26 +110,38 @@ class Diffusion(Seam):
     def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
         """`sample` with its noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
         cache = self._encode(params, batch, None)
-        times = samplers.step_times(self.sampler.num_steps)
-        film = self._apply(params, times, method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]
-        x_0 = samplers.sample(self.denoiser(params, cache), x_1, film, noise_fn, self.schedule, self.sampler)
+        times = samplers.grid_times(self.sampler, self.schedule)
+        film = self._apply(params, times[:-1], method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]
+        x_0 = samplers.sample(self.denoiser(params, cache), x_1, times, film, noise_fn, self.schedule, self.sampler)
         return unscale_mel(x_0)
 
     def denoiser(self, params: Params, cache):
-        """(x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided (Ho and Salimans 2022) and clipped as the sampler says.
+        """(x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided and clipped as the sampler says.
 
         Rows beyond those of the cache are unconditional, so guidance is one call on twice the rows.
         """
-        scale = self.sampler.guidance_scale
+        settings = self.sampler
+        interval = settings.guidance_min_log_snr, settings.guidance_max_log_snr
 
         def denoise_fn(x_t: Array, log_snr: Array, film: Array) -> Array:
-            rows = x_t if scale == 1.0 else jnp.concatenate([x_t, x_t])
-            output = self._apply(params, self._scale_input(rows, log_snr), film, cache, method="decode")
-            if scale != 1.0:  # linear in x_0 or eps alike, so the raw outputs can be combined
-                conditional, unconditional = jnp.split(output, 2)
-                output = scale * conditional + (1.0 - scale) * unconditional
-            x_0 = process.to_x_0(output, x_t, log_snr, self.prediction_type)
-            return jnp.clip(x_0, -1.0, 1.0) if self.sampler.clip_x_0 else x_0
+            plain = lambda x: self._apply(params, x, film, cache, method="decode")
+
+            def guided(x: Array) -> Array:
+                films = film if len(film) == 1 else jnp.concatenate([film, film])
+                both = self._apply(params, jnp.concatenate([x, x]), films, cache, method="decode")
+                # Linear in x_0 or eps alike, so the raw outputs can be combined.
+                scale = samplers.guidance_scale_at(log_snr, settings)
+                return samplers.guide(*jnp.split(both, 2), scale, settings.guidance_rescale)
+
+            x = self._scale_input(x_t, log_snr)
+            if settings.guidance_scale == 1.0:
+                output = plain(x)
+            elif interval == (None, None):
+                output = guided(x)
+            else:
+                is_guided = jnp.any(samplers.guidance_scale_at(log_snr, settings) != 1.0)
+                output = jax.lax.cond(is_guided, guided, plain, x)
+            return samplers.clip(process.to_x_0(output, x_t, log_snr, self.prediction_type), settings)
 
         return denoise_fn
 

@@ -1,7 +1,8 @@
-"""Samplers: functions of a denoiser that walk x_t from noise (t = 1) to data (t = 0).
+"""Samplers: functions of a denoiser that walk x_t along a grid of times, from noise (t = 1) to data (t = 0).
 
-`denoise_fn(x_t, log_snr_t, conditioning_t) -> x_0` is all they know of the network. Steps are uniform in t:
-t = (i + 1) / num_steps to s = i / num_steps for i = num_steps - 1 ... 0; the last step returns x_0 itself.
+`denoise_fn(x_t, log_snr_t, conditioning_t) -> x_0` is all they know of the network. With lambda = log_snr / 2 and x_0
+held constant from t to s, the probability-flow ODE is solved by `ddim_step` and the reverse SDE by `ddpm_step`; the
+samplers of second order put a better x_0 into the same steps.
 """
 
 from __future__ import annotations
@@ -14,29 +15,116 @@ import jax
 import jax.numpy as jnp
 
 from music_synth.diffusion.process import eps_from_x_0
-from music_synth.diffusion.schedule import Schedule, alpha, sigma
+from music_synth.diffusion.schedule import Schedule, alpha, sigma, time_of
 
 Array = jax.Array
+GRIDS = ("t", "log_snr", "karras")
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to sample. `variance` belongs to "ddpm": "large", "small" or "medium:f" with f in [0, 1]."""
+    """How to sample.
+
+    name: "ddim", "heun" and "dpmpp_2m" solve the ODE, so the noise alone decides the sample; "ddpm" and
+    "dpmpp_2m_sde" add noise at every step. Heun calls the network twice a step, the others once.
+    """
 
     name: str = "ddim"
-    num_steps: int = 20
+    num_steps: int = 20  # points of the grid; what the network says at the last one is the sample
     guidance_scale: float = 1.0  # 1 = none; the published models train for 5 and play at 2
-    variance: str = "large"
+    variance: str = "large"  # of "ddpm": "large", "small" or "medium:f" with f in [0, 1]
     clip_x_0: bool = True  # to [-1, 1], the range of scaled mels
+    clip_quantile: float | None = None  # clip |x_0| at this quantile instead and scale to [-1, 1]; None: as above
+    guidance_rescale: float = 0.0  # in [0, 1], how far guidance keeps the spread of the conditional output
+    guidance_min_log_snr: float | None = None  # guidance only from here, None: from the beginning
+    guidance_max_log_snr: float | None = None  # ... to here, None: to the end
+    grid: str = "t"  # uniform in "t", uniform in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho)
+    rho: float = 7.0
+    min_log_snr: float = -9.0  # where the grids "log_snr" and "karras" begin, or the schedule's own limit
+    max_log_snr: float = 9.0  # ... and end, likewise
 
     def __post_init__(self):
         if self.name not in SAMPLERS:
             raise ValueError(f"Sampler.name = {self.name!r}: choose from {sorted(SAMPLERS)}")
+        if self.grid not in GRIDS:
+            raise ValueError(f"Sampler.grid = {self.grid!r}: choose from {GRIDS}")
         if self.num_steps < 1:
             raise ValueError(f"Sampler.num_steps = {self.num_steps}: must be at least 1")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more, and finite")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"Sampler.guidance_rescale = {self.guidance_rescale}: must be in [0, 1]")
+        if self.clip_quantile is not None and not (self.clip_x_0 and 0 < self.clip_quantile <= 1):
+            raise ValueError(f"Sampler.clip_quantile = {self.clip_quantile}: must be in (0, 1], and needs clip_x_0")
+        if not 1 <= self.rho < math.inf:
+            raise ValueError(f"Sampler.rho = {self.rho}: must be at least 1, and finite")
+        if not -math.inf < self.min_log_snr < self.max_log_snr < math.inf:
+            limits = f"min_log_snr = {self.min_log_snr}, max_log_snr = {self.max_log_snr}"
+            raise ValueError(f"Sampler.{limits}: the first must be the smaller, and both finite")
         variance_fraction(self.variance)
+
+
+# --- the grid, guidance and clipping -----------------------------------------------------------------------------
+
+
+def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
+    """Times [num_steps + 1] that fall to 0; the network is asked at all but the last.
+
+    Uniform in t: 1, ..., 1 / num_steps, 0. The others lie between the sampler's limits of the log-SNR, as far as
+    the schedule reaches them (Karras et al. 2022, eq. 5, where sigma is our sigma / alpha).
+    """
+    n = sampler.num_steps
+    if sampler.grid == "t":
+        return (jnp.arange(n, -1, -1) / n).astype(jnp.float32)
+    first = jnp.maximum(sampler.min_log_snr, schedule.log_snr(jnp.float32(1.0)))
+    last = jnp.minimum(sampler.max_log_snr, schedule.log_snr(jnp.float32(0.0)))
+    if sampler.grid == "log_snr":
+        log_snr = jnp.linspace(first, last, n)
+    else:
+        roots = jnp.linspace(jnp.exp(-0.5 * first / sampler.rho), jnp.exp(-0.5 * last / sampler.rho), n)
+        log_snr = -2.0 * sampler.rho * jnp.log(roots)
+    return jnp.append(time_of(schedule, log_snr), 0.0)
+
+
+def guide(conditional: Array, unconditional: Array, scale: Array | float, rescale: float) -> Array:
+    """Classifier-free guidance of network outputs [B, ...] (Ho and Salimans 2022); scale 1 = conditional alone.
+
+    `rescale` shrinks the result's spread toward that of the conditional output, example by example (Lin et al. 2023,
+    eq. 15-16); about the mean, which theirs is near 0, as scaled mels lie mostly below it.
+    """
+    output = scale * conditional + (1.0 - scale) * unconditional
+    if rescale == 0.0:
+        return output
+    axes = tuple(range(1, output.ndim))
+    spread = lambda a: jnp.std(a, axis=axes, keepdims=True)
+    mean = jnp.mean(output, axis=axes, keepdims=True)
+    factor = spread(conditional) / jnp.maximum(spread(output), 1e-6)
+    return mean + (rescale * factor + (1.0 - rescale)) * (output - mean)
+
+
+def guidance_scale_at(log_snr: Array, sampler: Sampler) -> Array:
+    """The scale within the interval of log-SNR, 1 outside it (Kynkäänniemi et al. 2024)."""
+    low = -math.inf if sampler.guidance_min_log_snr is None else sampler.guidance_min_log_snr
+    high = math.inf if sampler.guidance_max_log_snr is None else sampler.guidance_max_log_snr
+    return jnp.where((low <= log_snr) & (log_snr <= high), sampler.guidance_scale, 1.0)
+
+
+def clip(x_0: Array, sampler: Sampler) -> Array:
+    """x_0 [B, ...] brought into [-1, 1]: cut there, or cut at a quantile of its own and scaled (Saharia et al. 2022).
+
+    The latter, section 2.3 there, is for guidance so strong that much of x_0 would lie outside.
+    """
+    if not sampler.clip_x_0:
+        return x_0
+    if sampler.clip_quantile is None:
+        return jnp.clip(x_0, -1.0, 1.0)
+    axes = tuple(range(1, x_0.ndim))
+    limit = jnp.quantile(jnp.abs(x_0), sampler.clip_quantile, axis=axes, keepdims=True)
+    limit = jnp.maximum(limit, 1.0)
+    return jnp.clip(x_0, -limit, limit) / limit
+
+
+# --- single steps ------------------------------------------------------------------------------------------------
 
 
 def variance_fraction(variance: str) -> float:
@@ -66,53 +154,127 @@ def ddpm_posterior(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, v
     return mean, fraction * large + (1.0 - fraction) * small
 
 
-def ddpm_step(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, noise: Array, sampler: Sampler) -> Array:
+def ddpm_step(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, noise: Array, variance: str) -> Array:
     """One ancestral step t -> s (Ho et al. 2020, algorithm 2)."""
-    mean, log_variance = ddpm_posterior(x_t, x_0, log_snr_t, log_snr_s, sampler.variance)
+    mean, log_variance = ddpm_posterior(x_t, x_0, log_snr_t, log_snr_s, variance)
     return mean + jnp.exp(0.5 * log_variance) * noise
 
 
-def ddim_step(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, noise: Array, sampler: Sampler) -> Array:
+def ddim_step(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array) -> Array:
     """One deterministic step t -> s (Song et al. 2021, eq. 12 with sigma = 0): alpha_s x_0 + sigma_s eps."""
     return alpha(log_snr_s) * x_0 + sigma(log_snr_s) * eps_from_x_0(x_t, x_0, log_snr_t)
 
 
-SAMPLERS: dict[str, Callable] = {"ddim": ddim_step, "ddpm": ddpm_step}
+# --- samplers ----------------------------------------------------------------------------------------------------
+#
+# Each walks x from the first point of a grid to the last and returns it there:
+#   denoise(x, j) -> x_0    at grid point j
+#   log_snr [J, ...]        of the grid points, each broadcastable against x
+#   noise(j)                standard normal, for the step from point j to j + 1
 
 
-def step_times(num_steps: int) -> Array:
-    """Times t at which the network is asked, in order: 1, ..., 1 / num_steps. [num_steps]."""
-    return (jnp.arange(num_steps, 0, -1) / num_steps).astype(jnp.float32)
+def ddim(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
+    """First order, deterministic (Song et al. 2021)."""
+
+    def step(x, j):
+        return ddim_step(x, denoise(x, j), log_snr[j], log_snr[j + 1]), None
+
+    return _scan(step, x, log_snr)
+
+
+def ddpm(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
+    """First order, with fresh noise at every step (Ho et al. 2020)."""
+
+    def step(x, j):
+        return ddpm_step(x, denoise(x, j), log_snr[j], log_snr[j + 1], noise(j), sampler.variance), None
+
+    return _scan(step, x, log_snr)
+
+
+def heun(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
+    """Second order, two calls a step: Euler to s, then the step again with x_0 changing linearly on the way.
+
+    Karras et al. 2022, algorithm 1, on the ODE in lambda with its linear part solved exactly (Lu et al. 2022b, eq. 9):
+    in their sigma, a first step from log-SNR -20 multiplies the denoiser's error by thousands. The weight of the
+    change of x_0 is 1 - (1 - e^-h) / h, about h / 2 as in Heun's rule.
+    """
+
+    def step(x, j):
+        x_0, h = denoise(x, j), 0.5 * (log_snr[j + 1] - log_snr[j])
+        euler = ddim_step(x, x_0, log_snr[j], log_snr[j + 1])
+        change = denoise(euler, j + 1) - x_0
+        weight = 1.0 + jnp.expm1(-h) / jnp.maximum(h, 1e-6)
+        return euler + alpha(log_snr[j + 1]) * weight * change, None
+
+    return _scan(step, x, log_snr)
+
+
+def dpmpp_2m(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
+    """DPM-Solver++(2M): second order, one call a step, deterministic (Lu et al. 2022b, algorithm 2)."""
+
+    def step(carry, j):
+        x, before = carry
+        x_0 = denoise(x, j)
+        return (ddim_step(x, _halfway(x_0, before, log_snr, j), log_snr[j], log_snr[j + 1]), x_0), None
+
+    return _scan(step, (x, jnp.zeros_like(x)), log_snr)[0]
+
+
+def dpmpp_2m_sde(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
+    """SDE-DPM-Solver++(2M): the same x_0 in the step of the reverse SDE (Lu et al. 2022b, section 5 and appendix D).
+
+    With r = e^-2h that step is DDPM's with the small variance.
+    """
+
+    def step(carry, j):
+        x, before = carry
+        x_0 = denoise(x, j)
+        x_0_halfway = _halfway(x_0, before, log_snr, j)
+        return (ddpm_step(x, x_0_halfway, log_snr[j], log_snr[j + 1], noise(j), "small"), x_0), None
+
+    return _scan(step, (x, jnp.zeros_like(x)), log_snr)[0]
+
+
+def _halfway(x_0: Array, before: Array, log_snr: Array, j: Array) -> Array:
+    """x_0 half a step ahead, on the line through point j and the one before it (Lu et al. 2022b, eq. 16)."""
+    h, h_before = log_snr[j + 1] - log_snr[j], log_snr[j] - log_snr[jnp.maximum(j - 1, 0)]
+    ahead = jnp.where(h_before > 0, 0.5 * h / jnp.where(h_before > 0, h_before, 1.0), 0.0)  # no past: first order
+    return x_0 + ahead * (x_0 - before)
+
+
+def _scan(step: Callable, carry, log_snr: Array):
+    return jax.lax.scan(step, carry, jnp.arange(len(log_snr) - 1))[0]
+
+
+SAMPLERS: dict[str, Callable] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "heun": heun,
+}
 
 
 def sample(
     denoise_fn: Callable[[Array, Array, Array], Array],
     x_1: Array,
+    times: Array,
     conditioning: Array,
     noise_fn: Callable[[Array], Array],
     schedule: Schedule,
     sampler: Sampler,
 ) -> Array:
-    """Walks noise x_1 [B, T, M] to a sample x_0 [B, T, M] in one scan.
+    """Walks noise x_1 [B, T, M] to a sample x_0 [B, T, M]: what the denoiser says at the grid's last point but one.
 
     Args:
         denoise_fn: (x_t, log_snr_t, conditioning_t) -> x_0, guidance and clipping included.
         x_1: standard normal noise.
-        conditioning: what the network needs of each time, leading axis [num_steps], in the order of `step_times`.
-        noise_fn: i -> standard normal noise like x_1, drawn when stepping to s = i / num_steps; unused by DDIM.
+        times: the grid, falling, [num_steps + 1]; `grid_times` makes it from the sampler.
+        conditioning: what the network needs of each time but the last, leading axis [num_steps].
+        noise_fn: i -> standard normal noise like x_1, for the step after which i calls of the network are left.
     """
-    step_fn = SAMPLERS[sampler.name]
-    indices = jnp.arange(sampler.num_steps - 1, -1, -1)
-    log_snr_t = schedule.log_snr(step_times(sampler.num_steps))
-    log_snr_s = schedule.log_snr((indices / sampler.num_steps).astype(jnp.float32))
-
-    def step(x_t, inputs):
-        index, lt, ls, conditioning_t = inputs
-        x_0 = denoise_fn(x_t, lt, conditioning_t)
-        return step_fn(x_t, x_0, lt, ls, noise_fn(index), sampler), None
-
-    inputs = (indices, log_snr_t, log_snr_s, conditioning)
-    before_last, last = (jax.tree.map(part, inputs) for part in (lambda a: a[:-1], lambda a: a[-1]))
-    x_t, _ = jax.lax.scan(step, x_1, before_last)
-    _, lt, _, conditioning_t = last
-    return denoise_fn(x_t, lt, conditioning_t)
+    last = len(times) - 2
+    log_snr = schedule.log_snr(times[:-1])
+    denoise = lambda x, j: denoise_fn(x, log_snr[j], jax.tree.map(lambda a: a[j], conditioning))
+    x = SAMPLERS[sampler.name](denoise, x_1, log_snr, lambda j: noise_fn(last - j), sampler)
+    return denoise(x, last)

@@ -65,6 +65,20 @@ class LinearSchedule:
         return jnp.interp(t, jnp.asarray(grid), jnp.asarray(table))
 
 
+def time_of(schedule: Schedule, log_snr: Array) -> Array:
+    """The t in [0, 1] at which a schedule has `log_snr`, any shape, by bisection; its nearer end beyond its range."""
+
+    def halve(_, ends):
+        low, high = ends
+        middle = 0.5 * (low + high)
+        is_before = schedule.log_snr(middle) > log_snr
+        return jnp.where(is_before, middle, low), jnp.where(is_before, high, middle)
+
+    start = jnp.zeros_like(log_snr), jnp.ones_like(log_snr)
+    low, high = jax.lax.fori_loop(0, 26, halve, start)  # as far as float32 tells times near 1 apart
+    return 0.5 * (low + high)
+
+
 def alpha(log_snr: Array) -> Array:
     return jnp.sqrt(jax.nn.sigmoid(log_snr))
 

@@ -12,7 +12,7 @@ from music_synth.diffusion import process
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.objective import Diffusion, drop_conditions
 from music_synth.diffusion.sampler import Sampler
-from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule, alpha, sigma
+from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule, alpha, sigma, time_of
 from music_synth.errors import UserError
 from tests.models.test_transformer import TINY
 
@@ -112,26 +112,25 @@ def test_guidance_one_is_no_guidance_and_zero_is_unconditional(params):
     np.testing.assert_allclose(denoise(3.0, batch), both, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-@pytest.mark.parametrize("num_steps", [1, 7, 200])
-def test_samplers_recover_a_known_gaussian(name, num_steps):
-    """For data N(m, d^2) the ideal denoiser is known; enough steps must bring back its mean and spread."""
-    m, d = 0.3, 0.2
-    schedule = CosineSchedule()
-
-    def denoise_fn(x_t, log_snr, _):
-        a, s = alpha(log_snr), sigma(log_snr)
-        return m + a * d**2 / (a**2 * d**2 + s**2) * (x_t - a * m)
-
-    x_1 = jax.random.normal(jax.random.key(0), (20000,))
-    noise_fn = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x_1.shape)
-    settings = Sampler(name, num_steps, variance="small")
-    x_0 = samplers.sample(denoise_fn, x_1, jnp.zeros((num_steps, 1)), noise_fn, schedule, settings)
-    assert abs(float(x_0.mean()) - m) < 0.01
-    if num_steps == 200:
-        assert abs(float(x_0.std()) - d) < 0.01
-    if num_steps == 1:  # one step lands on the mean
-        assert float(x_0.std()) < 1e-3
+def test_guidance_on_an_interval_only(params):
+    """Inside the interval it is guidance, outside none; rows may be at times of their own."""
+    batch, x_t = make_batch(), jax.random.normal(jax.random.key(3), (3, 32, 128))
+    t = jnp.asarray([0.2, 0.5, 0.8])
+    log_snr = MODEL.schedule.log_snr(t)
+    film = MODEL._apply(params, t, method="condition_time")
+    cache = MODEL._encode(params, batch, None)
+    low, high = float(log_snr[1]) - 0.1, float(log_snr[1]) + 0.1
+    interval = dict(guidance_min_log_snr=low, guidance_max_log_snr=high)
+    plain, guided, partly = (
+        jax.jit(MODEL.with_sampling(clip_x_0=False, **settings).denoiser(params, cache))
+        for settings in ({}, dict(guidance_scale=3.0), dict(guidance_scale=3.0, **interval))
+    )
+    for i, wanted in enumerate((plain, guided, plain)):
+        one = x_t, log_snr[i], film[i : i + 1]
+        np.testing.assert_allclose(partly(*one), wanted(*one), atol=1e-4)
+    each = partly(x_t, log_snr[:, None, None], film)
+    for i in range(3):
+        np.testing.assert_allclose(each[i], partly(x_t, log_snr[i], film[i : i + 1])[i], atol=1e-4)
 
 
 def test_scan_equals_loop(params):
@@ -145,11 +144,21 @@ def test_scan_equals_loop(params):
     for i in range(4, -1, -1):
         lt, ls = (model.schedule.log_snr(jnp.float32(j / 5)) for j in (i + 1, i))
         x_0 = denoise_fn(x, lt, model._apply(params, jnp.asarray([(i + 1) / 5], jnp.float32), method="condition_time"))
-        x = x_0 if i == 0 else samplers.ddpm_step(x, x_0, lt, ls, noise_fn(i), model.sampler)
+        x = x_0 if i == 0 else samplers.ddpm_step(x, x_0, lt, ls, noise_fn(i), model.sampler.variance)
     np.testing.assert_allclose(scanned, unscale_mel(x), atol=0.02)
 
 
-@pytest.mark.parametrize("schedule", [CosineSchedule(), CosineSchedule(10.0), LinearSchedule()])
+SCHEDULES = [CosineSchedule(), CosineSchedule(10.0), CosineSchedule(shift=-4.0), LinearSchedule()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_time_of_is_the_inverse_of_a_schedule(schedule):
+    t = jnp.linspace(0.02, 0.98, 49)
+    np.testing.assert_allclose(time_of(schedule, schedule.log_snr(t)), t, atol=2e-6)
+    np.testing.assert_allclose(time_of(schedule, jnp.asarray([90.0, -90.0])), [0.0, 1.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_fall_and_preserve_variance(schedule):
     log_snr = schedule.log_snr(jnp.linspace(0, 1, 101))
     assert np.all(np.diff(log_snr) < 0) and np.all(np.isfinite(log_snr))
@@ -192,7 +201,8 @@ def test_logical_axes_cover_every_parameter(params):
 def test_settings_are_checked():
     assert MODEL.with_sampling(num_steps=9, name="ddpm").sampler == Sampler("ddpm", 9)
     for bad in (dict(steps=3), dict(num_steps=0), dict(name="euler"), dict(variance="huge"), dict(guidance_scale=-1),
-                dict(guidance_scale=float("inf")), dict(guidance_scale=float("nan"))):  # fmt: skip
+                dict(guidance_scale=float("inf")), dict(guidance_scale=float("nan")), dict(grid="cosine"),
+                dict(clip_quantile=1.5), dict(guidance_rescale=-0.5), dict(rho=0), dict(min_log_snr=9)):  # fmt: skip
         with pytest.raises(UserError, match=str(next(iter(bad.values()))) if "steps" not in bad else "num_steps"):
             MODEL.with_sampling(**bad)
     for bad in (dict(prediction_type="x"), dict(loss_norm="l3"), dict(condition_dropout=1.0), dict(loss_target="mel"),

@@ -79,7 +79,7 @@ def test_sampler_steps(golden):
                 np.testing.assert_array_equal(golden[f"step/0/{name}"], x_0)
             continue
         for variance in ("small", "large", "medium:0.5", "medium:0.2"):
-            step = samplers.ddpm_step(x_t, x_0, lt, ls, noise, Sampler("ddpm", variance=variance))
+            step = samplers.ddpm_step(x_t, x_0, lt, ls, noise, variance)
             np.testing.assert_allclose(step, golden[f"step/{i}/ddpm_{variance}"], rtol=1e-5, atol=1e-6)
             mean, log_variance = samplers.ddpm_posterior(x_t, x_0, lt, ls, variance)
             np.testing.assert_allclose(mean, golden[f"step/{i}/{variance}/mean"], rtol=1e-5, atol=1e-6)
@@ -89,7 +89,7 @@ def test_sampler_steps(golden):
         ddim = alpha(ls) * x_0 + sigma(ls) * eps
         np.testing.assert_allclose(ddim, golden[f"step/{i}/ddim"], rtol=1e-5, atol=1e-6)
         consistent = process.diffuse(x_0, eps, lt)
-        step = samplers.ddim_step(consistent, x_0, lt, ls, noise, Sampler("ddim"))
+        step = samplers.ddim_step(consistent, x_0, lt, ls)
         np.testing.assert_allclose(step, ddim, rtol=2e-4, atol=2e-4)
 
 
@@ -135,12 +135,13 @@ def test_each_step_of_a_trajectory(golden, run):
     cache = model._encode(params, batch, None)
     denoise_fn = jax.jit(model.denoiser(params, cache))
     w = model.sampler.guidance_scale
-    film = jax.jit(lambda t: model._apply(params, t, method="condition_time"))(samplers.step_times(8))[:, None]
+    times = samplers.grid_times(model.sampler, model.schedule)[:-1]
+    film = jax.jit(lambda t: model._apply(params, t, method="condition_time"))(times)[:, None]
     state = x_1
     for i in range(7, -1, -1):
         lt, ls = (model.schedule.log_snr(jnp.float32(j / 8)) for j in (i + 1, i))
         following = golden[f"traj/{run}/z_after_step_i{i}"]
-        step = lambda x_0: x_0 if i == 0 else samplers.ddpm_step(state, x_0, lt, ls, noise_fn(i), model.sampler)  # noqa: B023
+        step = lambda x_0: x_0 if i == 0 else samplers.ddpm_step(state, x_0, lt, ls, noise_fn(i), "large")  # noqa: B023
         key = f"traj/{run}/step{i}"
         if f"{key}/cond_output" in golden:
             output = golden[f"{key}/cond_output"]
