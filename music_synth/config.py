@@ -37,6 +37,7 @@ CONFIGURABLES = {
     "Diffusion": "music_synth.diffusion.objective:Diffusion",
     "CosineSchedule": "music_synth.diffusion.schedule:CosineSchedule",
     "LinearSchedule": "music_synth.diffusion.schedule:LinearSchedule",
+    "SquaredCosineSchedule": "music_synth.diffusion.schedule:SquaredCosineSchedule",
     "Sampler": "music_synth.diffusion.sampler:Sampler",
     "Autoregressive": "music_synth.autoregressive.objective:Autoregressive",
     "Deterministic": "music_synth.autoregressive.outputs:Deterministic",

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from music_synth.diffusion.process import eps_from_x_0
 from music_synth.diffusion.schedule import Schedule, alpha, sigma, time_of
+from music_synth.errors import UserError
 
 Array = jax.Array
-GRIDS = ("t", "log_snr", "karras")
+GRIDS = ("t", "leading", "log_snr", "karras")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Sampler:
     guidance_rescale: float = 0.0  # in [0, 1], how far guidance keeps the spread of the conditional output
     guidance_min_log_snr: float | None = None  # guidance only from here, None: from the beginning
     guidance_max_log_snr: float | None = None  # ... to here, None: to the end
-    grid: str = "t"  # uniform in "t", uniform in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho)
+    # Uniform in "t", uniform in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho). "leading", the diffusers
+    # port's: uniform in the steps of a discrete schedule, from the first one on, so that it begins a stride below t = 1.
+    grid: str = "t"
     rho: float = 7.0
     min_log_snr: float = -9.0  # where the grids "log_snr" and "karras" begin, or the schedule's own limit
     max_log_snr: float = 9.0  # ... and end, likewise
@@ -70,10 +73,16 @@ class Sampler:
 def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
     """Times [num_steps + 1] that fall to 0; the network is asked at all but the last.
 
-    Uniform in t: 1, ..., 1 / num_steps, 0. The others lie between the sampler's limits of the log-SNR, as far as
-    the schedule reaches them (Karras et al. 2022, eq. 5, where sigma is our sigma / alpha).
+    Uniform in t: 1, ..., 1 / num_steps, 0. Leading, of 1000 steps 100: 0.99, ..., 0.01, 0, 0. The others lie between the
+    sampler's limits of the log-SNR, as far as the schedule reaches them (Karras et al. 2022, eq. 5, where sigma is our
+    sigma / alpha).
     """
     n = sampler.num_steps
+    if sampler.grid == "leading":
+        total = getattr(schedule, "num_steps", 1000)
+        if n > total:
+            raise UserError(f'Sampler.num_steps = {n}: with the grid "leading" at most {total}, the schedule\'s own')
+        return jnp.append(jnp.arange(n - 1, -1, -1) * (total // n) / total, 0.0).astype(jnp.float32)
     if sampler.grid == "t":
         return (jnp.arange(n, -1, -1) / n).astype(jnp.float32)
     first = jnp.maximum(sampler.min_log_snr, schedule.log_snr(jnp.float32(1.0)))
