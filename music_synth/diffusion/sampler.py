@@ -39,8 +39,8 @@ class Sampler:
     guidance_rescale: float = 0.0  # in [0, 1], how far guidance keeps the spread of the conditional output
     guidance_min_log_snr: float | None = None  # guidance only from here, None: from the beginning
     guidance_max_log_snr: float | None = None  # ... to here, None: to the end
-    # Uniform in "t", uniform in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho). "leading", the diffusers
-    # port's: uniform in the steps of a discrete schedule, from the first one on, so that it begins a stride below t = 1.
+    # Uniform in "t", in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho). "leading" is the diffusers
+    # port's: uniform in the steps of a discrete schedule, of which it takes 0 and leaves out the last.
     grid: str = "t"
     rho: float = 7.0
     min_log_snr: float = -9.0  # where the grids "log_snr" and "karras" begin, or the schedule's own limit
@@ -73,9 +73,9 @@ class Sampler:
 def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
     """Times [num_steps + 1] that fall to 0; the network is asked at all but the last.
 
-    Uniform in t: 1, ..., 1 / num_steps, 0. Leading, of 1000 steps 100: 0.99, ..., 0.01, 0, 0. The others lie between the
-    sampler's limits of the log-SNR, as far as the schedule reaches them (Karras et al. 2022, eq. 5, where sigma is our
-    sigma / alpha).
+    Uniform in t: 1, ..., 1 / num_steps, 0. Leading, 100 of 1000 steps: 0.99, ..., 0.01, 0, 0. The others lie between
+    the sampler's limits of the log-SNR, as far as the schedule reaches them (Karras et al. 2022, eq. 5, where sigma is
+    our sigma / alpha).
     """
     n = sampler.num_steps
     if sampler.grid == "leading":

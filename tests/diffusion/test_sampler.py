@@ -69,7 +69,7 @@ def errors(name, grid):
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("grid", samplers.GRIDS)
+@pytest.mark.parametrize("grid", ["t", "log_snr", "karras"])  # "leading" is "t", but for the ends
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_order_of_convergence(name, order, grid):
     found = errors(name, grid)

@@ -201,20 +201,20 @@ def test_the_stored_run(tiny, golden):
     np.testing.assert_allclose(audio[:2000], golden["pipeline/audio_first2000"][0], atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
-def test_our_samplers_on_the_same_weights(tiny, golden, name):
-    """On their own grids: from the same noise, few steps come near where many end."""
+def test_our_samplers_on_the_same_weights(tiny, golden):
+    """On their own grids: from the same noise, ten steps of DPM-Solver++ come near where forty of DDIM end."""
     batch = {
         "note_tokens": golden["enc/tokens"][:, :128],
         "context_mel": jnp.zeros((1, 256, 128)),
         "context_mask": jnp.zeros((1, 256), bool),
     }
-    x_1 = golden["pipeline/segment0/initial_noise"]
     mels = []
-    for steps in (10, 40):
+    for name, steps in (("dpmpp_2m", 10), ("ddim", 40)):
         model = tiny.model.with_sampling(name=name, num_steps=steps, grid="t")
-        mels.append(sample_from(model, tiny.params, batch, x_1, jnp.full((1, 1, 1, 1), jnp.nan)))
-    few, many = (scale_mel(mel, clip=False) for mel in mels)
+        no_noise = jnp.full((1, 1, 1, 1), jnp.nan)
+        mel = sample_from(model, tiny.params, batch, golden["pipeline/segment0/initial_noise"], no_noise)
+        mels.append(np.asarray(scale_mel(mel, clip=False)))
+    few, many = mels
     assert np.abs(few - many).mean() < 0.25 * np.abs(many).mean()
     assert np.abs(many).max() <= 1.0 + 1e-5
 
