@@ -10,22 +10,28 @@ without TensorFlow, or seqio's offline cache, or both.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 
 from music_synth import errors
 from music_synth.data.datasets.reading import CORPORA
-from music_synth.data.examples import Piece
+from music_synth.data.examples import Piece, evaluation_batches
 from music_synth.data.prepared import check_target, write_folder
 from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Events
 
 if TYPE_CHECKING:
     from music_synth.data.datasets.corpus import Found
+
+SAMPLED_TOGETHER = 8  # segments, with --sampled_by
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
@@ -48,6 +54,11 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
     parser.add_argument("--out", type=local_path, help="folder of prepared arrays to write; it must not exist yet")
     parser.add_argument("--audio", action="store_true", help="keep the audio in --out too, to train inverters on")
+    parser.add_argument(
+        "--sampled_by",
+        help="MODEL_DIR of a decoder's run: keep in --out the mel that it samples of each segment's notes and true"
+        " context, not the recording's; to fine-tune inverters on",
+    )
     parser.add_argument("--cache", type=local_path, help="folder in which to write seqio's offline cache of the task")
     parser.add_argument("--data_dir", type=local_path, help="where data sets live (default: data/ of the checkout)")
     parser.add_argument("--beam_runner", help="Apache Beam's runner, for the build and the cache: FlinkRunner, ...")
@@ -57,6 +68,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--workers {flags.workers}: must be at least 1")
     if flags.audio and flags.out is None:
         parser.error("--audio keeps the audio in a folder of prepared arrays: name it with --out")
+    if flags.sampled_by and not flags.audio:
+        parser.error("--sampled_by makes mels for training inverters: give --audio and --out too")
     return flags
 
 
@@ -73,6 +86,7 @@ def main(argv: list[str]) -> None:
             check_writable(folder)
     if flags.out is not None:
         check_target(flags.out)
+    sampler = sampler_of(flags.sampled_by) if flags.sampled_by else None
     try:
         from music_synth.data import tasks
         from music_synth.data.data_dir import default_data_dir
@@ -109,6 +123,8 @@ def main(argv: list[str]) -> None:
         total = sum(split.num_examples for split in made.info.splits.values())
         with tqdm(desc=f"preparing {data_set}", total=total, unit="piece") as bar:
             shown = {split: counted(pieces[split], bar) for split in pieces}
+            if sampler is not None:
+                shown = {split: map(sampler, shown[split]) for split in shown}
             write_folder(flags.out, shown, data_set, str(made.info.version), flags.audio)
         print(f"{flags.out} is ready: train on it with --gin.TASK=\"'{flags.out}'\"")
     if flags.cache is not None:
@@ -120,6 +136,30 @@ def main(argv: list[str]) -> None:
             f"{flags.task} is cached: train on it with --gin.TASK=\"'{flags.task}'\""
             f" --gin.Feed.cache_dir=\"'{flags.cache}'\""
         )
+
+
+def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
+    """Gives a piece the mel that a run's decoder samples of its notes, segment by segment, each with true context."""
+    import jax  # here alone: only this needs it, and what follows
+
+    from music_synth import config
+    from music_synth.chaining import check_finite
+
+    model, tokenizer, params, _ = config.load_run(model_dir)
+    sample = jax.jit(model.sample)
+
+    def sampled(piece: Piece) -> Piece:
+        pieces, rows = [(piece.mel, Events.from_notes(piece.notes))], range(SAMPLED_TOGETHER)
+        frames = model.network.context_frames
+        batches = evaluation_batches(pieces, tokenizer, context_frames=frames, batch_size=len(rows), rows=rows)
+        rng = jax.random.key(zlib.crc32(piece.id.encode()))
+        mels = [
+            np.asarray(sample(params, batch, jax.random.fold_in(rng, number)))[batch["mel_mask"]]
+            for number, batch in enumerate(batches)
+        ]
+        return dataclasses.replace(piece, mel=check_finite(np.concatenate(mels), piece.id))
+
+    return sampled
 
 
 def summary(name: str, found: Found, measure: bool) -> str:

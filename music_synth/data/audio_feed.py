@@ -7,13 +7,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, log_mel, num_mel_frames
 from music_synth.data.examples import Batch, shard_rows, stack
 from music_synth.data.feed import is_folder
-from music_synth.data.prepared import audio_from_int16, audio_to_int16, open_audio
+from music_synth.data.prepared import audio_from_int16, audio_to_int16, open_audio, open_mels
 from music_synth.errors import UserError
 
 
@@ -22,7 +23,8 @@ class AudioFeed:
     """NumPy batches of excerpts:
 
     audio [B, 320 T] float32        16 kHz
-    mel [B, T, 128] float32         natural-log mel of them; the last frame sees the hop after the excerpt too
+    mel [B, T, 128] float32         natural-log mel of them; the last frame sees the hop after the excerpt too.
+                                    With stored_mel: what the folder holds in its place, at the excerpt's gain
     mel_mask [B, T] bool            training: all True; evaluation: False after the end of a piece
     """
 
@@ -32,62 +34,82 @@ class AudioFeed:
     eval_frames: int
     gain_db: tuple[float, float]
     mix: float
+    stored_mel: bool
     seed: int
     rows: range
-    _cache: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    _cache: dict[str, list[Recording]] = field(default_factory=dict)
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches start_step, start_step + 1, ... without end; each is a function of (seed, number)."""
-        pieces = [piece for piece in self._pieces("train") if len(piece) >= HOP_LENGTH]
+        pieces = [piece for piece in self._pieces("train") if len(piece.audio) >= HOP_LENGTH]
         if not pieces:
             raise UserError(f"{self.source} has no training audio: prepare a data set that has some")
-        share = np.cumsum([len(piece) for piece in pieces]) / sum(map(len, pieces))
+        share = np.cumsum([len(piece.audio) for piece in pieces])
         for step in itertools.count(start_step):
             numbers = [step * self.batch_size + row for row in self.rows]
-            yield stack([self._train_example(pieces, share, number) for number in numbers])
+            yield stack([self._train_example(pieces, share / share[-1], number) for number in numbers])
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
         """Consecutive excerpts of `eval_frames` of the pieces of `split`; the last batch is filled up with silence."""
         starts = (
             (piece, start)
             for piece in self._pieces(split)
-            for start in range(0, len(piece), self.eval_frames * HOP_LENGTH)
+            for start in range(0, len(piece.audio), self.eval_frames * HOP_LENGTH)
         )
-        blank = (np.zeros(0, np.int16), 0)
+        no_mel = np.zeros((0, NUM_MELS), np.float32) if self.stored_mel else None
+        blank = (Recording(np.zeros(0, np.int16), no_mel), 0)
         while chunk := list(itertools.islice(starts, self.batch_size)):
             chunk += [blank] * (self.batch_size - len(chunk))
             yield stack([self._eval_example(*chunk[row]) for row in self.rows])
 
-    def _train_example(self, pieces: Sequence[np.ndarray], share: np.ndarray, number: int) -> Batch:
+    def _train_example(self, pieces: Sequence[Recording], share: np.ndarray, number: int) -> Batch:
         """An excerpt from anywhere, at a random gain; `mix` of them with a second one on top."""
         rng = np.random.default_rng([self.seed, number])
-        audio = np.zeros((self.num_frames + 1) * HOP_LENGTH, np.float32)
+        audio, mel = np.zeros((self.num_frames + 1) * HOP_LENGTH, np.float32), None
         for _ in range(1 + (rng.random() < self.mix)):
             piece = pieces[int(np.searchsorted(share, rng.random(), side="right"))]
-            start = int(rng.integers(0, max(1, len(piece) - self.num_frames * HOP_LENGTH)))
-            excerpt = piece[start : start + len(audio)]
-            audio[: len(excerpt)] += audio_from_int16(excerpt) * np.float32(10 ** (rng.uniform(*self.gain_db) / 20))
-        return example(audio, self.num_frames, self.num_frames)
+            start = int(rng.integers(0, max(1, len(piece.audio) - self.num_frames * HOP_LENGTH)))
+            if piece.mel is not None:
+                start -= start % HOP_LENGTH  # a frame begins there
+            excerpt = piece.audio[start : start + len(audio)]
+            gain = np.float32(10 ** (rng.uniform(*self.gain_db) / 20))
+            audio[: len(excerpt)] += audio_from_int16(excerpt) * gain
+            if piece.mel is not None:
+                mel = piece.frames(start, self.num_frames) + np.log(gain)
+        return example(audio, self.num_frames, self.num_frames, mel)
 
-    def _eval_example(self, piece: np.ndarray, start: int) -> Batch:
-        length = self.eval_frames * HOP_LENGTH
-        audio = np.zeros(length + HOP_LENGTH, np.float32)
-        excerpt = piece[start : start + len(audio)]
+    def _eval_example(self, piece: Recording, start: int) -> Batch:
+        frames = self.eval_frames
+        audio = np.zeros((frames + 1) * HOP_LENGTH, np.float32)
+        excerpt = piece.audio[start : start + len(audio)]
         audio[: len(excerpt)] = audio_from_int16(excerpt)
-        return example(audio, self.eval_frames, min(self.eval_frames, num_mel_frames(max(0, len(piece) - start))))
+        mel = None if piece.mel is None else piece.frames(start, frames)
+        return example(audio, frames, min(frames, num_mel_frames(max(0, len(piece.audio) - start))), mel)
 
-    def _pieces(self, split: str) -> list[np.ndarray]:
+    def _pieces(self, split: str) -> list[Recording]:
         if split not in self._cache:
-            self._cache[split] = self.source.load(split)
+            self._cache[split] = self.source.load(split, self.stored_mel)
         return self._cache[split]
 
 
-def example(audio: np.ndarray, num_frames: int, present: int) -> Batch:
-    """A row of a batch from audio [320 (T + 1)]; only the first `present` frames count."""
-    mel = log_mel(audio, np)[:num_frames]
+def example(audio: np.ndarray, num_frames: int, present: int, mel: np.ndarray | None = None) -> Batch:
+    """A row of a batch from audio [320 (T + 1)]; only the first `present` frames count. mel [T, 128]: not audio's."""
+    mel = log_mel(audio, np)[:num_frames] if mel is None else np.maximum(mel, np.float32(MIN_LOG_MEL))
     mask = np.arange(num_frames) < present
     mel[~mask] = MIN_LOG_MEL
     return {"audio": audio[: num_frames * HOP_LENGTH], "mel": mel.reshape(-1, NUM_MELS), "mel_mask": mask}
+
+
+class Recording(NamedTuple):
+    """A piece: what was recorded, int16 [S], and log-mel [T, 128] that is to stand for it; None: its own."""
+
+    audio: np.ndarray
+    mel: np.ndarray | None = None
+
+    def frames(self, start: int, count: int) -> np.ndarray:
+        """float32 [count, 128], the stored mel from sample `start` on; after its end silence."""
+        part = self.mel[start // HOP_LENGTH :][:count].astype(np.float32)
+        return np.pad(part, ((0, count - len(part)), (0, 0)), constant_values=MIN_LOG_MEL)
 
 
 @dataclass(frozen=True)
@@ -100,10 +122,12 @@ class Source:
     def __str__(self) -> str:
         return repr(self.task)
 
-    def load(self, split: str) -> list[np.ndarray]:
-        """The audio of each piece of a split, int16; a folder's stay on disk."""
+    def load(self, split: str, stored_mel: bool = False) -> list[Recording]:
+        """The pieces of a split, with the folder's mel if asked; a folder's arrays stay on disk."""
         if is_folder(self.task):
-            return open_audio(Path(self.task).expanduser(), split)
+            folder = Path(self.task).expanduser()
+            audio = open_audio(folder, split)
+            return list(map(Recording, audio, open_mels(folder, split) if stored_mel else [None] * len(audio)))
         try:
             from music_synth.data import tasks
         except ImportError as error:
@@ -111,7 +135,8 @@ class Source:
                 f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train"
                 " on a folder made by python -m music_synth.prepare_data --audio"
             ) from error
-        return [audio_to_int16(piece.audio) for piece in tasks.pieces_in_memory(self.task, split, self.data_dir)]
+        pieces = tasks.pieces_in_memory(self.task, split, self.data_dir)
+        return [Recording(audio_to_int16(piece.audio)) for piece in pieces]
 
 
 def open_audio_feed(
@@ -121,6 +146,7 @@ def open_audio_feed(
     eval_frames: int = 256,
     gain_db: Sequence[float] = (-18.0, 3.0),
     mix: float = 0.2,
+    stored_mel: bool = False,
     seed: int = 0,
     data_dir: str | None = None,
     shard_index: int = 0,
@@ -134,6 +160,8 @@ def open_audio_feed(
       num_frames, eval_frames: of an excerpt in training and evaluation, 20 ms each.
       gain_db: range from which an excerpt's gain is drawn, so that quiet and loud music train alike.
       mix: share of training excerpts on which a second one is laid.
+      stored_mel: take the folder's mel, not the audio's: to train on what a decoder makes of the same notes, from
+        prepare_data --audio --sampled_by. Two such mels cannot be laid on each other: mix must be 0.
       seed: of excerpts, gains and mixes.
       data_dir: where tfds keeps its data sets. Data sets only.
       shard_index, num_shards: which of how many processes this is.
@@ -143,6 +171,10 @@ def open_audio_feed(
     """
     if not 0 <= mix <= 1:
         raise UserError(f"AudioFeed.mix = {mix}: must be in [0, 1]")
+    if stored_mel and not is_folder(task):
+        raise UserError(f"AudioFeed.stored_mel: {task!r} is no folder; write one by prepare_data --sampled_by")
+    if stored_mel and mix:
+        raise UserError(f"AudioFeed.stored_mel: stored mels cannot be mixed; set AudioFeed.mix = 0, not {mix}")
     if len(gain_db) != 2 or gain_db[0] > gain_db[1]:
         raise UserError(f"AudioFeed.gain_db = {tuple(gain_db)}: must be (lowest, highest)")
     if min(num_frames, eval_frames) < 1:
@@ -151,4 +183,4 @@ def open_audio_feed(
         raise UserError(f"batch_size = {batch_size}: must be a positive multiple of {num_shards} processes")
     rows = shard_rows(batch_size, shard_index, num_shards)
     source = Source(task, data_dir)
-    return AudioFeed(source, batch_size, num_frames, eval_frames, tuple(gain_db), mix, seed, rows)
+    return AudioFeed(source, batch_size, num_frames, eval_frames, tuple(gain_db), mix, stored_mel, seed, rows)

@@ -197,12 +197,26 @@ def open_audio(folder: Path, split: str) -> list[np.ndarray]:
     Raises:
       UserError: no such split, or the folder was prepared without audio.
     """
+    pieces = _stored_pieces(folder, split)
+    if any(piece.samples is None for piece in pieces):
+        raise UserError(f"{folder} holds no audio: {AGAIN} --audio")
+    return [_open_audio_file(folder, piece.stem) for piece in pieces]
+
+
+def open_mels(folder: Path, split: str) -> list[np.ndarray]:
+    """The log-mel of each piece of a split, float16 [T, 128], read through memory maps."""
+    return [_open_mel_file(folder, piece.stem) for piece in _stored_pieces(folder, split)]
+
+
+def _stored_pieces(folder: Path, split: str) -> list[StoredPiece]:
     splits = read_manifest(folder)
     if split not in splits:
         raise UserError(f"{folder} has no split {split!r}: choose from {', '.join(splits)}")
-    if any(piece.samples is None for piece in splits[split]):
-        raise UserError(f"{folder} holds no audio: {AGAIN} --audio")
-    return [_open_audio_file(folder, piece.stem) for piece in splits[split]]
+    return splits[split]
+
+
+def _open_mel_file(folder: Path, stem: str) -> np.ndarray:
+    return _load(folder / f"{stem}.mel.npy", np.float16, mel_module.NUM_MELS, mmap_mode="r")
 
 
 def _open_audio_file(folder: Path, stem: str) -> np.ndarray:
@@ -345,7 +359,7 @@ class PreparedFeed:
         return np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(strata)
 
     def _open_mel(self, stem: str) -> np.ndarray:
-        return _load(self.folder / f"{stem}.mel.npy", np.float16, mel_module.NUM_MELS, mmap_mode="r")
+        return _open_mel_file(self.folder, stem)
 
     def _notes(self, stem: str) -> list[Note]:
         return notes_from_array(_load(self.folder / f"{stem}.notes.npy", np.float64, len(Note._fields)))

@@ -101,15 +101,36 @@ def test_evaluation_covers_each_piece_once(folder):
     assert (mel[~mask] == np.float32(MIN_LOG_MEL)).all()
 
 
+def test_a_folders_own_mel_in_place_of_the_audios(tmp_path):
+    """Frame k of the stored mel says k: whatever the excerpt, its mel belongs to its audio and has its gain."""
+    samples = 40 * HOP_LENGTH
+    audio = (np.arange(samples) // HOP_LENGTH / 100).astype(np.float32)  # sample i says in which frame it lies
+    piece = Piece("steps", [], np.repeat(np.arange(40, dtype=np.float32)[:, None] - 8, 128, axis=1), audio)
+    write_folder(tmp_path / "sampled", {"train": [piece], "validation": [piece]}, "steps", "1", audio=True)
+    settings = {"stored_mel": True, "mix": 0.0, "num_frames": 8, "gain_db": (-6.0, -6.0)}
+    gain = 10 ** (-6 / 20)
+    for batch in itertools.islice(feed(tmp_path / "sampled", **settings).train_batches(), 3):
+        frames = np.rint(batch["audio"].reshape(4, 8, HOP_LENGTH) / gain * 100)  # [B, T, 320]
+        np.testing.assert_array_equal(frames, frames[..., :1].repeat(HOP_LENGTH, axis=-1))
+        np.testing.assert_allclose(batch["mel"], frames[..., :128] - 8 + np.log(gain), atol=1e-3)
+    held_out = list(feed(tmp_path / "sampled", **settings, eval_frames=30).eval_batches())
+    mel, mask = held_out[0]["mel"], held_out[0]["mel_mask"]
+    np.testing.assert_array_equal(mel[mask][:, 5], np.arange(40) - 8)
+    assert (mel[~mask] == np.float32(MIN_LOG_MEL)).all() and mask.shape == (4, 30)
+
+
 def test_bad_settings(folder, tmp_path):
     for settings, said in (
         ({"mix": 1.5}, "mix = 1.5"),
         ({"gain_db": (3.0, -3.0)}, "gain_db"),
         ({"num_frames": 0}, "num_frames = 0"),
         ({"batch_size": 3, "num_shards": 2}, "multiple of 2"),
+        ({"stored_mel": True}, "cannot be mixed; set AudioFeed.mix = 0, not 0.2"),
     ):
         with pytest.raises(UserError, match=said):
             feed(folder, **settings)
+    with pytest.raises(UserError, match="'synthetic' is no folder"):
+        open_audio_feed("synthetic", 4, stored_mel=True)
     silent = tmp_path / "silent"
     write_folder(silent, {"train": [make_piece("a", 4000)]}, "noise", "1")
     with pytest.raises(UserError, match=r"holds no audio: prepare the folder again .* --audio"):

@@ -6,11 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from music_synth import prepare_data
+from music_synth import config, prepare_data
 from music_synth.data.audio_feed import open_audio_feed
 from music_synth.data.feed import open_feed
+from music_synth.data.prepared import write_folder
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.training.checkpoint import Checkpointer
+from music_synth.training.optimizer import adamw
+from music_synth.training.state import create_state
 
 
 def test_folder_holds_the_data_set(made_tasks, made, made_data_dir, tmp_path, capsys):
@@ -44,6 +48,34 @@ def test_embedded_data_set_is_built_and_prepared(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, from_folder, from_data_set)
 
 
+def test_mels_that_a_decoder_sampled(made, tmp_path, quick_compilation):
+    """Each segment is what the run makes of its notes and its true context; notes and audio are the recording's."""
+    piece = made["validation"][1]  # 7 s: 11 segments of 0.64 s, more than are sampled together
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    write_folder(plain, {"train": [piece], "validation": [piece]}, "made", "1")
+    run.mkdir()
+    sizes = ("NetworkConfig.target_frames", "NetworkConfig.context_frames", "Tokenizer.segment_frames")
+    (run / "config.gin").write_text(
+        f"include 'autoregressive.gin'\ninclude 'smoke.gin'\nTASK = '{plain}'\n"
+        + "".join(f"{size} = 32\n" for size in sizes)
+        + "NetworkConfig.max_tokens = 64\nTokenizer.max_tokens = 64\n"
+    )
+    config.parse([run / "config.gin"])
+    keywords = config.build("train").keywords
+    model, feed = keywords["model"], keywords["feed"]
+    state = jax.jit(lambda: create_state(model, adamw(1e-3), jax.random.key(0), 0.9))()
+    Checkpointer(run).save(state, data_position=0)
+    sampled = prepare_data.sampler_of(str(run))(piece)
+    assert sampled.notes == piece.notes and sampled.audio is piece.audio and sampled.mel.shape == piece.mel.shape
+    assert np.abs(sampled.mel - piece.mel).mean() > 0.5  # no training, no likeness
+    sample, start = jax.jit(model.sample), 0
+    for batch in feed.eval_batches("validation"):
+        expected = np.asarray(sample(state.ema_params, batch, jax.random.key(0)))[batch["mel_mask"]]
+        np.testing.assert_allclose(sampled.mel[start : start + len(expected)], expected, atol=0.02)  # float16 contexts
+        start += len(expected)
+    assert start == len(piece.mel)
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
@@ -52,6 +84,8 @@ def test_embedded_data_set_is_built_and_prepared(tmp_path):
         (["maestro", "--source", "FULL/nothing"], "no file or folder"),
         (["maestro", "--workers", "0"], "--workers 0"),
         (["synthetic", "--audio"], "name it with --out"),
+        (["synthetic", "--out", "OUT", "--sampled_by", "run"], "give --audio and --out too"),
+        (["synthetic", "--out", "OUT", "--audio", "--sampled_by", "FULL/run"], "no folder .*run"),
         (["maestro", "--data_dir", "gs://bucket/data"], "gs://bucket/data is no local path"),
         ([], "required: task"),
         (["nonsense", "--out", "OUT"], "unknown data set 'nonsense': choose from synthetic"),
