@@ -4,8 +4,8 @@
     python scripts/score_inverters.py --soundfont FluidR3_GM.sf2    # the same pieces from another SoundFont
 
 Prints a table: log-mel error and multi-resolution STFT distance (lower is better), speed as multiples of real time.
-With --plot it draws target and inverted spectrograms. Inverters are named as for --inverter of synthesize;
-"shipped" is the one in the package.
+Inverters are named as for --inverter of synthesize; "shipped" is the one in the package. With --plot, a picture of each
+piece: spectrograms of target and inverters, and the sharpest attack from near.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from music_synth import errors
-from music_synth.audio.mel import DB_PER_NEPER, HOP_LENGTH, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, log_mel
 from music_synth.data import synthetic
 from music_synth.data.audio_feed import Source
 from music_synth.data.prepared import audio_from_int16
@@ -30,7 +30,7 @@ from music_synth.vocoder.objective import RESOLUTIONS, stft_parts
 def excerpts(task: str, data_dir: str | None, soundfont: Path | None, seconds: float) -> list[np.ndarray]:
     """The beginning of each test piece, float32 [S], S a multiple of the hop; or the embedded set's, rendered anew."""
     if soundfont is None:
-        pieces = map(audio_from_int16, Source(task, data_dir).load("test"))
+        pieces = (audio_from_int16(piece.audio) for piece in Source(task, data_dir).load("test"))
     else:
         specs = synthetic.plan_split("test", 40)
         pieces = (synthetic.render(synthetic.compose(spec), soundfont=soundfont) for spec in specs)
@@ -63,19 +63,36 @@ def score(inverter, pieces: list[np.ndarray]) -> dict[str, float]:
 
 
 def plot(path: Path, piece: np.ndarray, made: dict[str, np.ndarray]) -> None:
-    """Spectrograms of up to 4 seconds, linear in frequency, target first."""
+    """Four seconds with the piece's sharpest attack among them, and a quarter of a second around it; target first.
+
+    Left: windows of 64 ms, in which partials, wrong pitches and stripes across them (combing) would show. Right:
+    windows of 4 ms, and the waveform over them, in which smeared attacks would.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rise = np.diff(np.exp(log_mel(piece, np)).sum(axis=1))  # [T-1]
+    rise[: FRAME_RATE // 2] = 0.0  # the piece's own beginning is no attack out of music
+    attack = float(rise.argmax() + 1) / FRAME_RATE
+    views = [(max(0.0, attack - 2.0), 4.0, 1024, 128), (max(0.0, attack - 0.1), 0.25, 64, 8)]  # seconds; samples
     shown = {"target": piece, **made}
-    figure, axes = plt.subplots(len(shown), 1, figsize=(12, 3 * len(shown)), sharex=True)
-    for axis, (name, audio) in zip(axes, shown.items(), strict=True):
-        with np.errstate(divide="ignore"):  # digital silence
-            axis.specgram(audio[: 4 * SAMPLE_RATE] + 1e-9, NFFT=1024, Fs=SAMPLE_RATE, noverlap=896, vmin=-140, vmax=-30)
-        axis.set(title=name, ylabel="Hz")
-    axes[-1].set_xlabel("seconds")
+    shape = {"figsize": (16, 3 * len(shown)), "width_ratios": (3, 2), "squeeze": False, "sharex": "col"}
+    figure, axes = plt.subplots(len(shown), 2, **shape)
+    for row, (name, audio) in zip(axes, shown.items(), strict=True):
+        for axis, (start, seconds, window, hop) in zip(row, views, strict=True):
+            begin = round(start * SAMPLE_RATE)
+            part = audio[begin : begin + round(seconds * SAMPLE_RATE)] + 1e-9  # digital silence has no logarithm
+            scale = {"vmin": -140, "vmax": -30, "xextent": (start, start + len(part) / SAMPLE_RATE)}
+            axis.specgram(part, NFFT=window, Fs=SAMPLE_RATE, noverlap=window - hop, **scale)
+            axis.set(title=name, ylabel="Hz")
+        seconds = start + np.arange(len(part)) / SAMPLE_RATE
+        wave = row[1].twinx()
+        wave.plot(seconds, part, "w", linewidth=0.6)
+        wave.set(ylim=(-1.2, 1.2), yticks=[])
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
     plt.close(figure)
