@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, log_mel, mel_matrix
+from music_synth.data import synthetic
 from music_synth.errors import UserError
 from music_synth.vocoder.inverter import GriffinLim, load_inverter, magnitude_from_mel
+from music_synth.vocoder.istft import ISTFTGenerator
+from music_synth.vocoder.neural import NeuralInverter
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mel.npz")
 DECIBELS = 8.6859  # a nat of magnitude
@@ -83,6 +86,16 @@ def test_iterations_help():
     mel = log_mel(bursts(), np)
     few, many = (decibels(log_mel(GriffinLim(n)(mel), np)[:-1], mel[:-1]) for n in (1, 60))
     assert many < 0.7 * few
+
+
+def test_the_shipped_one_beats_griffin_lim():
+    """Six seconds of a band with drums, of the embedded data set's test split. It is what plays by default."""
+    shipped = load_inverter()
+    assert isinstance(shipped, NeuralInverter) and isinstance(shipped.generator, ISTFTGenerator)
+    band = next(spec for spec in synthetic.plan_split("test", 40) if spec.kind == "band")
+    mel = log_mel(synthetic.render(synthetic.compose(band))[: 6 * SAMPLE_RATE], np)
+    own, baseline = (decibels(log_mel(inverter(mel), np)[:-1], mel[:-1]) for inverter in (shipped, GriffinLim()))
+    assert own < 0.6 * baseline
 
 
 def test_magnitude_from_mel():
