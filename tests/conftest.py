@@ -9,6 +9,8 @@ import os
 # Before jax is imported: tests never take an accelerator, and no test process grabs every core's worth of logs.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Before NumPy is: on cores that other processes use too, OpenBLAS's threads spin a hundred times what they compute.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest

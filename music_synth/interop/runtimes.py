@@ -31,6 +31,7 @@ def open_onnx(path: Path) -> InferenceSession:
         raise UserError(f"{path} needs onnxruntime ({error}): pip install 'music_synth[eval]'") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised; it need not print them too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads burn no CPU time
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # every kind that onnxruntime raises is a child of Exception itself
