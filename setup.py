@@ -27,6 +27,7 @@ CORE = [
     "tqdm>=4.66",
     "matplotlib>=3.9",
     "safetensors>=0.5",
+    "tensorstore>=0.1.70",  # T5X checkpoints; orbax needs it anyway
 ]
 
 EXTRAS = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -42,6 +43,7 @@ CONFIGURABLES = {
     "Autoregressive": "music_synth.autoregressive.objective:Autoregressive",
     "Deterministic": "music_synth.autoregressive.outputs:Deterministic",
     "GaussianMixture": "music_synth.autoregressive.outputs:GaussianMixture",
+    "InitialCheckpoint": "music_synth.interop.decoders:InitialCheckpoint",
     "AudioFeed": "music_synth.data.audio_feed:open_audio_feed",
     "Vocoder": "music_synth.vocoder.objective:Vocoder",
     "MelGANGenerator": "music_synth.vocoder.melgan:MelGANGenerator",
@@ -277,6 +279,34 @@ def unread() -> list[str]:
     return missed
 
 
+def run_text(recipe: str, parts: Iterable[Any], overrides: Iterable[str] = ()) -> str:
+    """The text of a config that makes `parts`, such as a model and a tokenizer, and takes the rest from a recipe.
+
+    The parts are dataclasses; every field of theirs is said. Leaves the configuration in force as it is.
+    """
+    with _isolated(), _plain_errors():
+        parse([recipe], overrides)
+        for part in parts:
+            _bind_fields(part)
+        return gin.config_str(max_line_length=100)
+
+
+def _bind_fields(part: Any) -> None:
+    """Binds all fields of a dataclass; a field that is bound to a knob by setting the knob."""
+    name = type(part).__name__
+    _register(name)
+    bindings = gin.get_bindings(name, resolve_references=False)
+    for field in dataclasses.fields(part):
+        value, bound = getattr(part, field.name), bindings.get(field.name)
+        if dataclasses.is_dataclass(value):
+            _parse_text(f"{name}.{field.name} = @{type(value).__name__}()", lambda line: name, Path.cwd())
+            _bind_fields(value)
+        elif isinstance(bound, gin.config.ConfigurableReference) and bound.selector == "gin.macro":
+            _bind("", "/".join(bound.scopes), "", value)
+        else:
+            _bind("", name, field.name, value)
+
+
 def load_run(model_dir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Any, Any, Any, int]:
     """(model, tokenizer, params, step) of a training run, from its config.gin and a checkpoint of it.
 
@@ -299,19 +329,24 @@ def load_generator(model_dir: str | Path, step: int | None = None, ema: bool = T
 
 
 def _load(model_dir: str | Path, keys: list[tuple[str, str]], step: int | None, ema: bool):
+    from music_synth.training.checkpoint import check_shapes, load_params
+
+    made = _make(model_dir, keys)
+    params, step = load_params(model_dir, step, ema)
+    check_shapes(params, made[0], where=f"{model_dir}, step {step}")
+    return made, params, step
+
+
+def _make(model_dir: str | Path, keys: list[tuple[str, str]]) -> list[Any]:
+    """What a run's config binds to these parameters of what it names: [("train", "model"), ...]."""
     path = Path(model_dir) / CONFIG_FILE
     if not Path(model_dir).is_dir():
         raise UserError(f"no folder {model_dir}: give the MODEL_DIR of a training run")
     if not path.is_file():
         raise UserError(f"no {CONFIG_FILE} in {model_dir}: give the MODEL_DIR of a training run")
-    from music_synth.training.checkpoint import check_shapes, load_params
-
     with _isolated(), _plain_errors():
         parse([path.resolve()])
-        made = [_bound(path, *key) for key in keys]
-    params, step = load_params(model_dir, step, ema)
-    check_shapes(params, made[0], where=f"{model_dir}, step {step}")
-    return made, params, step
+        return [_bound(path, *key) for key in keys]
 
 
 def _bound(path: Path, name: str, parameter: str) -> Any:
@@ -320,6 +355,69 @@ def _bound(path: Path, name: str, parameter: str) -> Any:
     if parameter not in bindings:
         raise UserError(f"{path} does not say {name}.{parameter}: it is not the config of a training run")
     return copy.deepcopy(bindings[parameter])  # gin's way of making what a reference stands for
+
+
+def load_optimizer(model_dir: str | Path) -> tuple[Any, float]:
+    """(optimizer, decay of the moving average) of a training run, from its config.gin; see `load_run`."""
+    optimizer, ema_decay = _make(model_dir, [("train", "optimizer"), ("train", "ema_decay")])
+    return optimizer, ema_decay
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """What a gin file binds, of whatever program: {"T5Config.emb_dim": 768, "train/DatasetConfig.split": "train", ...}.
+
+    Nothing that it names is imported or made. Names lose their modules and keep their scopes. A macro stands for its
+    value; a reference for its text, "@T5Config()"; an include that lies nowhere near is passed over.
+
+    Raises:
+        UserError: it cannot be read, or does not parse.
+    """
+    values: dict[str, Any] = {}
+    _read_values(path, values)
+    return {name: _resolved(value, values) for name, value in values.items()}
+
+
+class _Macro(typing.NamedTuple):
+    name: str
+
+
+class _NamesDelegate(gin.config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> str:
+        return f"@{_without_module(scoped_selector)}{'()' * evaluate}"
+
+    def macro(self, macro_name: str) -> _Macro:
+        return _Macro(macro_name)
+
+
+def _without_module(selector: str) -> str:
+    scope, slash, name = selector.rpartition("/")
+    return scope + slash + name.rsplit(".", 1)[-1]
+
+
+def _read_values(path: Path, values: dict[str, Any]) -> None:
+    try:
+        for statement in gin.config_parser.ConfigParser(path.read_text(encoding="utf-8"), _NamesDelegate()):
+            if isinstance(statement, gin.config_parser.BindingStatement):
+                scope, selector, parameter, value = statement[:4]
+                name = _without_module(f"{scope}/{selector}" if scope else selector)
+                values[f"{name}.{parameter}" if parameter else name] = value
+            elif isinstance(statement, gin.config_parser.IncludeStatement):
+                places = (folder / statement.filename for folder in path.absolute().parents)
+                if included := next((place for place in places if place.is_file()), None):
+                    _read_values(included, values)
+    except (OSError, ValueError, SyntaxError, tokenize.TokenError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a gin file ({str(error).splitlines()[0]})") from error
+
+
+def _resolved(value: Any, values: dict[str, Any], depth: int = 0) -> Any:
+    """`value` with macros replaced; one that nothing sets, or that stands for itself, is None."""
+    if isinstance(value, _Macro):
+        return _resolved(values.get(value.name), values, depth + 1) if depth < 100 else None
+    if isinstance(value, dict):
+        return {key: _resolved(one, values, depth) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_resolved(one, values, depth) for one in value)
+    return value
 
 
 _MODULE = "music_synth"

@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from music_synth.errors import UserError
 from music_synth.training.state import TrainState
 
 FOLDER = "checkpoints"
+WEIGHTS = "model.safetensors"  # of an exported run, beside its config.gin
+EXPORTED = "music_synth model"  # what the header of that file says it is
 DAMAGED = "damaged-"  # a checkpoint that training passed over is renamed to damaged-<step>, out of the way
 
 
@@ -124,13 +126,28 @@ def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True
     """Parameters of a run as a nested dictionary of NumPy arrays, and the step they are of.
 
     Args:
-        model_dir: the run's MODEL_DIR.
+        model_dir: the run's MODEL_DIR, or the folder that a run was exported to (`interop.model_card`).
         step: which checkpoint; None: the newest whole one.
         ema: the moving average where the run keeps one, else the parameters themselves.
 
     Raises:
         UserError: no folder, no checkpoint in it, no such step, or none that can be read.
     """
+    if (Path(model_dir) / WEIGHTS).is_file():
+        return _load_exported(Path(model_dir) / WEIGHTS, step)
+    return _load(model_dir, step, lambda names: "ema_params" if ema and "ema_params" in names else "params")
+
+
+def load_progress(model_dir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """What a run keeps beside its parameters: "step", "rng" and "opt_state", with dictionaries for named tuples.
+
+    Arguments and errors as of `load_params`.
+    """
+    return _load(model_dir, step, lambda names: "progress")[0]
+
+
+def _load(model_dir: str | Path, step: int | None, choose: Callable[[Collection[str]], str]) -> tuple[Any, int]:
+    """One item of a checkpoint, chosen from the names of what is there; and its step."""
     if not Path(model_dir).is_dir():
         raise UserError(f"no folder {model_dir}: give the MODEL_DIR of a training run")
     folder = (Path(model_dir) / FOLDER).absolute()
@@ -142,22 +159,53 @@ def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True
     for candidate in reversed(steps) if step is None else [step]:
         path = folder / str(candidate)
         try:
-            return _load_params(path, ema), candidate
+            return _load_item(path, choose), candidate
         except Damaged as error:
             _warn_damaged(path, error)
     raise UserError(f"no readable checkpoint {'' if step is None else f'of step {step} '}in {model_dir}")
 
 
-def _load_params(path: Path, ema: bool) -> Any:
+def _load_item(path: Path, choose: Callable[[Collection[str]], str]) -> Any:
     meta = _read_meta(path)
-    name = "ema_params" if ema and "ema_params" in meta["checksums"] else "params"
+    name = choose(meta["checksums"])
     shapes = _stored_shapes(path, name)
     tree = _nest({key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()})
     restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    params = _read(path, name, tree, restore_args)
-    if _checksums({name: params})[name] != meta["checksums"][name]:
+    item = _read(path, name, tree, restore_args)
+    if _checksums({name: item})[name] != meta["checksums"].get(name):
         raise Damaged("checksums differ")
-    return params
+    return item
+
+
+def save_exported(path: Path, params: Any, step: int, dtype: str) -> None:
+    """Parameters as one safetensors file, of dtype "float32", "float16" or "bfloat16".
+
+    Raises:
+        UserError: a value that is not finite, or not in that dtype.
+    """
+    from safetensors.flax import save_file
+
+    tensors = {key: jnp.asarray(leaf).astype(dtype) for key, leaf in _paths(params).items()}
+    for key, array in tensors.items():
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise UserError(f"{key} has values that are not finite in {dtype}: export it as float32")
+    save_file(tensors, str(path), metadata={"format": EXPORTED, "step": str(step)})
+
+
+def _load_exported(path: Path, step: int | None) -> tuple[Any, int]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="flax") as file:  # NumPy's knows no bfloat16
+            meta = file.metadata() or {}
+            tensors = {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error
+    if meta.get("format") != EXPORTED or not meta.get("step", "").isdecimal():
+        raise UserError(f"{path} is not of music_synth: its header says format {meta.get('format')!r}")
+    if step not in (None, int(meta["step"])):
+        raise UserError(f"no checkpoint of step {step} in {path.parent}: there is {meta['step']}")
+    return _nest(tensors), int(meta["step"])
 
 
 def saved_steps(folder: Path) -> list[int]:
