@@ -40,6 +40,7 @@ def train(
     *,
     model_dir: str,
     num_steps: int,
+    initial: Callable[[Any], Any] | None = None,  # model -> parameters a new run starts from (or None: random ones)
     seed: int = 0,  # of parameters, noise and dropout; the order of examples is the feed's own
     num_microbatches: int = 1,  # pieces a batch is computed in, to save memory
     ema_decay: float = 0.999,  # of the average of the parameters that evaluation and playing use; 0: none
@@ -66,7 +67,7 @@ def train(
     mesh = partitioning.make_mesh(model_parallelism)
     rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
     checkpointer = Checkpointer(make_folder(model_dir), keep_checkpoints)
-    state, position = start_state(model, optimizer, mesh, checkpointer, seed, ema_decay)
+    state, position = start_state(model, optimizer, mesh, checkpointer, seed, ema_decay, initial)
     step = start_step = saved_step = int(state.step)
     first = jax.process_index() == 0
     writer = open_writer(model_dir, step, config_text) if first else NoWriter()
@@ -137,15 +138,26 @@ def train(
 
 
 def start_state(
-    model: Any, optimizer: Optimizer, mesh: Any, checkpointer: Checkpointer, seed: int, ema_decay: float
+    model: Any,
+    optimizer: Optimizer,
+    mesh: Any,
+    checkpointer: Checkpointer,
+    seed: int,
+    ema_decay: float,
+    initial: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, int]:
     """The newest checkpoint's state, or a fresh one, laid out over the mesh; and the number of its next batch."""
-    create = lambda: create_state(model, optimizer, jax.random.key(seed), ema_decay)
+    create = lambda params=None: create_state(model, optimizer, jax.random.key(seed), ema_decay, params)
     shapes = jax.eval_shape(create)
     layout = partitioning.state_shardings(mesh, shapes, model.logical_axes())
     like = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout)
     restored = checkpointer.restore_latest(like)
-    return (jax.jit(create, out_shardings=layout)(), 0) if restored is None else restored
+    if restored is not None:
+        return restored
+    params = initial(model) if initial is not None else None
+    if params is not None:
+        say(f"parameters from {initial}")
+    return jax.jit(create, out_shardings=layout)(params), 0
 
 
 def check_counts(**counts: int | None) -> None:

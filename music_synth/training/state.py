@@ -27,12 +27,12 @@ class TrainState:
     rng: Array  # uint32 key data, the same for the whole run: each step folds its number in
 
 
-def create_state(model, optimizer: Optimizer, rng: Array, ema_decay: float) -> TrainState:
-    """A fresh state; jittable. ema_decay in [0, 1); 0: no moving average."""
+def create_state(model, optimizer: Optimizer, rng: Array, ema_decay: float, params: Any = None) -> TrainState:
+    """A fresh state; jittable. ema_decay in [0, 1); 0: no moving average. params None: random ones."""
     if not 0 <= ema_decay < 1:
         raise UserError(f"train.ema_decay = {ema_decay}: must be in [0, 1)")
     init_key, step_key = jax.random.split(rng)
-    params = model.init(init_key)
+    params = model.init(init_key) if params is None else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

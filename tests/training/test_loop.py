@@ -64,6 +64,21 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, uninterrupted):
     assert loss == expected and len(loss) == 5
 
 
+def test_a_new_run_starts_from_given_parameters_and_one_that_goes_on_does_not(tmp_path, uninterrupted, capsys):
+    """The first loss is that of the parameters of another run."""
+    params, asked = load_params(uninterrupted)[0], []
+    initial = lambda model: asked.append(model) or params
+    train_toy(str(tmp_path), num_steps=1, log_every=1, initial=initial)
+    assert "parameters from" in capsys.readouterr().out
+    key = jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0)
+    loss, _ = asked[0].loss(params, next(ToyFeed().train_batches()), key, train=True)
+    np.testing.assert_allclose(curve(tmp_path, "train/loss")[1], loss, rtol=1e-6)
+    first = params_of(tmp_path)
+    train_toy(str(tmp_path), num_steps=1, log_every=1, initial=initial)
+    assert len(asked) == 1
+    assert_identical(params_of(tmp_path), first)
+
+
 def test_data_follow_the_step(tmp_path):
     """The feed is asked to begin at the batch that comes next."""
     asked = []
