@@ -1,0 +1,267 @@
+"""Converts a decoder from one form to another:
+
+    python -m music_synth.convert SOURCE TARGET [--to run|export|t5x|diffusers]
+
+SOURCE is recognized: the MODEL_DIR of a run, an exported model, a checkpoint of T5X (a folder checkpoint_<step>, or one
+that holds such folders) or a pipeline folder of diffusers. TARGET is a new folder. Without --to, a run is exported to
+one folder with weights and a model card, and everything else becomes a run, which plays and trains on. An inverter
+(a run of istft.gin or melgan.gin, or a .safetensors file) is converted to what TARGET ends in, .onnx or .safetensors.
+
+What was written is read again, and both sides compute the same segment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth import config, errors
+from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
+from music_synth.diffusion.objective import Diffusion
+from music_synth.errors import UserError
+from music_synth.interop import decoders, model_card, published, t5x
+from music_synth.interop.decoders import Decoder
+from music_synth.training.checkpoint import Checkpointer
+from music_synth.training.state import create_state
+
+FORMS = {
+    "run": "a run of music_synth",
+    "export": "an exported model of music_synth",
+    "t5x": "a checkpoint of T5X",
+    "diffusers": "a pipeline of diffusers",
+}
+INVERTER_SUFFIXES = (".onnx", ".safetensors")
+
+
+# --- the forms ---------------------------------------------------------------------------------------------------
+
+
+def write_run(decoder: Decoder, folder: Path, target: Path) -> None:
+    """A MODEL_DIR: config.gin and a checkpoint, of which training goes on where the source's stopped.
+
+    The optimizer keeps the moments of the source where it has Adafactor's; else it begins afresh.
+    """
+    (folder / config.CONFIG_FILE).write_text(run_text(decoder, target), encoding="utf-8")
+    optimizer, ema_decay = config.load_optimizer(folder)
+    create = functools.partial(create_state, decoder.model, optimizer, jax.random.key(0), ema_decay)
+    state = jax.jit(create)(decoder.params).replace(step=jnp.asarray(decoder.step, jnp.int32))
+    if decoder.moments is not None:
+        state = state.replace(opt_state=t5x.to_opt_state(decoder.moments, decoder.step, state.opt_state))
+    Checkpointer(folder).save(state, data_position=decoder.step)
+
+
+def run_text(decoder: Decoder, target: Path) -> str:
+    """The config of a run: the source's own, or the published recipe with the source's model and what its gin says."""
+    overrides = [f"MODEL_DIR={str(target)!r}"]
+    own = decoder.path / config.CONFIG_FILE
+    if decoder.kind == "export":
+        return config.run_text(str(own.resolve()), [], overrides)
+    if not isinstance(decoder.model, Diffusion):
+        recipe = "autoregressive_base"
+    else:
+        recipe = "diffusion_base" if decoder.model.network.context_frames else "diffusion_base_nocontext"
+    for knob, names in {
+        "TRAIN_STEPS": ("TRAIN_STEPS", "train.total_steps"),
+        "BATCH_SIZE": ("BATCH_SIZE", "train/DatasetConfig.batch_size"),
+        "LEARNING_RATE": ("create_learning_rate_scheduler.base_learning_rate",),
+        "WARMUP_STEPS": ("create_learning_rate_scheduler.warmup_steps",),
+        "adafactor.decay_exponent": ("Adafactor.decay_rate",),
+    }.items():
+        value = next((decoder.given[name] for name in names if name in decoder.given), None)
+        if isinstance(value, (int, float)):
+            overrides.append(f"{knob}={value}")
+    return config.run_text(f"papers/{recipe}.gin", [decoder.model, decoder.tokenizer], overrides)
+
+
+def export_text(decoder: Decoder, target: Path) -> str:
+    own = decoder.path / config.CONFIG_FILE
+    return own.read_text(encoding="utf-8") if decoder.kind in ("run", "export") else run_text(decoder, target)
+
+
+def write_t5x(decoder: Decoder, folder: Path) -> None:
+    published.check_published(decoder.model)
+    t5x.write(folder, decoder.step, decoder.params, decoder.moments)
+    beside = t5x.find_config(decoder.path) if decoder.kind == "t5x" else None
+    text = published.gin_text(decoder.model, decoder.tokenizer) if beside is None else beside.read_text("utf-8")
+    (folder / config.CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def write_diffusers(decoder: Decoder, folder: Path) -> None:
+    from music_synth.interop import diffusers
+
+    published.check_published(decoder.model)
+    diffusers.write(folder, decoder.model, decoder.params)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when everything in it is written, and else is removed.
+
+    Raises:
+        UserError: `target` is there and not empty, or cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already: name a new folder, or remove it")
+    partial = target.absolute().with_name(f".{target.absolute().name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.rename(partial, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def compute(module: Any, params: Any, batch: dict[str, Any], frames: Any) -> Any:
+    """What a network makes of noisy or previous frames [B, T, M], given notes and context: [B, T, channels]."""
+    net, tokens = module.bind({"params": params}), batch["note_tokens"]
+    context = (batch["context_mel"], batch["context_mask"]) if module.config.context_frames else (None, None)
+    cache = net.encode(tokens, tokens > 0, *context, True)
+    film = None if module.autoregressive else net.condition_time(jnp.full(1, 0.5))
+    return net.decode(frames, film, cache)
+
+
+def segment(network: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A batch of one segment of random notes and context, and noise [1, T, M]."""
+    rng = np.random.default_rng(0)
+    noise = lambda length: rng.normal(size=(1, length, network.num_mels)).astype(np.float32)
+    batch = {
+        "note_tokens": rng.integers(1, network.vocab_size, (1, min(64, network.max_tokens))).astype(np.int32),
+        "context_mel": noise(network.context_frames),
+        "context_mask": np.ones((1, network.context_frames), bool),
+    }
+    return batch, noise(network.target_frames)
+
+
+def compare(source: Decoder, written: Decoder) -> str:
+    """Both networks on one segment; UserError where one gives numbers and the other does not."""
+    before, after = jax.tree.leaves(source.params), jax.tree.leaves(written.params)
+    equal = sum(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    batch, frames = segment(source.model.network)
+    outputs = [np.asarray(compute(side.model.module, side.params, batch, frames)) for side in (source, written)]
+    if not all(np.isfinite(output).all() for output in outputs):
+        raise UserError(f"{source.path}: the network's output is not finite; the checkpoint is damaged")
+    difference = np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max()
+    return f"{equal} of {len(before)} tensors are equal to the bit; outputs differ by {difference:.1e} of the largest"
+
+
+def disk_size(path: Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def convert_decoder(flags: argparse.Namespace) -> None:
+    decoder = decoders.read(flags.source, flags.num_heads, flags.config)
+    to = flags.to or ("export" if decoder.kind == "run" else "run")
+    count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
+    network = decoder.model.network
+    context = f"{network.context_frames} frames of context" if network.context_frames else "no context"
+    print(f"{flags.source}: {FORMS[decoder.kind]}, step {decoder.step}, {disk_size(decoder.path)}")
+    print(f"  {type(decoder.model).__name__}, {context}, {count:,} parameters")
+    for remark in decoder.remarks:
+        print(f"  {remark}")
+    if to == decoder.kind and to == "run":
+        raise UserError(f"{flags.source} is {FORMS[to]} already: choose another form by --to")
+    with new_folder(flags.target) as folder:
+        if to == "run":
+            write_run(decoder, folder, flags.target)
+        elif to == "export":
+            text = export_text(decoder, flags.target)
+            model_card.export(decoder, text, folder, flags.dtype, flags.scores, flags.license)
+        elif to == "t5x":
+            write_t5x(decoder, folder)
+        else:
+            write_diffusers(decoder, folder)
+        written = decoders.read(folder)
+        if to in ("run", "export") and (written.model, written.tokenizer) != (decoder.model, decoder.tokenizer):
+            raise UserError(f"{flags.source}: {config.CONFIG_FILE} came out as that of another model: please report it")
+        compared = compare(decoder, written)
+    print(f"{flags.target}: {FORMS[to]}, {disk_size(flags.target)}")
+    print(f"  {compared}")
+    quoted = shlex.quote(str(flags.target))
+    if to in ("run", "export"):
+        print(f"play: python -m music_synth.synthesize FILE.mid --checkpoint {quoted} --out OUT.wav")
+    if to == "run":
+        gin_file = shlex.quote(str(flags.target / config.CONFIG_FILE))
+        print(f"train on: python -m music_synth.train --gin_file={gin_file} --gin.TRAIN_STEPS={decoder.step + 10_000}")
+
+
+def convert_inverter(flags: argparse.Namespace) -> None:
+    from music_synth.vocoder.inverter import load_inverter
+    from music_synth.vocoder.neural import NeuralInverter, save_inverter
+
+    inverter = load_inverter(str(flags.source))
+    if not isinstance(inverter, NeuralInverter):
+        raise UserError(f"{flags.source} is an inverter of another project: it plays as it is, by --inverter")
+    if flags.target.exists():
+        raise UserError(f"{flags.target} is there already: name a new file")
+    if not flags.target.absolute().parent.is_dir():
+        raise UserError(f"{flags.target}: there is no folder {flags.target.parent} to write it into")
+    kind = type(inverter.generator).__name__
+    print(f"{flags.source}: an inverter ({kind}), {disk_size(flags.source)}")
+    partial = flags.target.with_name(f".{os.getpid()}-{flags.target.name}")
+    try:
+        if flags.target.suffix == ".onnx":
+            from music_synth.interop.onnx import export_onnx
+
+            export_onnx(inverter.generator, inverter.params, partial)
+        else:
+            save_inverter(partial, inverter.generator, inverter.params)
+        mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, 128)).astype(np.float32)
+        expected = inverter(mel)
+        difference = np.abs(load_inverter(str(partial))(mel) - expected).max() / np.abs(expected).max()
+        os.rename(partial, flags.target)
+    except OSError as error:
+        raise UserError(f"{flags.target} cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{flags.target}: {disk_size(flags.target)}; two seconds of noise differ by {difference:.0e} of the peak")
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    parser = errors.ArgumentParser("python -m music_synth.convert", __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", type=Path, help="what to convert")
+    parser.add_argument("target", type=Path, help="folder to make; for an inverter a file, .onnx or .safetensors")
+    parser.add_argument("--to", choices=FORMS, help="form of the target (default: a run; of a run: export)")
+    parser.add_argument(
+        "--num_heads", type=int, help="of a T5X checkpoint that has no gin file (default: of 64 channels)"
+    )
+    parser.add_argument("--config", type=Path, help="gin file of a T5X checkpoint (default: config.gin beside it)")
+    exported = parser.add_argument_group("exported models")
+    exported.add_argument("--dtype", choices=model_card.DTYPES, default="float32", help="of the weights")
+    exported.add_argument("--scores", type=Path, help="scores.json of music_synth.evaluate, for the model card")
+    exported.add_argument("--license", default=model_card.UNKNOWN_LICENSE, help="of the weights, for the model card")
+    flags = parser.parse_args(argv)
+    if flags.num_heads is not None and flags.num_heads < 1:
+        raise UserError(f"--num_heads {flags.num_heads}: must be at least 1")
+    return flags
+
+
+def main(argv: list[str]) -> None:
+    flags = parse_flags(argv)
+    is_inverter = flags.source.suffix in INVERTER_SUFFIXES or flags.target.suffix in INVERTER_SUFFIXES
+    (convert_inverter if is_inverter else convert_decoder)(flags)
+
+
+if __name__ == "__main__":
+    errors.run(main)

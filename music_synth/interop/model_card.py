@@ -1,0 +1,170 @@
+"""A run as one folder to give away: config.gin, weights as safetensors, and a card, README.md, that says what it is.
+
+`config.load_run` reads such a folder, so that every command that takes a MODEL_DIR takes it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from music_synth import config
+from music_synth.audio.mel import FRAME_RATE
+from music_synth.data.prepared import MANIFEST
+from music_synth.errors import UserError
+from music_synth.interop.decoders import Decoder
+from music_synth.training.checkpoint import WEIGHTS, save_exported
+
+DTYPES = ("float32", "float16", "bfloat16")
+CARD = "README.md"
+METRICS = "metrics.jsonl"
+SCORES = "scores.json"  # of music_synth.evaluate
+UNKNOWN_LICENSE = "not stated"
+
+
+def export(
+    decoder: Decoder,
+    config_text: str,
+    folder: Path,
+    dtype: str = "float32",
+    scores: Path | None = None,
+    license: str = UNKNOWN_LICENSE,
+) -> None:
+    """Writes a decoder into `folder`, which exists.
+
+    Args:
+        config_text: its config.gin.
+        dtype: of the weights.
+        scores: scores.json of an evaluation, or the folder that it lies in, for the card.
+        license: of the weights, for the card: a name such as "cc-by-4.0".
+
+    Raises:
+        UserError: scores that cannot be read, weights that the dtype cannot hold.
+    """
+    evaluation = None if scores is None else read_scores(scores)
+    save_exported(folder / WEIGHTS, decoder.params, decoder.step, dtype)
+    (folder / config.CONFIG_FILE).write_text(config_text, encoding="utf-8")
+    said = config.read_values(folder / config.CONFIG_FILE)
+    text = card(decoder, said, dtype, read_metrics(decoder.path), evaluation, license)
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def card(
+    decoder: Decoder,
+    said: dict[str, Any],
+    dtype: str,
+    metrics: dict[str, tuple[int, float]],
+    evaluation: dict[str, Any] | None,
+    license: str,
+) -> str:
+    """The text of the card, with the header of fields that model hubs read. `said`: what the config binds."""
+    model, network, tokenizer = decoder.model, decoder.model.network, decoder.tokenizer
+    name = type(model).__name__
+    count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
+    segment = network.target_frames / FRAME_RATE
+    context = f"{network.context_frames / FRAME_RATE:.2f} s of the segment before" if network.context_frames else "none"
+    velocities = f"{tokenizer.velocity_bins} velocity bin{'s' * (tokenizer.velocity_bins > 1)}"
+    lines = [
+        "---",
+        f"license: {license if license != UNKNOWN_LICENSE else 'unknown'}",
+        "library_name: music_synth",
+        "tags: [music, midi, audio-generation]",
+        "---",
+        "",
+        f"# {name} decoder, {count / 1e6:.1f} million parameters",
+        "",
+        "Turns the notes of a MIDI file into log-mel spectrograms, which an inverter turns into audio (16 kHz, mono).",
+        "",
+        "```",
+        "python -m music_synth.synthesize FILE.mid --checkpoint THIS_FOLDER --out OUT.wav",
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {network.num_encoder_layers} encoder and {network.num_decoder_layers} decoder layers, width"
+        f" {network.model_dim}, {network.num_heads} heads of {network.head_dim}, MLP {network.mlp_dim} |",
+        f"| a segment | {segment:.2f} s, up to {network.max_tokens} note tokens; context: {context} |",
+        f"| notes | {velocities}, programs: {tokenizer.granularity} |",
+        f"| training data | {data_set(said.get('Feed.task'))} |",
+        f"| training steps | {decoder.step:,}, {said.get('Feed.batch_size', '?')} segments each |",
+        f"| weights | {WEIGHTS}, {dtype} |",
+        f"| made from | {SOURCES[decoder.kind]} |",
+        f"| license of the weights | {license} |",
+    ]
+    if hasattr(model, "sampler"):
+        s = model.sampler
+        lines.append(f"| sampler | {s.name}, {s.num_steps} steps, guidance {s.guidance_scale:g} |")
+    if metrics:
+        lines += ["", "## Scores during training", "", "The last of each that the run logged.", ""]
+        lines += ["| | step | |", "|---|---:|---:|"]
+        lines += [f"| {key} | {step:,} | {value:.4g} |" for key, (step, value) in sorted(metrics.items())]
+    if evaluation:
+        lines += ["", "## Evaluation", "", *_evaluation_lines(evaluation)]
+    lines += ["", f"`{config.CONFIG_FILE}` has every setting.", ""]
+    return "\n".join(lines)
+
+
+SOURCES = {
+    "run": "a training run of music_synth",
+    "export": "an exported model of music_synth",
+    "t5x": "a checkpoint of T5X",
+    "diffusers": "a pipeline of diffusers",
+}
+
+
+def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
+    """A table of the scores that an evaluation wrote, whichever it has."""
+    facts = {key: value for key, value in evaluation.items() if isinstance(value, (str, int, float))}
+    rows = [row for row in evaluation.get("rows", []) if isinstance(row, dict)]
+    lines = [", ".join(f"{key} {_number(value)}" for key, value in facts.items()) + ".", ""]
+    columns = [key for key in (rows[0] if rows else {}) if not isinstance(rows[0][key], (dict, list))]
+    if columns:
+        lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [f"| {' | '.join(_number(row.get(key)) for key in columns)} |" for row in rows]
+    return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value).replace("|", "/")
+
+
+def data_set(task: str | None) -> str:
+    """A task by name; a prepared folder, while it is there, by that of the data set in it."""
+    try:
+        manifest = json.loads((Path(task or "") / MANIFEST).read_text(encoding="utf-8"))
+        return f"{manifest['data_set']} {manifest['data_set_version']}, as prepared arrays"
+    except (OSError, ValueError, KeyError):
+        return task or "not stated"
+
+
+def read_metrics(folder: Path) -> dict[str, tuple[int, float]]:
+    """The last value of every metric of a run, and its step: {"eval/loss": (1000, 0.12), ...}; {} where it has none."""
+    path = folder / METRICS
+    last: dict[str, tuple[int, float]] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+                last |= {key: (int(values["step"]), value) for key, value in values.items() if "/" in key}
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a run that was killed
+    return last
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """scores.json of an evaluation, or of the folder that one was written into.
+
+    Raises:
+        UserError: there is none, or it does not parse.
+    """
+    path = path / SCORES if path.is_dir() else path
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read scores from {path} ({error}): give what music_synth.evaluate wrote") from error
+    if not isinstance(scores, dict):
+        raise UserError(f"{path} holds no scores of music_synth.evaluate")
+    return scores
