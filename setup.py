@@ -47,6 +47,7 @@ EXTRAS = {
         "onnxruntime>=1.20",
         "jinja2>=3.1",
     ],
+    "hub": ["huggingface_hub>=1.0"],  # published models by name
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",
