@@ -19,6 +19,7 @@ CORE = [
     "gin-config>=0.5.0",
     "numpy>=2.2",
     "scipy>=1.15",
+    "threadpoolctl>=3.5",  # one thread for eigenvalues: OpenBLAS's spin on cores that are shared
     "pretty_midi>=0.2.11",  # older ones need setuptools' pkg_resources, which setuptools 81 dropped
     "pyfluidsynth>=1.3.4",  # and the system library libfluidsynth3, for rendering only
     "soundfile>=0.12",
