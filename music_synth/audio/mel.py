@@ -54,18 +54,20 @@ def hann_window(length: int = FRAME_LENGTH) -> np.ndarray:
 
 
 @functools.cache
-def mel_matrix() -> np.ndarray:
-    """Filter bank, float32 [513, 128]: mel = magnitude @ mel_matrix().
+def mel_matrix(
+    num_mels: int = NUM_MELS, fft_size: int = FFT_SIZE, min_hz: float = MIN_HZ, max_hz: float = MAX_HZ
+) -> np.ndarray:
+    """Filter bank, float32 [fft_size / 2 + 1, num_mels], of 16 kHz audio: mel = magnitude @ mel_matrix().
 
     HTK mel scale m = 1127 ln(1 + f/700); triangles whose slopes are linear in mel, not in Hz, with height 1
-    (no area normalization); the DC bin has weight 0.
+    (no area normalization); the DC bin has weight 0. Models of others use other sizes than ours.
     """
 
     def mel(hz):
         return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
 
-    bins = mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1))[:, None]  # [513, 1]
-    edges = np.linspace(mel(MIN_HZ), mel(MAX_HZ), NUM_MELS + 2)  # [130]
+    bins = mel(np.linspace(0.0, SAMPLE_RATE / 2, fft_size // 2 + 1))[:, None]  # [513, 1]
+    edges = np.linspace(mel(min_hz), mel(max_hz), num_mels + 2)  # [130]
     lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (bins - lower) / (center - lower)  # [513, 128]
     falling = (upper - bins) / (upper - center)

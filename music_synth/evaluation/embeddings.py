@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from music_synth.audio.io import resample
-from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, SAMPLE_RATE, hann_window, log_mel, mel_matrix
 from music_synth.errors import UserError
 from music_synth.evaluation import transcription
 from music_synth.evaluation.transcription import checked_audio
@@ -155,7 +155,7 @@ def load_trill(path: str) -> WaveformModel:
 
 @functools.cache
 def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
-    """Of a waveform [S] to what the model gives; of several outputs the one called `embedding`."""
+    """Of a waveform [S] to what the model gives; of several outputs the one that is called an embedding."""
     from music_synth.interop import runtimes
 
     place = runtimes.hub_folder(path) if "://" in path else Path(path)
@@ -166,17 +166,39 @@ def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
         return saved_model_function(path, model, tf, takes_rate)
     session = runtimes.open_onnx(place)
     inputs = session.get_inputs()
-    waveforms = [taken for taken in inputs if taken.type in runtimes.DTYPES and len(taken.shape) <= 2]
+    floats = [taken for taken in inputs if taken.type in runtimes.DTYPES]
     rates = [taken for taken in inputs if taken.type in ("tensor(int32)", "tensor(int64)")]
-    if len(waveforms) != 1 or len(waveforms) + len(rates) != len(inputs):
+    shape = tuple(floats[0].shape) if len(floats) == 1 and len(floats) + len(rates) == len(inputs) else (None,) * 9
+    if shape[-2:] == (VGGISH_FRAMES, VGGISH_MELS) and not takes_rate:
+        prepare = lambda audio: vggish_log_mel(audio).reshape(-1, *(1,) * (len(shape) - 3), *shape[-2:])
+    elif len(shape) <= 2:
+        prepare = lambda audio: audio[(None,) * (len(shape) - 1)]
+    else:
         raise UserError(f"{path} takes {described(inputs)}, not one waveform [S] or [1, S]")
     output = chosen_output(path, session, "embedding")
+    dtype = runtimes.DTYPES[floats[0].type]
     given = {
         rate.name: np.full([1] * len(rate.shape), SAMPLE_RATE, np.int64 if "64" in rate.type else np.int32)
         for rate in rates
     }
-    shaped = lambda audio: audio.astype(runtimes.DTYPES[waveforms[0].type])[(None,) * (len(waveforms[0].shape) - 1)]
-    return lambda audio: session.run([output], {waveforms[0].name: shaped(audio), **given})[0]
+    return lambda audio: session.run([output], {floats[0].name: prepare(audio).astype(dtype), **given})[0]
+
+
+VGGISH_WINDOW, VGGISH_HOP, VGGISH_FFT = 400, 160, 512  # samples at 16 kHz
+VGGISH_FRAMES, VGGISH_MELS, VGGISH_MIN_HZ, VGGISH_MAX_HZ = 96, 64, 125.0, 7500.0
+VGGISH_OFFSET = 0.01  # added before the logarithm
+
+
+def vggish_log_mel(audio: Array) -> Array:
+    """What VGGish hears (Hershey et al. 2017, section 3.1): [S] to log-mel [n, 96, 64], of 0.96 s each.
+
+    ONNX files of it mostly begin here; the TF-Hub module takes the waveform and does this itself.
+    """
+    frames = np.lib.stride_tricks.sliding_window_view(audio, VGGISH_WINDOW)[::VGGISH_HOP]
+    spectrum = np.abs(np.fft.rfft(frames * hann_window(VGGISH_WINDOW), VGGISH_FFT))
+    mel = np.log(spectrum @ mel_matrix(VGGISH_MELS, VGGISH_FFT, VGGISH_MIN_HZ, VGGISH_MAX_HZ) + VGGISH_OFFSET)
+    num_examples = len(mel) // VGGISH_FRAMES
+    return mel[: num_examples * VGGISH_FRAMES].reshape(num_examples, VGGISH_FRAMES, VGGISH_MELS).astype(np.float32)
 
 
 def saved_model_function(path: str, model: Any, tf: Any, takes_rate: bool) -> Callable[[Array], Array]:
@@ -253,8 +275,7 @@ def clap_log_mel(audio: Array) -> Array:
     """What CLAP is fed: power log-mel in dB of a window at 48 kHz, [S] to [S / 480 + 1, 64]; frames are centered."""
     padded = np.pad(audio, CLAP_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, CLAP_FFT)[::CLAP_HOP]
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(CLAP_FFT) / CLAP_FFT)
-    power = np.abs(np.fft.rfft(frames * window)) ** 2  # [T, 513]
+    power = np.abs(np.fft.rfft(frames * hann_window(CLAP_FFT))) ** 2  # [T, 513]
     return (10 * np.log10(np.maximum(power @ clap_mel_matrix(), 1e-10))).astype(np.float32)
 
 
@@ -354,13 +375,12 @@ def described(inputs: Iterable) -> str:
 
 
 def chosen_output(path: str, session: Any, name: str) -> str:
-    """The output called `name`, or the only one; else a UserError."""
+    """The output called `name`, the only one whose name holds it, or the only one there is; else a UserError."""
     outputs = [given.name for given in session.get_outputs()]
-    if name in outputs:
-        return name
-    if len(outputs) == 1:
-        return outputs[0]
-    raise UserError(f"{path} gives {', '.join(outputs)}: none of them is called {name!r}")
+    for found in ([name] if name in outputs else [], [output for output in outputs if name in output], outputs):
+        if len(found) == 1:
+            return found[0]
+    raise UserError(f"{path} gives {', '.join(outputs)}: which of them is {name!r}?")
 
 
 def run(name: str, path: str, call: Callable[[Array], Array], audio: Array) -> Array:

@@ -19,7 +19,7 @@ from music_synth.audio.io import resample
 from music_synth.audio.mel import MIN_LOG_MEL, log_mel
 from music_synth.errors import UserError
 from music_synth.evaluation import embeddings, transcription
-from music_synth.evaluation.embeddings import clap_log_mel, load_embeddings, log_mel_statistics
+from music_synth.evaluation.embeddings import clap_log_mel, load_embeddings, log_mel_statistics, vggish_log_mel
 
 RNG = np.random.default_rng(0)
 NOISE = (0.1 * RNG.standard_normal(16_000 * 12)).astype(np.float32)
@@ -137,9 +137,28 @@ def test_trill_as_onnx_is_told_the_rate_and_gives_its_layer(tmp_path):
     np.testing.assert_allclose(trill.embed(audio(3)), by_hand(audio(3), matrix), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [("batch", 96, 64), ("batch", 1, 96, 64)], ids=str)
+def test_vggish_as_onnx_that_takes_its_log_mel(tmp_path, shape):
+    matrix = RNG.standard_normal((64, 128)).astype(np.float32)
+    nodes = [
+        ("Reshape", ["melspectrogram", "patches"], ["mel"], {}),
+        ("ReduceMean", ["mel"], ["mean"], {"axes": [1], "keepdims": 0}),
+        ("MatMul", ["mean", "matrix"], ["model/vggish/embeddings"], {}),
+        ("Identity", ["mean"], ["model/vggish/fc1"], {}),
+    ]
+    patches = np.array([-1, 96, 64], np.int64)
+    outputs = ["model/vggish/fc1", "model/vggish/embeddings"]
+    inputs = {"melspectrogram": (FLOAT, shape)}
+    path = write_onnx(tmp_path / "a.onnx", inputs, outputs, nodes, matrix=matrix, patches=patches)
+    frames = load_embeddings({"vggish": path})["vggish"].embed(audio(3))
+    np.testing.assert_allclose(frames, vggish_log_mel(audio(3)).mean(axis=1) @ matrix, atol=1e-4)
+    with pytest.raises(UserError, match=r"takes melspectrogram .*, not one waveform"):
+        load_embeddings({"trill": path})
+
+
 def test_files_that_are_no_waveform_model(tmp_path):
     path, _ = write_waveform_model(tmp_path / "a.onnx", 4, 160, output="audio", more_outputs=["other"])
-    with pytest.raises(UserError, match="gives audio, other: none of them is called 'embedding'"):
+    with pytest.raises(UserError, match=r"gives audio, other: which of them is 'embedding'\?"):
         load_embeddings({"vggish": path})
     path, _ = write_waveform_model(tmp_path / "b.onnx", 4, 160, inputs={"second": (FLOAT, ["n"])})
     with pytest.raises(UserError, match=r"takes waveform \['samples'\], second \['n'\], not one waveform"):
@@ -188,6 +207,17 @@ def test_saved_models(saved_models):
     np.testing.assert_allclose(frames[1], audio(2)[2666 : 2666 + 2560 : 5], atol=1e-6)
     with pytest.raises(UserError, match="is no function"):
         load_embeddings({"vggish": str(saved_models / "empty")})
+
+
+def test_vggish_log_mel_is_that_of_its_authors():
+    """Whose filter matrix TensorFlow has as a function."""
+    from music_synth.data.quiet_tensorflow import tf
+
+    spectrum = tf.abs(tf.signal.stft(audio(2), 400, 160, 512))
+    expected = tf.math.log(spectrum @ tf.signal.linear_to_mel_weight_matrix(64, 257, 16_000, 125.0, 7500.0) + 0.01)
+    patches = vggish_log_mel(audio(2))
+    assert patches.shape == (2, 96, 64)
+    np.testing.assert_allclose(patches.reshape(192, 64), expected[:192], atol=2e-3)
 
 
 def test_hub_handles(saved_models, tmp_path, monkeypatch):
