@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from music_synth.audio.mel import scale_mel, unscale_mel
 from music_synth.autoregressive.outputs import Deterministic, GaussianMixture
 from music_synth.models.layers import NetworkConfig
-from music_synth.models.seam import Batch, Params, Seam, masked_mean
+from music_synth.models.seam import Batch, Params, Seam, masked_mean, row_keys
 from music_synth.models.transformer import MelTransformer
 
 Array = jax.Array
@@ -77,6 +77,7 @@ class Autoregressive(Seam):
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
         """Notes and context -> log-mel [B, T, M], frame by frame with cached keys and values, in one scan."""
         rows, frames = batch["note_tokens"].shape[0], self.network.target_frames
+        keys, params = row_keys(rng, rows), self._in_dtype(params)
         cross = self._encode(params, batch, None)
         start = jnp.full((rows, 1, self.network.num_mels), self._start)
         caches = self.module.bind({"params": params}).decoder.empty_caches(rows, frames)
@@ -84,7 +85,7 @@ class Autoregressive(Seam):
         def step(carry, index):
             frame, caches = carry
             channels, caches = self._apply(params, frame, index, cross, caches, method="decode_step")
-            frame = self.output.sample(channels, jax.random.fold_in(rng, index))
+            frame = jax.vmap(lambda c, key: self.output.sample(c, jax.random.fold_in(key, index)))(channels, keys)
             return (frame, caches), frame[:, 0]
 
         _, mel = jax.lax.scan(step, (start, caches), jnp.arange(frames))  # [T, B, M]

@@ -16,7 +16,7 @@ from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, Schedule, sigma
 from music_synth.models.layers import NetworkConfig
-from music_synth.models.seam import Batch, Params, Seam, masked_mean
+from music_synth.models.seam import Batch, Params, Seam, masked_mean, normal, row_keys
 from music_synth.models.transformer import MelTransformer
 
 Array = jax.Array
@@ -102,13 +102,15 @@ class Diffusion(Seam):
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
         """Notes and context -> log-mel [B, T, M]; the batch's own mel, if any, is not looked at."""
-        start_key, step_key = jax.random.split(rng)
-        shape = (batch["note_tokens"].shape[0], self.network.target_frames, self.network.num_mels)
-        x_1 = jax.random.normal(start_key, shape)
-        return self.sample_from(params, batch, x_1, lambda i: jax.random.normal(jax.random.fold_in(step_key, i), shape))
+        keys = jax.vmap(jax.random.split)(row_keys(rng, len(batch["note_tokens"])))  # [B, 2]
+        start_keys, step_keys = keys[:, 0], keys[:, 1]
+        shape = (self.network.target_frames, self.network.num_mels)
+        noise_fn = lambda i: normal(jax.vmap(lambda key: jax.random.fold_in(key, i))(step_keys), shape)
+        return self.sample_from(params, batch, normal(start_keys, shape), noise_fn)
 
     def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
         """`sample` with its noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
+        params = self._in_dtype(params)
         cache = self._encode(params, batch, None)
         times = samplers.grid_times(self.sampler, self.schedule)
         film = self._apply(params, times[:-1], method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]

@@ -38,6 +38,7 @@ class NetworkConfig:
     context_frames: int = 256  # C; 0 = no context encoder
     dropout_rate: float = 0.1
     dtype: str = "float32"  # of activations: "float32" or "bfloat16"
+    attention: str = "auto"  # "einsum", or cuDNN's fused kernel where it can be (`attend`)
     remat: bool = False  # recompute each layer in the backward pass: less memory, a third more work
     scan_layers: bool = False  # one compiled layer for all: compiles faster, parameters stacked on axis 0
     context_positions: str = "terminal_relative"  # or "regular": position ids of the context, 3.14.2
@@ -59,6 +60,7 @@ class NetworkConfig:
             raise ValueError(f"NetworkConfig.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
         for name, choices in (
             ("dtype", ("float32", "bfloat16")),
+            ("attention", ("auto", "einsum")),
             ("context_positions", ("terminal_relative", "regular")),
             ("cross_attention", ("concat", "sum")),
         ):
@@ -131,6 +133,25 @@ def length_dropout(rate: float) -> nn.Dropout:
     return nn.Dropout(rate, broadcast_dims=(-2,))
 
 
+def attend(query: Array, keys: Array, values: Array, mask: Array | None, implementation: str) -> Array:
+    """Softmax attention without a scale: from [B, Q, H, K] to [B, L, H, K] each, [B, Q, H, K].
+
+    `mask` as for `Attention`. With "auto", bfloat16 on an NVIDIA GPU goes through cuDNN's fused kernel, which never
+    writes the weights to memory. All else is two einsums: on CPUs jax.nn.dot_product_attention is the same two.
+    """
+    num_queries, head_dim = query.shape[1], query.shape[3]
+    fits = query.dtype == jnp.bfloat16 and num_queries > 1 and head_dim % 8 == 0 and head_dim <= 128
+    if implementation == "auto" and fits and jax.default_backend() == "gpu":
+        if mask is not None:
+            mask = jnp.broadcast_to(mask, (*mask.shape[:2], num_queries, keys.shape[1]))
+        return jax.nn.dot_product_attention(query, keys, values, mask=mask, scale=1.0, implementation="cudnn")
+    logits = jnp.einsum("bqhk,blhk->bhql", query, keys).astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED_LOGIT)
+    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)  # [B, H, Q, L]
+    return jnp.einsum("bhql,blhk->bqhk", weights, values)
+
+
 class Attention(nn.Module):
     """Multi-head attention without a run-time 1/sqrt(K): the query initializer holds it (3.13.2).
 
@@ -164,12 +185,11 @@ class Attention(nn.Module):
         `mask` is True where a key may be seen, broadcastable to [B, H, Q, L]; a row without any key averages all.
         """
         keys, values = keys_values
-        logits = jnp.einsum("bqhk,blhk->bhql", self._split(self.query(x)), keys).astype(jnp.float32)
-        if mask is not None:
-            logits = jnp.where(mask, logits, MASKED_LOGIT)
-        weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)  # [B, H, Q, L]
-        weights = self.weight_dropout(weights, deterministic=deterministic)
-        y = jnp.einsum("bhql,blhk->bqhk", weights, values)
+        if not deterministic:  # the weight of a key is the same for all queries, so it can as well go to its value
+            rows, length, heads, _ = values.shape
+            kept = self.weight_dropout(jnp.ones((rows, heads, 1, length), values.dtype), deterministic=False)
+            values = values * jnp.broadcast_to(jnp.moveaxis(kept, -1, 1), values.shape)
+        y = attend(self._split(self.query(x)), keys, values, mask, self.config.attention)
         return self.out(y.reshape(*y.shape[:-2], -1))  # [B, Q, D]
 
 

@@ -1,7 +1,8 @@
 """What `Diffusion` and `Autoregressive` share: the seam that training, evaluation and synthesis see.
 
 A model is a frozen dataclass with `network`, `loss(params, batch, rng, train)`, `sample(params, batch, rng)` and
-`with_sampling(**overrides)`; this base brings `init` and `logical_axes`. A batch is a dictionary:
+`with_sampling(**overrides)`; this base brings `init` and `logical_axes`. `sample` takes one key, or one for each row
+of the batch: a row then comes out the same in any company. A batch is a dictionary:
 
     note_tokens [B, N] int32     0 = padding, 1 = end; N may be any bucket up to network.max_tokens
     context_mel [B, C, M] f32    log-mel of the previous segment     (only where network.context_frames > 0)
@@ -33,6 +34,16 @@ def masked_mean(values: Array, mask: Array) -> Array:
     """Mean of values [B, T, ...] over the frames where mask [B, T] is True; 0 where there is none."""
     weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
     return jnp.sum(jnp.where(weights, values, 0.0)) / jnp.maximum(jnp.sum(weights.astype(jnp.float32)), 1.0)
+
+
+def row_keys(rng: Array, rows: int) -> Array:
+    """Keys of the rows of a batch [rows]: those that are given, or one key split into as many."""
+    return rng if rng.ndim else jax.random.split(rng, rows)
+
+
+def normal(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normal [B, *shape], each row from its own key, so that it does not depend on the others."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 class Seam:
@@ -103,6 +114,12 @@ class Seam:
         tokens = batch["note_tokens"]
         args = (tokens, tokens > 0, context, context_mask, dropout_key is None)
         return self._apply(params, *args, method="encode", dropout_key=dropout_key)
+
+    def _in_dtype(self, params: Params) -> Params:
+        """Parameters whose layers' kernels are in the dtype they are used in: for loops, which else convert anew."""
+        is_kernel = lambda path: path[-1].key == "kernel" and any(key.key.startswith("layers") for key in path)
+        cast = lambda path, leaf: leaf.astype(self.network.dtype) if is_kernel(path) else leaf
+        return jax.tree_util.tree_map_with_path(cast, params)
 
     def _scale_context(self, context_mel: Array) -> Array:
         return scale_mel(context_mel, clip=True)

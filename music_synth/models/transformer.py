@@ -280,15 +280,20 @@ class MelTransformer(nn.Module):
         flags = self.autoregressive, self.attend_to_padding, self.corrects_roll
         self.decoder = MelDecoder(c, self.output_dim, *flags)
 
-    def encode(
+    def encode(self, note_tokens: Array, *inputs) -> CrossCache:
+        """Inputs as of `encodings` -> cache of the decoder."""
+        sources, masks, roll = self.encodings(note_tokens, *inputs)
+        return self.decoder.precompute(sources, masks)._replace(roll=roll)
+
+    def encodings(
         self,
         note_tokens: Array,
         token_mask: Array,
         context: Array | None,
         context_mask: Array | None,
         deterministic: bool,
-    ) -> CrossCache:
-        """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> cache of the decoder."""
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array | None]:
+        """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> encodings, masks, note roll."""
         c, encoder_mask = self.config, None if self.attend_to_padding else token_mask
         notes = read_notes(note_tokens, c.vocabulary, c.target_frames) if c.note_roll else None
         encoder = self.token_encoder if c.context_frames else self.encoder
@@ -298,7 +303,10 @@ class MelTransformer(nn.Module):
             sources += (self.continuous_encoder(context, context_mask, deterministic),)
             masks += (context_mask,)
         roll = None if notes is None else self.note_roll(tokens, notes)
-        return self.decoder.precompute(sources, masks)._replace(roll=roll)
+        return sources, masks, roll
+
+    def precompute(self, sources: tuple[Array, ...], masks: tuple[Array, ...]) -> CrossCache:
+        return self.decoder.precompute(sources, masks)
 
     def condition_time(self, t: Array) -> Array:
         return self.decoder.condition_time(t)
