@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from music_synth import errors
+from music_synth.audio.io import audio_from_int16
 from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, log_mel
 from music_synth.data import synthetic
 from music_synth.data.audio_feed import Source
-from music_synth.data.prepared import audio_from_int16
 from music_synth.vocoder.inverter import load_inverter
 from music_synth.vocoder.objective import RESOLUTIONS, stft_parts
 

@@ -49,6 +49,16 @@ def read_audio(source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE
     return resample(np.ascontiguousarray(audio.mean(axis=1)), file_rate, sample_rate)
 
 
+def audio_to_int16(audio: np.ndarray) -> np.ndarray:
+    """Floats in [-1, 1] to int16, clipped: round(32768 * sample)."""
+    return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def audio_from_int16(samples: np.ndarray) -> np.ndarray:
+    """The float32 in [-1, 1] that `audio_to_int16` rounded; of any integers (tfds hands out 64-bit ones)."""
+    return samples.astype(np.float32) / np.float32(32768)
+
+
 def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Writes floats [S] in [-1, 1] as 16-bit WAV or FLAC, by the suffix of `path`.
 

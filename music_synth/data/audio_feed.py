@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from music_synth.audio.io import audio_from_int16, audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, log_mel, num_mel_frames
 from music_synth.data.examples import Batch, shard_rows, stack
 from music_synth.data.feed import is_folder
-from music_synth.data.prepared import audio_from_int16, audio_to_int16, open_audio, open_mels
+from music_synth.data.prepared import open_audio, open_mels
 from music_synth.errors import UserError
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from music_synth.audio import mel as mel_module
+from music_synth.audio.io import audio_from_int16, audio_to_int16
 from music_synth.data.examples import (
     Batch,
     Example,
@@ -71,16 +72,6 @@ def notes_from_array(array: np.ndarray) -> list[Note]:
         Note(int(pitch), int(velocity), int(program), onset, offset, bool(is_drum), int(instrument))
         for pitch, velocity, program, onset, offset, is_drum, instrument in array.tolist()
     ]
-
-
-def audio_to_int16(audio: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] to int16, clipped: round(32768 * sample)."""
-    return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
-
-
-def audio_from_int16(samples: np.ndarray) -> np.ndarray:
-    """The float32 in [-1, 1] that `audio_to_int16` rounded; of any integers (tfds hands out 64-bit ones)."""
-    return samples.astype(np.float32) / np.float32(32768)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from music_synth.audio.io import audio_from_int16
 from music_synth.audio.mel import NUM_MELS, log_mel
 from music_synth.data.examples import num_strata, stratified_start
 from music_synth.data.note_sequences import parse_note_sequence
-from music_synth.data.prepared import audio_from_int16, notes_from_array, notes_to_array
+from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.midi.notes import Note, apply_sustain, trim_overlaps
 from music_synth.midi.segments import FRAME_RATE, STEPS_PER_FRAME, SegmentTooLong

@@ -3,10 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
+from music_synth.audio.io import audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, log_mel
 from music_synth.data.audio_feed import open_audio_feed
 from music_synth.data.examples import Piece
-from music_synth.data.prepared import PreparedFeed, audio_to_int16, open_audio, write_folder
+from music_synth.data.prepared import PreparedFeed, open_audio, write_folder
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer

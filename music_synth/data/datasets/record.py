@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from music_synth.audio.io import audio_to_int16
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.data.note_sequences import write_note_sequence
-from music_synth.data.prepared import audio_to_int16
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.midi.notes import Note
 
