@@ -6,10 +6,11 @@ What synthesis plays and evaluation scores comes from here (golden/README.md 3.1
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from music_synth.errors import UserError
@@ -40,47 +41,86 @@ def sample_segment(model: Seam, params, batch: Batch, seeds: jax.Array, index: j
     Every row has random numbers of its own, from its seed [B] and the segment's index [B], so that how a
     piece sounds depends neither on the others in the batch nor on their number.
     """
+    keys = jax.vmap(lambda seed, segment: jax.random.fold_in(jax.random.key(seed), segment))(seeds, index)
+    return model.sample(params, batch, keys)
 
-    def sample_row(row: Batch, seed: jax.Array, segment: jax.Array) -> jax.Array:
-        rng = jax.random.fold_in(jax.random.key(seed), segment)
-        return model.sample(params, {name: array[None] for name, array in row.items()}, rng)[0]
 
-    return jax.vmap(sample_row)(batch, seeds, index)
+@dataclass
+class Row:
+    """A piece on its way: what its next segment starts from."""
+
+    piece: int
+    context: np.ndarray  # [C, M]
+    has_context: bool = False  # not the first segment
+    index: int = 0  # of the segment
+
+
+def sample_pieces(
+    model: Seam, params, pieces: Sequence[Sequence[np.ndarray]], seeds: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Samples any number of pieces, up to `batch_size` side by side; when one ends, another takes its row.
+
+    Long pieces begin first, so that few are left alone at the end. What is compiled stays little: rows are sampled in
+    batches of powers of two, without an idle one, and all segments of a piece are padded to one bucket, so that a
+    piece alone compiles nothing after its first segment.
+
+    Args:
+      model: `Diffusion` or `Autoregressive`.
+      pieces: for each piece the note tokens of its segments, unpadded, as `Tokenizer.encode` gives them.
+      seeds: one a piece.
+
+    Yields:
+      (index of a piece, log-mel float32 [T, M] of its next segment).
+
+    Raises:
+      UserError: the model's output is not finite.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
+    network = model.network
+    buckets = [token_bucket(max(map(len, segments)), network.max_tokens) for segments in pieces]
+    waiting = sorted(range(len(pieces)), key=lambda piece: -len(pieces[piece]))
+    no_context = np.zeros((network.context_frames, network.num_mels), np.float32)
+    rows: list[Row] = []
+    while waiting or rows:
+        while waiting and len(rows) < batch_size:
+            rows.append(Row(waiting.pop(0), no_context))
+        for batch in powers_of_two(rows):
+            bucket = max(buckets[row.piece] for row in batch)
+            inputs = {
+                "note_tokens": np.stack([pad_tokens(pieces[row.piece][row.index], bucket) for row in batch]),
+                "context_mel": np.stack([row.context for row in batch]),
+                "context_mask": np.stack([np.full(network.context_frames, row.has_context) for row in batch]),
+            }
+            row_seeds = np.array([seeds[row.piece] for row in batch], np.uint32)
+            indices = np.array([row.index for row in batch], np.uint32)
+            mels = np.asarray(sample_segment(model, params, inputs, row_seeds, indices))
+            for row, mel in zip(batch, mels, strict=True):
+                yield row.piece, check_finite(mel, f"segment {row.index}")
+                row.context, row.has_context = mel[network.target_frames - network.context_frames :], True
+                row.index += 1
+        rows = [row for row in rows if row.index < len(pieces[row.piece])]
+
+
+def powers_of_two(rows: Sequence) -> Iterator[Sequence]:
+    """The rows in batches whose sizes are powers of two, the largest first."""
+    while rows:
+        size = 1 << (len(rows).bit_length() - 1)
+        yield rows[:size]
+        rows = rows[size:]
 
 
 def sample_chain(
     model: Seam, params, pieces: Sequence[Sequence[np.ndarray]], seeds: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Samples several pieces side by side, segment after segment.
-
-    Args:
-      model: `Diffusion` or `Autoregressive`.
-      pieces: for each piece the note tokens of its segments, unpadded, as `Tokenizer.encode` gives them. A
-        piece that ends before the others is sampled on without notes; the caller drops that.
-      seeds: one a piece.
-
-    Yields:
-      log-mel float32 [B, T, M]: segment 0 of all pieces, segment 1, ...
-
-    Raises:
-      UserError: the model's output is not finite.
-    """
-    network = model.network
-    num_rows, no_notes = len(pieces), np.ones(1, np.int32)  # EOS alone
-    context = jnp.zeros((num_rows, network.context_frames, network.num_mels))
-    has_context = np.zeros((num_rows, network.context_frames), bool)  # the first segment: none
-    seeds = jnp.asarray(np.asarray(seeds, np.uint32))
-    for index in range(max(len(segments) for segments in pieces)):
-        rows = [segments[index] if index < len(segments) else no_notes for segments in pieces]
-        batch = {
-            "note_tokens": pad_to_bucket(rows, network.max_tokens),
-            "context_mel": context,
-            "context_mask": has_context,
-        }
-        mel = sample_segment(model, params, batch, seeds, jnp.full(num_rows, index, jnp.uint32))
-        context = mel[:, network.target_frames - network.context_frames :]
-        has_context = np.ones_like(has_context)
-        yield check_finite(np.asarray(mel), f"segment {index}")
+    """`sample_pieces` of all pieces side by side, as segments [B, T, M] of all; zeros where a piece has ended."""
+    shape = (model.network.target_frames, model.network.num_mels)
+    sampled = sample_pieces(model, params, pieces, seeds, len(pieces))
+    for index in range(max(map(len, pieces))):
+        mel = np.zeros((len(pieces), *shape), np.float32)
+        for piece, segment in itertools.islice(sampled, sum(index < len(segments) for segments in pieces)):
+            mel[piece] = segment
+        yield mel
 
 
 def check_finite(mel: np.ndarray, where: str) -> np.ndarray:

@@ -15,12 +15,14 @@ import shlex
 import jax
 
 from music_synth import config, errors
+from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
 from music_synth.models.seam import Seam
 
 
 def main(argv: list[str]) -> None:
     """Flags -> configuration -> one call of `training.loop.train`."""
+    keep_compiled()
     files, overrides, rest = config.split_flags(argv)
     flags = _flags(rest)
     if not files:

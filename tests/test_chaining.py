@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from music_synth import chaining
 from music_synth.autoregressive.objective import Autoregressive
 from music_synth.autoregressive.outputs import Deterministic
-from music_synth.chaining import pad_to_bucket, sample_chain, sample_segment, token_bucket
+from music_synth.chaining import pad_to_bucket, sample_chain, sample_pieces, sample_segment, token_bucket
 from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
 from music_synth.models.layers import NetworkConfig
 from tests import tiny_runs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = NetworkConfig(
     model_dim=16,
     num_heads=2,
@@ -36,18 +38,18 @@ class Counter:
 
     network: NetworkConfig
 
-    def sample(self, params, batch, rng):
-        first = jnp.where(batch["context_mask"].all(), batch["context_mel"][0, 0, 0], 100.0)
-        frames = first + jnp.arange(self.network.target_frames, dtype=jnp.float32)
-        return jnp.broadcast_to(frames[None, :, None], (1, len(frames), self.network.num_mels))
+    def sample(self, params, batch, rngs):
+        first = jnp.where(batch["context_mask"].all(axis=1), batch["context_mel"][:, 0, 0], 100.0)
+        frames = first[:, None] + jnp.arange(self.network.target_frames, dtype=jnp.float32)[None]
+        return jnp.broadcast_to(frames[..., None], (*frames.shape, self.network.num_mels))
 
 
 @dataclass(frozen=True)
 class Broken:
     network: NetworkConfig
 
-    def sample(self, params, batch, rng):
-        return jnp.full((1, self.network.target_frames, self.network.num_mels), jnp.nan)
+    def sample(self, params, batch, rngs):
+        return jnp.full((len(rngs), self.network.target_frames, self.network.num_mels), jnp.nan)
 
 
 def tokens(*lengths):
@@ -88,19 +90,48 @@ def models():
     return [diffusion, Autoregressive(TINY, output=Deterministic(dither=0.1))]
 
 
+def whole(sampled):
+    """What `sample_pieces` yields, put together: {piece: log-mel [T, M]}."""
+    parts = {}
+    for piece, mel in sampled:
+        parts.setdefault(piece, []).append(mel)
+    return {piece: np.concatenate(mels) for piece, mels in parts.items()}
+
+
 @pytest.mark.parametrize("model", models(), ids=["diffusion", "autoregressive"])
 def test_a_piece_sounds_the_same_alone_and_in_any_company(model):
     params = tiny_runs.random_like(model.init)
-    pieces, seeds = [tokens(4, 60), tokens(50), tokens(9, 2, 30)], [7, 8, 9]
-    together = np.concatenate(list(sample_chain(model, params, pieces, seeds)), axis=1)
-    swapped = np.concatenate(list(sample_chain(model, params, pieces[::-1], seeds[::-1])), axis=1)[::-1]
-    for row, (piece, seed) in enumerate(zip(pieces, seeds, strict=True)):
-        alone = np.concatenate(list(sample_chain(model, params, [piece], [seed])), axis=1)[0]
-        np.testing.assert_allclose(together[row, : len(alone)], alone, atol=2e-4)
-        np.testing.assert_allclose(swapped[row, : len(alone)], alone, atol=2e-4)
+    pieces, seeds = [tokens(4, 60), tokens(50), tokens(9, 2, 30), tokens(5, 5)], [7, 8, 9, 10]
+    alone = whole(sample_pieces(model, params, pieces, seeds, 1))
+    assert {piece: len(mel) for piece, mel in alone.items()} == {0: 12, 1: 6, 2: 18, 3: 12}
+    together = whole(sample_pieces(model, params, pieces, seeds, 2))
+    swapped = whole(sample_pieces(model, params, pieces[::-1], seeds[::-1], 2))
+    for piece in range(4):
+        np.testing.assert_allclose(together[piece], alone[piece], atol=2e-4)
+        np.testing.assert_allclose(swapped[3 - piece], alone[piece], atol=2e-4)
     # ... and it is the seed that tells pieces apart:
-    other = np.concatenate(list(sample_chain(model, params, [pieces[0]], [10])), axis=1)[0]
-    assert np.abs(other - together[0, : len(other)]).max() > 0.01
+    other = whole(sample_pieces(model, params, pieces[:1], [11], 1))[0]
+    assert np.abs(other - alone[0]).max() > 0.01
+
+
+def test_a_row_goes_to_the_next_piece_and_none_is_idle(monkeypatch):
+    model, sizes = Counter(TINY), []
+    sampled = chaining.sample_segment
+    monkeypatch.setattr(chaining, "sample_segment", lambda *args: sizes.append(len(args[3])) or sampled(*args))
+    lengths = [1, 5, 2, 1, 4, 3, 1]
+    mels = whole(sample_pieces(model, {}, [tokens(*[3] * n) for n in lengths], [0] * 7, 3))
+    assert sum(sizes) == sum(lengths)
+    assert set(sizes) == {1, 2}
+    assert len(sizes) < 2 * -(-sum(lengths) // 3) + 2  # two batches a round, and rows are full but at the end
+    for piece, length in enumerate(lengths):
+        np.testing.assert_array_equal(mels[piece][0], 100.0)  # each starts anew, without another's context
+        assert len(mels[piece]) == 6 * length
+
+
+def test_a_chain_holds_all_pieces_and_zeros_after_their_ends():
+    model = Counter(dataclasses.replace(TINY, context_frames=4))
+    mels = list(sample_chain(model, {}, [tokens(3), tokens(3, 3, 3), tokens(3, 3)], [0, 0, 0]))
+    assert [mel[:, 0, 0].tolist() for mel in mels] == [[100, 100, 100], [0, 102, 102], [0, 104, 0]]
 
 
 @pytest.mark.parametrize("model", models(), ids=["diffusion", "autoregressive"])
@@ -114,16 +145,19 @@ def test_a_segment_is_what_the_model_samples(model):
     seeds, index = np.array([5], np.uint32), np.array([2], np.uint32)
     chained = sample_segment(model, params, batch, seeds, index)
     rng = jax.random.fold_in(jax.random.key(5), 2)
-    plain = jax.jit(model.sample)(params, batch, rng)
+    plain = jax.jit(model.sample)(params, batch, rng[None])
     np.testing.assert_allclose(chained, plain, atol=2e-4)
 
 
-def test_a_longer_piece_compiles_nothing_new():
+def test_a_longer_piece_compiles_nothing_after_its_first_segment(compilations):
     model = Counter(dataclasses.replace(TINY, max_tokens=2048))
-    list(sample_chain(model, {}, [tokens(3, 500)], [0]))
-    compiled = sample_segment._cache_size()
-    list(sample_chain(model, {}, [tokens(*[100, 400] * 10)], [3]))
-    assert sample_segment._cache_size() == compiled
+    sampled = sample_pieces(model, {}, [tokens(3, 500, *[100, 400] * 10)], [0], 1)
+    next(sampled)
+    first = len(compilations)
+    assert first > 0
+    assert len(list(sampled)) == 21
+    list(sample_pieces(model, {}, [tokens(300, 2)], [3], 1))  # another piece of its bucket
+    assert len(compilations) == first
 
 
 def test_output_that_is_no_number_is_refused():
