@@ -1,6 +1,7 @@
 """Synthesis: what a call returns, what the command writes and prints, and what an import costs."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from music_synth import chaining
 from music_synth import synthesize as entry
 from music_synth.autoregressive.objective import Autoregressive
 from music_synth.diffusion.objective import Diffusion
@@ -17,6 +19,8 @@ from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
 from music_synth.vocoder.inverter import load_inverter
+from music_synth.vocoder.istft import ISTFTGenerator
+from music_synth.vocoder.neural import NeuralInverter
 from tests import tiny_runs
 
 NETWORK = NetworkConfig(
@@ -77,6 +81,32 @@ def test_no_notes_are_refused():
         entry.synthesize([], MODELS["diffusion"], {}, TOKENIZER)
 
 
+def test_many_pieces_are_what_each_is_alone(decoder):
+    pieces = [NOTES, NOTES[:1], [Note(70, 90, 40, 0.0, 11.0)]]
+    together = dict(entry.sample_many(pieces, *decoder, TOKENIZER, seed=3, batch_size=2))
+    assert [len(together[i]) for i in range(3)] == [375, 100, 600]
+    for i, notes in enumerate(pieces):
+        np.testing.assert_allclose(together[i], entry.sample_piece(notes, *decoder, TOKENIZER, seed=3), atol=2e-3)
+
+
+def test_a_stream_begins_after_one_segment_and_equals_the_whole(decoder, monkeypatch):
+    generator = ISTFTGenerator(dim=8, mlp_dim=16, num_layers=1, num_consistency_steps=1, num_projections=2)
+    inverter = NeuralInverter(generator, tiny_runs.random_like(generator.init))
+    audio, mel = entry.synthesize(NOTES, *decoder, TOKENIZER, inverter, seed=5)
+    sampled = []
+    counted = lambda *args, **settings: (
+        sampled.append(1) or item for item in chaining.sample_pieces(*args, **settings)
+    )
+    monkeypatch.setattr(entry, "sample_pieces", counted)
+    parts = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, inverter, seed=5)
+    first = next(parts)
+    assert len(sampled) == 1 and len(first) == (256 - generator.reach) * 320
+    np.testing.assert_allclose(np.concatenate([first, *parts]), audio, atol=1e-3 * np.abs(audio).max())
+    assert len(sampled) == 2
+    (only,) = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, clicks, seed=5)  # cannot stream
+    np.testing.assert_array_equal(only, clicks(mel))
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A folder with a run and a MIDI file."""
@@ -106,18 +136,53 @@ def test_the_command_writes_audio_and_a_picture(workspace, tmp_path, capsys):
     np.testing.assert_allclose(soundfile.read(play("d.flac", "--step=0"))[0], audio, atol=1.1 / 2**15)
 
 
+def test_several_files_and_folders_become_a_folder(workspace, tmp_path, capsys):
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    for name, notes in (("one.mid", NOTES), ("two.MIDI", NOTES[:1])):
+        write_midi(notes, folder / name)
+    (folder / "notes.txt").write_text("not music")
+    argv = [f"--checkpoint={workspace}/diffusion"]
+    entry.main([str(folder), *argv, f"--out={tmp_path}/all"])
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["one.wav", "two.wav"]
+    assert "9.5 s of music" in capsys.readouterr().out
+    entry.main([str(folder / "one.mid"), *argv, f"--out={tmp_path}/alone.wav"])
+    assert (tmp_path / "alone.wav").read_bytes() == (tmp_path / "all" / "one.wav").read_bytes()
+
+
+def test_samples_go_to_stdout_and_words_to_stderr(workspace, tmp_path, capfdbinary):
+    argv = [f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion"]
+    entry.main([*argv, f"--out={tmp_path}/a.wav"])
+    capfdbinary.readouterr()
+    entry.main([*argv, "--out", "-"])
+    out, err = capfdbinary.readouterr()
+    samples = np.frombuffer(out, "<i2").astype(np.float32) / 2**15
+    np.testing.assert_allclose(samples, soundfile.read(tmp_path / "a.wav")[0], atol=5e-3)
+    assert b"of audio after" in err and b"times real time" in err
+
+
+def test_a_player_may_close_the_pipe(workspace, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", "--out", "-"])
+    assert "closed the pipe" in capsys.readouterr().err
+
+
 def test_flags_reach_the_sampler(workspace, tmp_path, monkeypatch):
     seen = {}
 
-    def sample(notes, model, params, tokenizer, seed, progress):
-        seen.update(dataclasses.asdict(model.sampler), seed=seed)
-        return np.zeros((1, 128), np.float32)
+    def sample(pieces, model, params, tokenizer, seed, batch_size, progress):
+        seen.update(dataclasses.asdict(model.sampler), seed=seed, batch_size=batch_size)
+        yield 0, np.zeros((1, 128), np.float32)
 
-    monkeypatch.setattr(entry, "sample_piece", sample)
+    monkeypatch.setattr(entry, "sample_many", sample)
     monkeypatch.setattr(entry, "load_inverter", lambda name: clicks)
-    flags = ["--sampler=ddpm", "--steps=7", "--guidance=1.5", "--seed=9"]
+    flags = ["--sampler=ddpm", "--steps=7", "--guidance=1.5", "--seed=9", "--batch_size=3"]
     entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav", *flags])
-    assert (seen["name"], seen["num_steps"], seen["guidance_scale"], seen["seed"]) == ("ddpm", 7, 1.5, 9)
+    assert (seen["name"], seen["num_steps"], seen["guidance_scale"]) == ("ddpm", 7, 1.5)
+    assert (seen["seed"], seen["batch_size"]) == (9, 3)
 
 
 def test_importing_is_light():

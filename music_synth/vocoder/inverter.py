@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,6 +110,14 @@ def magnitude_from_mel(mel: np.ndarray) -> np.ndarray:
     for _ in range(MAGNITUDE_STEPS):
         magnitude *= numerator / np.maximum(spread @ (filters @ magnitude), 1e-12)
     return np.ascontiguousarray(magnitude.T)
+
+
+def stream_audio(inverter: Inverter, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Pieces of a mel as they come, [t, 128], to pieces of its audio: soon if `inverter` can, else all at the end."""
+    if hasattr(inverter, "stream"):
+        yield from inverter.stream(mels, early=True)
+    else:
+        yield inverter(np.concatenate(list(mels)))
 
 
 def load_inverter(name: str | None = None) -> Inverter:

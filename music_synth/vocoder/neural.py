@@ -53,19 +53,20 @@ class NeuralInverter:
         parts = list(self.stream([mel], -(-len(mel) // (stretches * STRETCH)) * STRETCH or STRETCH))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    def stream(self, mels: Iterable[np.ndarray], stretch: int = STRETCH) -> Iterator[np.ndarray]:
+    def stream(self, mels: Iterable[np.ndarray], stretch: int = STRETCH, early: bool = False) -> Iterator[np.ndarray]:
         """Pieces of a mel as they come, [t, 128] of any lengths, to audio float32 [320 * stretch] as it can be made.
 
-        Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends.
+        Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends. With `early` the first
+        stretch is shorter by as much, so that there is audio as soon as there are `stretch` frames of mel.
         """
         reach = self.generator.reach
         state = np.zeros((1, self.generator.state_size), np.complex64)
-        waiting = np.full((reach, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - reach on
-        done = total = 0  # frames made, frames that came
+        done, total = -min(reach, stretch - 1) if early else 0, 0  # frames made, frames that came
+        waiting = np.full((reach - done, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - reach on
         for mel, ended in _and_the_end(mels):
             waiting = np.concatenate([waiting, checked_mel(mel)])
             total += len(mel)
-            while total - done >= stretch + reach or (ended and done < total):
+            while total - done >= stretch + reach or (ended and max(done, 0) < total):
                 window = np.full((stretch + 2 * reach, NUM_MELS), MIN_LOG_MEL, np.float32)
                 window[: len(waiting)] = waiting[: len(window)]
                 number = np.arange(len(window)) + done - reach
@@ -73,7 +74,7 @@ class NeuralInverter:
                 first = np.array([done - reach], np.int32)
                 audio, state = play_stretch(self.generator, self.params, window[None], exists[None], first, state)
                 length = min(stretch, total - done)
-                yield np.asarray(audio)[0, : length * HOP_LENGTH]
+                yield np.asarray(audio)[0, max(-done, 0) * HOP_LENGTH : length * HOP_LENGTH]
                 waiting, done = waiting[stretch:], done + stretch
 
 

@@ -34,7 +34,9 @@ def test_chunked_equals_whole(inverter):
     assert whole.shape == (150 * HOP_LENGTH,) and np.std(whole) > 0
     again = [np.concatenate(list(inverter.stream(np.split(mel, cuts), stretch=32))) for cuts in ([], [7, 8, 90, 149])]
     np.testing.assert_array_equal(*again)
-    np.testing.assert_allclose(again[0], whole, atol=1e-3 * np.abs(whole).max())
+    early = np.concatenate(list(inverter.stream([mel], stretch=32, early=True)))
+    for streamed in (again[0], early):
+        np.testing.assert_allclose(streamed, whole, atol=1e-3 * np.abs(whole).max())
 
 
 def test_the_first_stretch_does_not_wait_for_the_end(inverter):
@@ -48,6 +50,9 @@ def test_the_first_stretch_does_not_wait_for_the_end(inverter):
 
     first = next(inverter.stream(mels(), stretch=32))
     assert first.shape == (32 * HOP_LENGTH,) and came == [32 + reach]
+    sooner = min(reach, 31)
+    early = next(inverter.stream([random_mel(32 + reach - sooner)], stretch=32, early=True))
+    assert early.shape == ((32 - sooner) * HOP_LENGTH,)
 
 
 @pytest.mark.slow
