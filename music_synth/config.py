@@ -40,6 +40,7 @@ CONFIGURABLES = {
     "LinearSchedule": "music_synth.diffusion.schedule:LinearSchedule",
     "SquaredCosineSchedule": "music_synth.diffusion.schedule:SquaredCosineSchedule",
     "Sampler": "music_synth.diffusion.sampler:Sampler",
+    "TaughtFeed": "music_synth.diffusion.distillation:TaughtFeed",
     "Autoregressive": "music_synth.autoregressive.objective:Autoregressive",
     "Deterministic": "music_synth.autoregressive.outputs:Deterministic",
     "GaussianMixture": "music_synth.autoregressive.outputs:GaussianMixture",

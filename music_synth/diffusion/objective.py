@@ -15,6 +15,7 @@ from music_synth.diffusion import process
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, Schedule, sigma
+from music_synth.errors import UserError
 from music_synth.models.layers import NetworkConfig
 from music_synth.models.seam import Batch, Params, Seam, masked_mean, normal, row_keys
 from music_synth.models.transformer import MelTransformer
@@ -45,6 +46,7 @@ class Diffusion(Seam):
     max_loss_weight: float = 10.0
     data_power: float | None = None  # mean square of x_0: the network reads x_t through `process.wiener_gain`
     condition_dropout: float = 0.1  # share of training examples without notes and context, for guidance
+    distilled: bool = False  # learns the lessons of a `TaughtFeed`, and samples only at the points it was taught
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self):
@@ -62,6 +64,8 @@ class Diffusion(Seam):
             raise ValueError(f"Diffusion.data_power = {self.data_power}: must be positive, or None")
         if self.max_loss_weight <= 0:
             raise ValueError(f"Diffusion.max_loss_weight = {self.max_loss_weight}: must be positive")
+        if self.distilled and (self.sampler.name, self.sampler.guidance_scale) != ("ddim", 1.0):
+            raise ValueError("Diffusion.distilled: needs Sampler.name = 'ddim' and guidance_scale = 1")
 
     @cached_property
     def module(self) -> MelTransformer:
@@ -70,19 +74,31 @@ class Diffusion(Seam):
 
     def with_sampling(self, **overrides: Any) -> Diffusion:
         """A copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
-        return dataclasses.replace(self, sampler=self._replace_settings(self.sampler, overrides))
+        sampler = self._replace_settings(self.sampler, overrides)
+        if self.distilled and sampler != self.sampler:
+            raise UserError(
+                f"this model was distilled into {self.sampler.num_steps} steps and samples in no other way; its"
+                " teacher does"
+            )
+        return dataclasses.replace(self, sampler=sampler)
 
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
         """Mean weighted denoising error of a batch; `train` turns dropout and condition dropout on."""
         time_key, noise_key, condition_key, dropout_key = jax.random.split(rng, 4)
+        dropout_key = dropout_key if train else None
         rows = batch["mel"].shape[0]
-        # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
-        t = (jax.random.uniform(time_key) + jnp.arange(rows, dtype=jnp.float32) / rows) % 1.0
-        eps = jax.random.normal(noise_key, batch["mel"].shape)
-        keep = None
-        if train and self.condition_dropout:
-            keep = jax.random.uniform(condition_key, (rows,)) >= self.condition_dropout
-        error = self.denoising_error(params, batch, t, eps, keep, dropout_key if train else None)
+        if self.distilled:
+            t, x_t, x_0 = (batch[f"taught_{name}"] for name in ("t", "x_t", "x_0"))
+            eps = process.eps_from_x_0(x_t, x_0, process.per_example(self.schedule.log_snr(t), x_0))
+            error = self._error(params, batch, t, x_0, eps, x_t, dropout_key)
+        else:
+            # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
+            t = (jax.random.uniform(time_key) + jnp.arange(rows, dtype=jnp.float32) / rows) % 1.0
+            eps = jax.random.normal(noise_key, batch["mel"].shape)
+            keep = None
+            if train and self.condition_dropout:
+                keep = jax.random.uniform(condition_key, (rows,)) >= self.condition_dropout
+            error = self.denoising_error(params, batch, t, eps, keep, dropout_key)
         loss = masked_mean(error * self._weight(t, error), batch["mel_mask"])
         return loss, {"loss": loss, "denoising_error": masked_mean(error, batch["mel_mask"])}
 
@@ -95,8 +111,14 @@ class Diffusion(Seam):
         """
         x_0 = scale_mel(batch["mel"], clip=True)
         log_snr = process.per_example(self.schedule.log_snr(t), x_0)
-        x_t = process.diffuse(x_0, eps, log_snr)
         batch = batch if keep is None else drop_conditions(batch, keep)
+        return self._error(params, batch, t, x_0, eps, process.diffuse(x_0, eps, log_snr), dropout_key)
+
+    def _error(
+        self, params: Params, batch: Batch, t: Array, x_0: Array, eps: Array, x_t: Array, dropout_key: Array | None
+    ) -> Array:
+        """Elementwise error of what the network says of x_t at t [B]; the truth is x_0 and eps, all [B, T, M]."""
+        log_snr = process.per_example(self.schedule.log_snr(t), x_0)
         output = self._denoise(params, batch, self._scale_input(x_t, log_snr), t, dropout_key)
         return elementwise_loss(output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm)
 
@@ -116,6 +138,18 @@ class Diffusion(Seam):
         film = self._apply(params, times[:-1], method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]
         x_0 = samplers.sample(self.denoiser(params, cache), x_1, times, film, noise_fn, self.schedule, self.sampler)
         return unscale_mel(x_0)
+
+    def walk(self, params: Params, batch: Batch, x_t: Array, times: Array) -> Array:
+        """x_t [B, T, M] -> x_s, along grids of their own for the examples, times [J + 1, B] from t to s.
+
+        By the sampler as it is set, which must be one that adds no noise.
+        """
+        log_snr = self.schedule.log_snr(times)[..., None, None]  # [J + 1, B, 1, 1]
+        film = self._apply(params, times.reshape(-1), method="condition_time")
+        film = film.reshape(*times.shape, *film.shape[1:])  # [J + 1, B, layers, 2, 2D]
+        denoise_fn = self.denoiser(params, self._encode(params, batch, None))
+        denoise = lambda x, j: denoise_fn(x, log_snr[j], film[j])
+        return samplers.SAMPLERS[self.sampler.name](denoise, x_t, log_snr, None, self.sampler)
 
     def denoiser(self, params: Params, cache):
         """(x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided and clipped as the sampler says.
