@@ -87,7 +87,8 @@ class TaughtFeed:
         ):
             if its != ours:
                 raise UserError(f"the teacher {teacher} has the {name} {its}, its student {ours}: give both the same")
-        print(f"the teacher is {teacher}, step {step}: {num_substeps} steps of {solver} for one of the student")
+        if jax.process_index() == 0:
+            print(f"the teacher is {teacher}, step {step}: {num_substeps} steps of {solver} for one of the student")
         self.teacher = model.with_sampling(name=solver, guidance_scale=guidance_scale)
         self.feed, self.student, self.num_substeps, self._params = feed, student, num_substeps, params
         self._key = jax.random.fold_in(jax.random.key(seed), jax.process_index())
