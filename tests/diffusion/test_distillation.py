@@ -28,7 +28,7 @@ TIMES = samplers.grid_times(STUDENT.sampler, STUDENT.schedule)
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny_runs.random_like(TEACHER.init)
+    return jax.tree.map(lambda leaf: 3 * leaf, tiny_runs.random_like(TEACHER.init))  # enough to depend on the notes
 
 
 def taught(teacher, params, num_substeps):
@@ -53,8 +53,10 @@ def said(teacher, params, x_t, t):
 def test_a_lesson_of_one_step_is_what_the_guided_teacher_says(params):
     teacher = TEACHER.with_sampling(guidance_scale=3.0)
     given, *_ = taught(teacher, params, 1)
-    np.testing.assert_allclose(given["x_0"], said(teacher, params, given["x_t"], given["t"]), atol=2e-3)
-    assert np.abs(given["x_0"] - said(TEACHER, params, given["x_t"], given["t"])).max() > 0.05
+    guided, plain = (said(model, params, given["x_t"], given["t"]) for model in (teacher, TEACHER))
+    # Two programs round the sinusoids of the time differently, and guidance multiplies that.
+    error = np.abs(given["x_0"] - guided)
+    assert error.max() < 0.1 * np.abs(plain - guided).max(), (error.max(), np.abs(plain - guided).max())
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m"])
@@ -75,7 +77,7 @@ def test_one_step_of_a_perfect_student_ends_where_the_teacher_does(params, solve
 
 
 def test_a_student_who_knows_it_all_has_no_loss(params):
-    given, *_ = taught(TEACHER, params, 1)
+    given, *_ = taught(TEACHER.with_sampling(clip_x_0=False), params, 1)
     batch = make_batch() | {f"taught_{name}": array for name, array in given.items()}
     student = dataclasses.replace(STUDENT, loss_weighting="none")
     loss = jax.jit(student.loss, static_argnums=3)
