@@ -25,11 +25,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth import config
 from music_synth.chaining import sample_chain
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
-from music_synth.interop import diffusers
+from music_synth.interop import decoders, diffusers
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import EOS_ID, PAD_ID, Tokenizer
@@ -94,8 +93,8 @@ class SpectrogramDiffusionPipeline:
         """A pipeline from a folder, or from the Hugging Face hub (`pip install 'music_synth[hub]'`).
 
         Args:
-          pretrained_model_name_or_path: a pipeline folder of the port or the MODEL_DIR of a run of music_synth; or the
-            name of a repository on the hub, "owner/name".
+          pretrained_model_name_or_path: a pipeline folder of the port, a run or an exported model of music_synth, a
+            T5X checkpoint; or the name of a repository on the hub, "owner/name".
           inverter: mel to audio, as `vocoder.inverter.load_inverter` takes it; None: the one in the folder, or else the
             one that ships with music_synth.
           cache_dir, revision, token, local_files_only: of the hub, as there.
@@ -109,21 +108,14 @@ class SpectrogramDiffusionPipeline:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
                 raise UserError(f"no folder {name}, and no name of a repository on the hub, which is owner/name")
             folder = download(name, cache_dir, revision, token, local_files_only)
-        melgan = None
-        if (folder / diffusers.INDEX).is_file():
-            model, tokenizer, params, melgan = diffusers.read(folder)
-            if melgan is None and inverter is None:
-                warnings.warn(
-                    f"no {folder / diffusers.INVERTER}: the inverter that ships with music_synth makes the audio",
-                    stacklevel=2,
-                )
-        else:
-            model, tokenizer, params, _ = config.load_run(folder)
-        if inverter is not None:
+        decoder = decoders.read(folder)
+        melgan = folder / diffusers.INVERTER if decoder.kind == "diffusers" and inverter is None else None
+        if melgan is not None and not melgan.is_file():
+            warnings.warn(f"no {melgan}: the inverter that ships with music_synth makes the audio", stacklevel=2)
             melgan = None
         if inverter is None or isinstance(inverter, str):
             inverter = load_inverter(str(melgan) if melgan else inverter)
-        return cls(model, params, tokenizer, inverter, melgan)
+        return cls(decoder.model, decoder.params, decoder.tokenizer, inverter, melgan)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes a folder that the port loads, with the inverter as ONNX.

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 import types
 import zipfile
@@ -336,6 +337,7 @@ def test_bin_instead_of_safetensors(tiny, folder):
         path = folder / part / WEIGHTS
         torch_save(path.with_suffix(".bin"), read_tensors(path))
         path.unlink()
+    shutil.copyfile(GOLDEN / "continuous_encoder.bin", folder / "continuous_encoder/diffusion_pytorch_model.bin")  # true
     back = diffusers.read(folder)
     jax.tree.map(np.testing.assert_array_equal, back.params, tiny.params)
     assert "torch" not in sys.modules
@@ -495,3 +497,52 @@ def test_a_folder_that_cannot_be_written(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file"):
         diffusers.write(tmp_path / "file", tiny.model, tiny.params)
+
+
+BASE_SIZE = """
+import hashlib, resource, sys
+from pathlib import Path
+import jax, numpy as np
+from music_synth import SpectrogramDiffusionPipeline
+from music_synth.diffusion.objective import Diffusion
+from music_synth.interop import diffusers
+from music_synth.midi.notes import Note
+from music_synth.models.layers import NetworkConfig
+
+folder = Path(sys.argv[2])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GB
+digests = lambda: [hashlib.sha1(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*.safetensors"))]
+if sys.argv[1] == "write":
+    network = NetworkConfig(model_dim=768, num_heads=12, head_dim=64, mlp_dim=2048, num_encoder_layers=12,
+                            num_decoder_layers=12)
+    model, block = Diffusion(network, prediction_type="eps"), np.random.default_rng(0).normal(0, 0.02, 10**6)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.resize(block.astype(np.float32), leaf.shape), shapes)
+    diffusers.write(folder, model, params)
+    print(sum(leaf.size for leaf in jax.tree.leaves(shapes)), peak())
+elif sys.argv[1] == "convert":
+    before = digests()
+    pipeline = diffusers.read(folder)
+    diffusers.write(folder, pipeline.model, pipeline.params)
+    print(digests() == before, peak())
+else:
+    pipe = SpectrogramDiffusionPipeline.from_pretrained(folder, inverter="griffin_lim")
+    audio = pipe([Note(60, 90, 0, 0.0, 1.0)], 0, num_inference_steps=2).audios[0]
+    print(audio.shape, np.isfinite(audio).all(), peak())
+"""
+
+
+@pytest.mark.slow
+def test_the_base_size_in_8_gb(tmp_path):
+    """412 million random parameters: written, read and written back bit for bit, and one segment played."""
+
+    def run(what):
+        arguments = [sys.executable, "-W", "ignore", "-c", BASE_SIZE, what, str(tmp_path)]
+        printed = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        *results, peak = printed.rsplit(" ", 1)
+        assert float(peak) < 8, (what, peak)
+        return results[0]
+
+    assert 411e6 < int(run("write")) < 413e6
+    assert run("convert") == "True"
+    assert run("play") == "(1, 81920) True"
