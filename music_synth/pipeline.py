@@ -33,7 +33,7 @@ from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from music_synth.models.seam import Params, Seam
-from music_synth.vocoder.inverter import Inverter, load_inverter
+from music_synth.vocoder.inverter import Inverter, load_inverter, stream_audio
 
 PLATFORMS = ("cpu", "cuda", "gpu", "tpu")  # of JAX; gpu: whichever kind there is
 OUTPUT_TYPES = ("np", "numpy", "mel")  # "numpy": as older versions of the port called "np"
@@ -203,11 +203,7 @@ class SpectrogramDiffusionPipeline:
         model = self._with_sampling(num_inference_steps, sampler, guidance_scale)
         mels = self._sample(model, self._tokens(input_tokens), seed_of(generator), callback, callback_steps)
         if streaming:
-            can_stream = hasattr(self.inverter, "stream")  # others see the whole mel before they say anything
-            audio = (
-                self.inverter.stream(mels) if can_stream else (self.inverter(np.concatenate(list(m))) for m in [mels])
-            )
-            parts = mels if output_type == "mel" else audio
+            parts = mels if output_type == "mel" else stream_audio(self.inverter, mels)
             return (part[None] for part in parts)
         mel = np.concatenate(list(mels))
         audios = mel[None] if output_type == "mel" else [self.inverter(mel)[None]]

@@ -337,7 +337,9 @@ def test_bin_instead_of_safetensors(tiny, folder):
         path = folder / part / WEIGHTS
         torch_save(path.with_suffix(".bin"), read_tensors(path))
         path.unlink()
-    shutil.copyfile(GOLDEN / "continuous_encoder.bin", folder / "continuous_encoder/diffusion_pytorch_model.bin")  # true
+    shutil.copyfile(
+        GOLDEN / "continuous_encoder.bin", folder / "continuous_encoder/diffusion_pytorch_model.bin"
+    )  # true
     back = diffusers.read(folder)
     jax.tree.map(np.testing.assert_array_equal, back.params, tiny.params)
     assert "torch" not in sys.modules
