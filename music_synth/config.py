@@ -287,13 +287,14 @@ def run_text(recipe: str, parts: Iterable[Any], overrides: Iterable[str] = ()) -
     """
     with _isolated(), _plain_errors():
         parse([recipe], overrides)
+        knobs: dict[str, Any] = {}
         for part in parts:
-            _bind_fields(part)
+            _bind_fields(part, knobs)
         return gin.config_str(max_line_length=100)
 
 
-def _bind_fields(part: Any) -> None:
-    """Binds all fields of a dataclass; a field that is bound to a knob by setting the knob."""
+def _bind_fields(part: Any, knobs: dict[str, Any]) -> None:
+    """Binds all fields of a dataclass; where a knob stands for one, sets the knob, unless `knobs` has another value."""
     name = type(part).__name__
     _register(name)
     bindings = gin.get_bindings(name, resolve_references=False)
@@ -301,8 +302,10 @@ def _bind_fields(part: Any) -> None:
         value, bound = getattr(part, field.name), bindings.get(field.name)
         if dataclasses.is_dataclass(value):
             _parse_text(f"{name}.{field.name} = @{type(value).__name__}()", lambda line: name, Path.cwd())
-            _bind_fields(value)
-        elif isinstance(bound, gin.config.ConfigurableReference) and bound.selector == "gin.macro":
+            _bind_fields(value, knobs)
+            continue
+        is_knob = isinstance(bound, gin.config.ConfigurableReference) and bound.selector == "gin.macro"
+        if is_knob and knobs.setdefault("/".join(bound.scopes), value) == value:
             _bind("", "/".join(bound.scopes), "", value)
         else:
             _bind("", name, field.name, value)

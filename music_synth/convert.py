@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import os
 import shlex
@@ -30,7 +31,7 @@ from music_synth import config, errors
 from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
-from music_synth.interop import decoders, model_card, published, t5x
+from music_synth.interop import decoders, diffusers, model_card, published, t5x
 from music_synth.interop.decoders import Decoder
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.state import create_state
@@ -97,11 +98,8 @@ def write_t5x(decoder: Decoder, folder: Path) -> None:
     (folder / config.CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def write_diffusers(decoder: Decoder, folder: Path) -> None:
-    from music_synth.interop import diffusers
-
-    published.check_published(decoder.model)
-    diffusers.write(folder, decoder.model, decoder.params)
+def write_diffusers(decoder: Decoder, folder: Path, inverter: Path | None) -> None:
+    diffusers.write(folder, decoder.model, decoder.params, inverter or decoder.inverter)
 
 
 @contextlib.contextmanager
@@ -161,6 +159,27 @@ def compare(source: Decoder, written: Decoder) -> str:
     return f"{equal} of {len(before)} tensors are equal to the bit; outputs differ by {difference:.1e} of the largest"
 
 
+def settings_changed(source: Decoder, written: Decoder) -> list[str]:
+    """A line on every setting that the form which was written cannot hold."""
+    before, after = ({**_settings(side.model), **_settings(side.tokenizer)} for side in (source, written))
+    return [
+        f"{name} = {before.get(name)} cannot be said there: read again, it is {after.get(name)}"
+        for name in sorted(before.keys() & after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """{"Diffusion.prediction_type": "eps", "Diffusion.schedule": "CosineSchedule", "CosineSchedule.shift": 0.0, ...}"""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        nested = dataclasses.is_dataclass(value)
+        found[f"{type(part).__name__}.{field.name}"] = type(value).__name__ if nested else value
+        found |= _settings(value) if nested else {}
+    return found
+
+
 def disk_size(path: Path) -> str:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
@@ -179,7 +198,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
     print(f"  {type(decoder.model).__name__}, {context}, {count:,} parameters")
     for remark in decoder.remarks:
         print(f"  {remark}")
-    if to == decoder.kind and to == "run":
+    if to == decoder.kind and to != "t5x":
         raise UserError(f"{flags.source} is {FORMS[to]} already: choose another form by --to")
     with new_folder(flags.target) as folder:
         if to == "run":
@@ -190,13 +209,14 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         elif to == "t5x":
             write_t5x(decoder, folder)
         else:
-            write_diffusers(decoder, folder)
+            write_diffusers(decoder, folder, flags.inverter)
         written = decoders.read(folder)
-        if to in ("run", "export") and (written.model, written.tokenizer) != (decoder.model, decoder.tokenizer):
-            raise UserError(f"{flags.source}: {config.CONFIG_FILE} came out as that of another model: please report it")
+        changed = settings_changed(decoder, written)
         compared = compare(decoder, written)
     print(f"{flags.target}: {FORMS[to]}, {disk_size(flags.target)}")
     print(f"  {compared}")
+    for change in changed:
+        print(f"  {change}")
     quoted = shlex.quote(str(flags.target))
     if to in ("run", "export"):
         print(f"play: python -m music_synth.synthesize FILE.mid --checkpoint {quoted} --out OUT.wav")
@@ -212,6 +232,10 @@ def convert_inverter(flags: argparse.Namespace) -> None:
     inverter = load_inverter(str(flags.source))
     if not isinstance(inverter, NeuralInverter):
         raise UserError(f"{flags.source} is an inverter of another project: it plays as it is, by --inverter")
+    if flags.target.suffix not in INVERTER_SUFFIXES:
+        raise UserError(
+            f"{flags.target}: an inverter becomes a file whose name ends in {' or '.join(INVERTER_SUFFIXES)}"
+        )
     if flags.target.exists():
         raise UserError(f"{flags.target} is there already: name a new file")
     if not flags.target.absolute().parent.is_dir():
@@ -249,9 +273,15 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="gin file of a T5X checkpoint (default: config.gin beside it)")
     exported = parser.add_argument_group("exported models")
     exported.add_argument("--dtype", choices=model_card.DTYPES, default="float32", help="of the weights")
-    exported.add_argument("--scores", type=Path, help="scores.json of music_synth.evaluate, for the model card")
+    exported.add_argument("--scores", type=Path, help="OUTPUT_DIR of music_synth.evaluate, for the model card")
     exported.add_argument("--license", default=model_card.UNKNOWN_LICENSE, help="of the weights, for the model card")
+    port = parser.add_argument_group("pipelines of diffusers")
+    port.add_argument(
+        "--inverter", type=Path, help="ONNX file to put into it (default: that of a source which has one)"
+    )
     flags = parser.parse_args(argv)
+    if flags.inverter is not None and not flags.inverter.is_file():
+        raise UserError(f"no file {flags.inverter}: --inverter takes an ONNX file")
     if flags.num_heads is not None and flags.num_heads < 1:
         raise UserError(f"--num_heads {flags.num_heads}: must be at least 1")
     return flags

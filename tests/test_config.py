@@ -264,6 +264,28 @@ def test_the_operative_config_makes_the_same_run_again(recipe, tmp_path):
     assert {k: v for k, v in again.items() if isinstance(v, int)}.items() >= {"num_steps": 3}.items()
 
 
+def test_a_recipe_is_written_with_given_parts(tmp_path):
+    """Knobs that two parts share are set where they agree; the rest of the recipe stays."""
+    from music_synth.diffusion.objective import Diffusion
+    from music_synth.diffusion.schedule import LinearSchedule
+    from music_synth.midi.tokenizer import Tokenizer
+    from music_synth.models.layers import NetworkConfig
+
+    model = Diffusion(NetworkConfig(max_tokens=64, target_frames=32), LinearSchedule(0.01, 0.1, 5), data_power=None)
+    before = gin.config_str()
+    text = config.run_text("diffusion.gin", [model, Tokenizer(max_tokens=64, segment_frames=16)], ["MODEL_DIR=/my run"])
+    assert gin.config_str() == before
+    (tmp_path / "config.gin").write_text(text)
+    assert config._make(tmp_path, [("train", "model"), ("Feed", "tokenizer"), ("train", "model_dir")]) == [
+        model,
+        Tokenizer(max_tokens=64, segment_frames=16),
+        "/my run",
+    ]
+    values = config.read_values(tmp_path / "config.gin")
+    assert (values["MAX_TOKENS"], values["SEGMENT_FRAMES"], values["Tokenizer.segment_frames"]) == (64, 32, 16)
+    assert values["train.optimizer"] == "@muon()"
+
+
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 

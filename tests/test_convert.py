@@ -1,5 +1,6 @@
 """Conversions there and back: the same tensors, a config that makes the same model, nothing half done left behind."""
 
+import dataclasses
 import json
 import re
 
@@ -10,10 +11,12 @@ import pytest
 
 from music_synth import config, convert
 from music_synth.errors import UserError
-from music_synth.interop import decoders, model_card, t5x
+from music_synth.interop import decoders, diffusers, model_card, t5x
 from music_synth.training.checkpoint import load_progress
+from music_synth.vocoder.neural import SHIPPED
 from tests import golden_arrays, t5x_folders, tiny_runs
 
+GOLDEN = golden_arrays.GOLDEN
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -67,9 +70,29 @@ def test_t5x_to_a_run_and_back(tmp_path, name, capsys):
     run(tmp_path / "run", tmp_path / "again", "--to", "t5x")
     assert "outputs differ by 0.0e+00" in capsys.readouterr().out
     again = tmp_path / "again" / "checkpoint_17"
-    assert (again / "checkpoint").read_bytes() == (golden_arrays.GOLDEN / f"t5x_{name}.msgpack").read_bytes()
+    assert (again / "checkpoint").read_bytes() == (GOLDEN / f"t5x_{name}.msgpack").read_bytes()
     assert_same(t5x.read(again).params, params)
     assert decoders.read(tmp_path / "again").model == model  # by the gin file that was written beside it
+
+
+def test_t5x_to_diffusers_and_back(tmp_path, capsys):
+    """The names and transposes of the port lead back to the same tensors; what it cannot say is said."""
+    source = t5x_folders.make(tmp_path / "source", "context")
+    run(source, tmp_path / "port", "--to", "diffusers", "--num_heads", 2, "--inverter", GOLDEN / "toy_inverter.onnx")
+    said = capsys.readouterr().out
+    assert "80 of 80 tensors are equal to the bit; outputs differ by 0.0e+00" in said
+    assert "Diffusion.schedule = CosineSchedule cannot be said there: read again, it is SquaredCosineSchedule" in said
+    run(tmp_path / "port", tmp_path / "t5x", "--to", "t5x")
+    said = capsys.readouterr().out
+    assert "a pipeline of diffusers" in said and "--inverter" in said
+    back, original = decoders.read(tmp_path / "t5x"), decoders.read(source, num_heads=2)
+    assert_same(back.params, original.params)
+    assert back.model.network == original.model.network and back.step == 0 and back.moments is None
+    run(tmp_path / "port", tmp_path / "run")
+    model, tokenizer, params, _ = config.load_run(tmp_path / "run")
+    assert_same(params, original.params)
+    assert model == diffusers.read(tmp_path / "port").model
+    assert tokenizer == dataclasses.replace(diffusers.TOKENIZER, segment_frames=32, max_tokens=64)
 
 
 def test_settings_of_the_training_come_from_the_gin_file(tmp_path):
@@ -108,8 +131,7 @@ def test_a_run_is_exported_and_read_again(model_dir, tmp_path, dtype, within):
 
 
 def test_the_card_says_what_a_stranger_asks(model_dir, tmp_path):
-    scores = {"task": "synthetic", "num_pieces": 2, "rows": [{"name": "Diffusion | x", "error_db": 5.25, "songs": [1]}]}
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "table.md").write_text("| | pieces, dB |\n|---|---:|\n| Diffusion | 5.25 |\n")
     run(model_dir, tmp_path / "card", "--scores", tmp_path, "--license", "cc-by-4.0")
     card = (tmp_path / "card" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\n")
@@ -121,7 +143,7 @@ def test_the_card_says_what_a_stranger_asks(model_dir, tmp_path):
         "| eval/loss | 200 | 0.25 |",
         "| train/loss | 100 | 0.7 |",
         "ddim, 2 steps",
-        "| Diffusion / x | 5.25 |",
+        "| Diffusion | 5.25 |",
     ):
         assert fact in card, fact
 
@@ -192,7 +214,10 @@ def test_a_folder_with_something_in_it_is_not_overwritten(model_dir, tmp_path):
         (["{run}", "{new}", "--to", "t5x"], "the published code has no NetworkConfig.note_roll"),
         (["{run}", "{new}", "--to", "run"], "is a run of music_synth already"),
         (["{run}", "{new}", "--num_heads", "2"], "--num_heads and --config are for checkpoints of T5X"),
-        (["{run}", "{new}", "--scores", "{run}"], r"cannot read scores from .*scores\.json"),
+        (["{run}", "{new}", "--scores", "{run}"], r"no table\.md in .*mine: give the OUTPUT_DIR"),
+        (["{run}", "{new}", "--inverter", "{run}/nowhere"], "no file .*nowhere"),
+        (["{run}/inverter.onnx", "{new}.onnx"], "no file .*inverter.onnx"),
+        (["{shipped}", "{new}"], "becomes a file whose name ends in"),
         (["{run}", "{new}", "--to", "torch"], "invalid choice"),
         (["{run}/nowhere", "{new}"], r"no folder .*nowhere"),
         (["{run}/checkpoints", "{new}"], "is not recognized"),
@@ -201,7 +226,7 @@ def test_a_folder_with_something_in_it_is_not_overwritten(model_dir, tmp_path):
 )
 def test_mistakes_are_named_and_leave_nothing(model_dir, tmp_path, argv, said):
     with pytest.raises(UserError, match=said) as told:
-        run(*(argument.format(run=model_dir, new=tmp_path / "new") for argument in argv))
+        run(*(argument.format(run=model_dir, new=tmp_path / "new", shipped=SHIPPED) for argument in argv))
     assert "\n" not in str(told.value) and list(tmp_path.iterdir()) == []
 
 

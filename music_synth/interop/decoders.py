@@ -11,10 +11,8 @@ from typing import Any
 
 from music_synth import config
 from music_synth.errors import UserError
-from music_synth.interop import t5x
+from music_synth.interop import diffusers, published, t5x
 from music_synth.training.checkpoint import FOLDER, WEIGHTS, check_shapes, load_progress
-
-DIFFUSERS_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Decoder:
     moments: Any = None  # of Adafactor, as in `t5x.Checkpoint`
     given: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a gin file of T5X binds
     remarks: tuple[str, ...] = ()  # lines on what was found and assumed
+    inverter: Path | None = None  # an ONNX file, in a pipeline of diffusers
 
 
 def kind_of(path: str | Path) -> str:
@@ -42,7 +41,7 @@ def kind_of(path: str | Path) -> str:
     if not path.exists():
         raise UserError(f"no folder {path}: give a run, an exported model, a checkpoint of T5X or a diffusers pipeline")
     for kind, sign in (
-        ("diffusers", path / DIFFUSERS_INDEX),
+        ("diffusers", path / diffusers.INDEX),
         ("export", path / WEIGHTS),
         ("run", path / FOLDER),
     ):
@@ -52,7 +51,7 @@ def kind_of(path: str | Path) -> str:
         return "t5x"
     raise UserError(
         f"{path} is not recognized: a run has {FOLDER}/, an exported model {WEIGHTS}, a T5X checkpoint is"
-        f" checkpoint_<step>/{t5x.FILE}, a diffusers pipeline has {DIFFUSERS_INDEX}"
+        f" checkpoint_<step>/{t5x.FILE}, a diffusers pipeline has {diffusers.INDEX}"
     )
 
 
@@ -75,9 +74,14 @@ def read(path: str | Path, num_heads: int | None = None, gin_file: str | Path | 
 
 
 def _read_run(path: Path) -> Decoder:
+    said = path / config.CONFIG_FILE
+    if said.is_file() and "Vocoder.generator" in config.read_values(said):
+        raise UserError(f"{path} is a run of an inverter: name a file to make of it, .onnx or .safetensors")
     model, tokenizer, params, step = config.load_run(path)
-    progress = load_progress(path, step)
-    return Decoder("run", path, model, tokenizer, params, step, t5x.moments_of(progress["opt_state"]))
+    if config.load_optimizer(path)[1]:  # the moments belong to other parameters than the average, which plays
+        return Decoder("run", path, model, tokenizer, params, step, remarks=("the moving average of the parameters",))
+    moments = t5x.moments_of(load_progress(path, step)["opt_state"])
+    return Decoder("run", path, model, tokenizer, params, step, moments)
 
 
 def _read_export(path: Path) -> Decoder:
@@ -86,8 +90,6 @@ def _read_export(path: Path) -> Decoder:
 
 
 def _read_t5x(path: Path, num_heads: int | None = None, gin_file: str | Path | None = None) -> Decoder:
-    from music_synth.interop import published
-
     checkpoint = t5x.read(path)
     found = Path(gin_file) if gin_file else t5x.find_config(checkpoint.folder)
     given = config.read_values(found) if found else {}
@@ -110,10 +112,22 @@ def _read_t5x(path: Path, num_heads: int | None = None, gin_file: str | Path | N
 
 
 def _read_diffusers(path: Path) -> Decoder:
-    from music_synth.interop import diffusers
-
     pipeline = diffusers.read(path)
-    return Decoder("diffusers", path, pipeline.model, pipeline.tokenizer, pipeline.params, 0)
+    network = pipeline.model.network
+    tokenizer = dataclasses.replace(
+        pipeline.tokenizer, segment_frames=network.target_frames, max_tokens=network.max_tokens
+    )
+    remarks = (f"its inverter plays by --inverter {pipeline.inverter}",) if pipeline.inverter else ()
+    return Decoder(
+        "diffusers",
+        path,
+        pipeline.model,
+        tokenizer,
+        pipeline.params,
+        step=0,
+        remarks=remarks,
+        inverter=pipeline.inverter,
+    )
 
 
 READERS: dict[str, Callable[[Path], Decoder]] = {

@@ -21,7 +21,7 @@ from music_synth.training.checkpoint import WEIGHTS, save_exported
 DTYPES = ("float32", "float16", "bfloat16")
 CARD = "README.md"
 METRICS = "metrics.jsonl"
-SCORES = "scores.json"  # of music_synth.evaluate
+TABLE = "table.md"  # of music_synth.evaluate
 UNKNOWN_LICENSE = "not stated"
 
 
@@ -38,17 +38,17 @@ def export(
     Args:
         config_text: its config.gin.
         dtype: of the weights.
-        scores: scores.json of an evaluation, or the folder that it lies in, for the card.
+        scores: OUTPUT_DIR of an evaluation, whose table goes into the card.
         license: of the weights, for the card: a name such as "cc-by-4.0".
 
     Raises:
-        UserError: scores that cannot be read, weights that the dtype cannot hold.
+        UserError: no such table, weights that the dtype cannot hold.
     """
-    evaluation = None if scores is None else read_scores(scores)
+    table = "" if scores is None else read_table(scores)
     save_exported(folder / WEIGHTS, decoder.params, decoder.step, dtype)
     (folder / config.CONFIG_FILE).write_text(config_text, encoding="utf-8")
     said = config.read_values(folder / config.CONFIG_FILE)
-    text = card(decoder, said, dtype, read_metrics(decoder.path), evaluation, license)
+    text = card(decoder, said, dtype, read_metrics(decoder.path), table, license)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
@@ -57,7 +57,7 @@ def card(
     said: dict[str, Any],
     dtype: str,
     metrics: dict[str, tuple[int, float]],
-    evaluation: dict[str, Any] | None,
+    table: str,
     license: str,
 ) -> str:
     """The text of the card, with the header of fields that model hubs read. `said`: what the config binds."""
@@ -101,8 +101,8 @@ def card(
         lines += ["", "## Scores during training", "", "The last of each that the run logged.", ""]
         lines += ["| | step | |", "|---|---:|---:|"]
         lines += [f"| {key} | {step:,} | {value:.4g} |" for key, (step, value) in sorted(metrics.items())]
-    if evaluation:
-        lines += ["", "## Evaluation", "", *_evaluation_lines(evaluation)]
+    if table:
+        lines += ["", "## Evaluation", "", table]
     lines += ["", f"`{config.CONFIG_FILE}` has every setting.", ""]
     return "\n".join(lines)
 
@@ -113,22 +113,6 @@ SOURCES = {
     "t5x": "a checkpoint of T5X",
     "diffusers": "a pipeline of diffusers",
 }
-
-
-def _evaluation_lines(evaluation: dict[str, Any]) -> list[str]:
-    """A table of the scores that an evaluation wrote, whichever it has."""
-    facts = {key: value for key, value in evaluation.items() if isinstance(value, (str, int, float))}
-    rows = [row for row in evaluation.get("rows", []) if isinstance(row, dict)]
-    lines = [", ".join(f"{key} {_number(value)}" for key, value in facts.items()) + ".", ""]
-    columns = [key for key in (rows[0] if rows else {}) if not isinstance(rows[0][key], (dict, list))]
-    if columns:
-        lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        lines += [f"| {' | '.join(_number(row.get(key)) for key in columns)} |" for row in rows]
-    return lines
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value).replace("|", "/")
 
 
 def data_set(task: str | None) -> str:
@@ -154,17 +138,13 @@ def read_metrics(folder: Path) -> dict[str, tuple[int, float]]:
     return last
 
 
-def read_scores(path: Path) -> dict[str, Any]:
-    """scores.json of an evaluation, or of the folder that one was written into.
+def read_table(folder: Path) -> str:
+    """The table of scores that an evaluation wrote into its OUTPUT_DIR.
 
     Raises:
-        UserError: there is none, or it does not parse.
+        UserError: there is none.
     """
-    path = path / SCORES if path.is_dir() else path
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read scores from {path} ({error}): give what music_synth.evaluate wrote") from error
-    if not isinstance(scores, dict):
-        raise UserError(f"{path} holds no scores of music_synth.evaluate")
-    return scores
+        return (folder / TABLE).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"no {TABLE} in {folder}: give the OUTPUT_DIR of music_synth.evaluate ({error})") from error

@@ -193,8 +193,6 @@ def check_published(model: Any) -> None:
             reasons.append("Diffusion.data_power")
         if isinstance(model.schedule, CosineSchedule) and model.schedule != CosineSchedule():
             reasons.append("CosineSchedule.shift or max_log_snr")
-        if getattr(model.schedule, "num_steps", model.sampler.num_steps) != model.sampler.num_steps:
-            reasons.append("other number of sampling steps than its LinearSchedule.num_steps")
     elif not model.as_published:
         reasons.append("an Autoregressive that is not as_published")
     elif model.network.context_frames:
