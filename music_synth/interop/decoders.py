@@ -94,7 +94,7 @@ def _read_t5x(path: Path, num_heads: int | None = None, gin_file: str | Path | N
     found = Path(gin_file) if gin_file else t5x.find_config(checkpoint.folder)
     given = config.read_values(found) if found else {}
     model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)
-    check_shapes(checkpoint.params, model, where=checkpoint.folder)
+    check_shapes(checkpoint.params, model, checkpoint.folder, "give the gin file of its training by --config")
     remarks = [f"settings from {found}" if found else "no config.gin beside it: sizes from the tensors"]
     remarks += [f"assumed: {', '.join(assumed)}"] * bool(assumed)
     remarks.append("with Adafactor's moments" if checkpoint.moments is not None else "without moments of Adafactor")
@@ -161,7 +161,7 @@ class InitialCheckpoint:
         if self.path is None:
             return None
         decoder = read(self.path, model.network.num_heads if kind_of(self.path) == "t5x" else None)
-        check_shapes(decoder.params, model, where=self.path)
+        check_shapes(decoder.params, model, self.path, "train a network of its sizes, or start from another")
         theirs, ours = computed_by(decoder.model), computed_by(model)
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):

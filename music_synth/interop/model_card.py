@@ -100,7 +100,7 @@ def card(
     if metrics:
         lines += ["", "## Scores during training", "", "The last of each that the run logged.", ""]
         lines += ["| | step | |", "|---|---:|---:|"]
-        lines += [f"| {key} | {step:,} | {value:.4g} |" for key, (step, value) in sorted(metrics.items())]
+        lines += [f"| {name} | {step:,} | {value:.4g} |" for name, (step, value) in sorted(metrics.items())]
     if table:
         lines += ["", "## Evaluation", "", table]
     lines += ["", f"`{config.CONFIG_FILE}` has every setting.", ""]
@@ -125,14 +125,15 @@ def data_set(task: str | None) -> str:
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[int, float]]:
-    """The last value of every metric of a run, and its step: {"eval/loss": (1000, 0.12), ...}; {} where it has none."""
+    """The last of each score that a run logged, with its step: {"eval/loss": (1000, 0.12), ...}; {}: it has none."""
     path = folder / METRICS
     last: dict[str, tuple[int, float]] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
-                last |= {key: (int(values["step"]), value) for key, value in values.items() if "/" in key}
+                scores = {name: value for name, value in values.items() if name.startswith(("eval/", "train/loss"))}
+                last |= {name: (int(values["step"]), value) for name, value in scores.items()}
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a run that was killed
     return last

@@ -215,10 +215,13 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
-def check_shapes(params: Any, model: Any, where: str) -> None:
-    """UserError naming the first tensor in which loaded parameters and those of `model` differ."""
+OTHER_RUN = "use the config.gin beside it, or another MODEL_DIR"
+
+
+def check_shapes(params: Any, model: Any, where: Any, remedy: str = OTHER_RUN) -> None:
+    """UserError naming the first tensor in which loaded parameters and those of `model` differ, and the remedy."""
     wanted = jax.eval_shape(model.init, jax.random.key(0))
-    _check_shapes({k: (tuple(v.shape), v.dtype) for k, v in _paths(params).items()}, wanted, where)
+    _check_shapes({k: (tuple(v.shape), v.dtype) for k, v in _paths(params).items()}, wanted, where, remedy)
 
 
 # --- one item of a checkpoint ------------------------------------------------------------------------------------
@@ -286,23 +289,22 @@ def _damage_in(name: str) -> Iterator[None]:
         raise Damaged(f"{name}: {reason}")
 
 
-def _check_shapes(stored: dict[str, tuple[tuple[int, ...], Any]], like: Any, where: str) -> None:
+def _check_shapes(
+    stored: dict[str, tuple[tuple[int, ...], Any]], like: Any, where: Any, remedy: str = OTHER_RUN
+) -> None:
     wanted = _paths(like)
     for key, leaf in wanted.items():
         if key not in stored:
-            raise _different(where, f"it has no {key}, which this configuration needs with shape {leaf.shape}")
+            raise _different(where, f"it has no {key}, which this configuration needs with shape {leaf.shape}", remedy)
         if stored[key][0] != tuple(leaf.shape):
-            raise _different(where, f"{key} has shape {stored[key][0]} there and {tuple(leaf.shape)} here")
+            raise _different(where, f"{key} has shape {stored[key][0]} there and {tuple(leaf.shape)} here", remedy)
     for key, (shape, _) in stored.items():
         if key not in wanted:
-            raise _different(where, f"it has {key} with shape {shape}, which this configuration lacks")
+            raise _different(where, f"it has {key} with shape {shape}, which this configuration lacks", remedy)
 
 
-def _different(where: Any, difference: str) -> UserError:
-    return UserError(
-        f"checkpoint {where} is of another configuration: {difference}; use the config.gin beside it, or another"
-        " MODEL_DIR"
-    )
+def _different(where: Any, difference: str, remedy: str = OTHER_RUN) -> UserError:
+    return UserError(f"checkpoint {where} is of another configuration: {difference}; {remedy}")
 
 
 def _warn_damaged(path: Path, error: Damaged | None) -> None:
