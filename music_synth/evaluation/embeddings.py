@@ -10,8 +10,8 @@
 | `log_mel`     | mean and standard deviation of each log-mel bin over 1 s      |  256 | 5               | nothing  |
 
 The published tables use VGGish and TRILL. CLAP and MERT agree better with listeners on music (Gui et al. 2024).
-`basic_pitch` sees which notes sound, and little else; `log_mel` sees loudness, color and their movement, and cannot
-tell a C from a C sharp in the same chord.
+`basic_pitch` sees which notes sound, and little else; `log_mel` sees pitch, loudness, color and their movement, and
+does not tell which of them changed (tests/evaluation/test_metric_reactions.py).
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ VGGISH_OFFSET = 0.01  # added before the logarithm
 
 
 def vggish_log_mel(audio: Array) -> Array:
-    """What VGGish hears (Hershey et al. 2017, section 3.1): [S] to log-mel [n, 96, 64], of 0.96 s each.
+    """What VGGish hears (Hershey et al. 2017): [S] to log-mel [n, 96, 64], of 0.96 s each.
 
     ONNX files of it mostly begin here; the TF-Hub module takes the waveform and does this itself.
     """

@@ -30,7 +30,7 @@ class Gaussian:
     """Mean and population covariance of frames that come in parts, in any order, on any machine.
 
     The memory does not grow with the number of frames: D + D^2 numbers, or 2 D above 1024 dims, where only the diagonal
-    of the covariance is kept. Parts are joined by the update of Chan et al. (1979), "Updating formulae", eq. 2.1.
+    of the covariance is kept. Parts are joined as Chan, Golub and LeVeque (1979) do.
 
     Attributes:
       n: frames so far.
@@ -93,7 +93,7 @@ class Gaussian:
 
 
 def frechet_distance(reference: Gaussian, judged: Gaussian) -> float:
-    """|mean_1 - mean_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of two Gaussians (Dowson and Landau 1982, eq. 16).
+    """|mean_1 - mean_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of two Gaussians (Dowson and Landau 1982).
 
     The trace of the root is taken from the eigenvalues of S_1^(1/2) S_2 S_1^(1/2), which are those of S_1 S_2. That
     matrix is symmetric: they stay real and finite where the root of S_1 S_2 itself does not (fewer frames than dims).
@@ -139,9 +139,9 @@ def frechet_distance_at_infinity(
 ) -> tuple[float, float]:
     """Fréchet distance that infinitely many judged frames would have: the published limit, and how well it fits.
 
-    The bias of the distance falls as 1 / n in the number of frames (Chong and Forsyth 2020, section 3). So it is taken
+    The bias of the distance falls as 1 / n in the number of frames (Chong and Forsyth 2020). So it is taken
     of draws of 25 sizes from 500 frames to all of them against the whole reference, and a line in 1 / n is fitted,
-    whose value at 0 is the limit (Gui et al. 2024, section 3.3).
+    whose value at 0 is the limit (Gui et al. 2024).
 
     Args:
       replace: draw with replacement, as Gui et al. do. What is removed is then the bias of the draws alone, which

@@ -59,8 +59,8 @@ class BasicPitch:
     program 0, and it knows no drums: it finds few or wrong pitches in them. Of its scores those with programs and drums
     say nothing, and it works best on few instruments.
 
-    Notes come from the posteriors as in section 2.4 of the paper: each onset peak, the last first, is followed until
-    the activation stays low; what is then left of the activation makes further notes, the strongest first.
+    Notes come from the posteriors as the paper makes them: each onset peak, the last first, is followed until the
+    activation stays low; what is then left of the activation makes further notes, the strongest first.
     """
 
     onset_threshold: float = 0.5
@@ -97,11 +97,13 @@ class BasicPitch:
             stop = self.follow(left[start:, bin_]) + start
             if stop - start > min_frames:
                 claim(start, stop, bin_)
-        while left.max(initial=0) > self.note_threshold:
-            middle, bin_ = np.unravel_index(left.argmax(), left.shape)
-            stop = self.follow(left[middle:, bin_]) + middle
-            start = middle + 1 - self.follow(left[middle::-1, bin_])
-            claim(int(start), int(stop), int(bin_))
+        strong = np.argwhere(left > self.note_threshold)
+        strongest_first = np.argsort(-left[tuple(strong.T)], kind="stable")
+        for middle, bin_ in strong[strongest_first].tolist():
+            if left[middle, bin_]:  # not claimed in the meantime
+                stop = self.follow(left[middle:, bin_]) + middle
+                start = middle + 1 - self.follow(left[middle::-1, bin_])
+                claim(start, stop, bin_)
         return found
 
     def follow(self, activation: np.ndarray) -> int:
@@ -135,7 +137,7 @@ def _posteriors(audio_bytes: bytes) -> Posteriors:
     # A step of whole frames: time stays exact over any length.
     starts = np.arange(num_windows) * INNER_FRAMES * HOP
     padded = np.zeros(starts[-1] + WINDOW, np.float32)
-    padded[MARGIN * HOP :][: len(audio)] = audio[: len(padded) - MARGIN * HOP]
+    padded[MARGIN * HOP : MARGIN * HOP + len(audio)] = audio
     name = session.get_inputs()[0].name
     outputs = {key: f"StatefulPartitionedCall:{number}" for key, number in OUTPUTS.items()}
     parts: dict[str, list[np.ndarray]] = {key: [] for key in outputs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import tarfile
 import tempfile
@@ -69,11 +70,12 @@ def hub_folder(handle: str) -> Path:
                 archive.extractall(unpacked, filter="data")
             os.replace(unpacked, folder)
             os.mkdir(unpacked)  # for the context manager to remove
-    except (OSError, ValueError, tarfile.TarError) as error:
-        raise UserError(
-            f"{handle} cannot be downloaded ({reason(error)}): download the model where there is a network and name its"
-            " folder"
-        ) from error
+    except (OSError, EOFError, ValueError, http.client.HTTPException, tarfile.TarError) as error:
+        if not folder.is_dir():  # nor has another process downloaded it meanwhile
+            raise UserError(
+                f"{handle} cannot be downloaded ({reason(error)}): download the model where there is a network and name"
+                " its folder"
+            ) from error
     return folder
 
 
