@@ -36,7 +36,7 @@ def test_chunked_equals_whole(inverter):
     np.testing.assert_array_equal(*again)
     early = np.concatenate(list(inverter.stream([mel], stretch=32, early=True)))
     for streamed in (again[0], early):
-        np.testing.assert_allclose(streamed, whole, atol=1e-3 * np.abs(whole).max())
+        np.testing.assert_allclose(streamed, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
 def test_the_first_stretch_does_not_wait_for_the_end(inverter):
@@ -57,14 +57,14 @@ def test_the_first_stretch_does_not_wait_for_the_end(inverter):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_length(inverter):
-    """Half an hour of mel through a stream, in half of what its audio alone would take (115 MB)."""
+    """An hour of mel through a stream, in a quarter of what its audio alone would take (230 MB)."""
     if isinstance(inverter.generator, ISTFTGenerator):
         pytest.skip("the same streaming code, at a tenth of the speed")
     part = random_mel(10_000)
     list(inverter.stream([part], stretch=2048))  # compiled, and all buffers in place
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    samples = sum(len(audio) for audio in inverter.stream((part for _ in range(9)), stretch=2048))
-    assert samples == 90_000 * HOP_LENGTH
+    samples = sum(len(audio) for audio in inverter.stream((part for _ in range(18)), stretch=2048))
+    assert samples == 180_000 * HOP_LENGTH
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024  # kB
 
 
