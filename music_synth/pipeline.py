@@ -29,6 +29,7 @@ from music_synth.chaining import sample_chain
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers
+from music_synth.interop.runtimes import reason
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import EOS_ID, PAD_ID, Tokenizer
@@ -343,8 +344,7 @@ def download(name: str, cache_dir: Any, revision: str | None, token: Any, local_
                 break
         return folder
     except Exception as error:  # of httpx, of the hub, of the file system
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"no folder {name}, and the hub does not give it ({type(error).__name__}: {reason}); check the name and the"
-            " network, or download it elsewhere and give its folder"
+            f"no folder {name}, and the hub does not give it ({type(error).__name__}: {reason(error)}); check the name"
+            " and the network, or download it elsewhere and give its folder"
         ) from error
