@@ -85,7 +85,7 @@ class SpectrogramDiffusionPipeline:
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *,
-        inverter: str | Inverter | None = None,
+        inverter: str | os.PathLike | Inverter | None = None,
         cache_dir: str | os.PathLike | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -110,16 +110,18 @@ class SpectrogramDiffusionPipeline:
                 raise UserError(f"no folder {name}, and no name of a repository on the hub, which is owner/name")
             folder = download(name, cache_dir, revision, token, local_files_only)
         decoder = decoders.read(folder)
-        melgan = folder / diffusers.INVERTER if decoder.kind == "diffusers" and inverter is None else None
-        if melgan is not None and not melgan.is_file():
-            warnings.warn(f"no {melgan}: the inverter that ships with music_synth makes the audio", stacklevel=2)
-            melgan = None
-        if inverter is None or isinstance(inverter, str):
-            inverter = load_inverter(str(melgan) if melgan else inverter)
+        if inverter is None and decoder.kind == "diffusers" and decoder.inverter is None:
+            ours = "the inverter that ships with music_synth makes the audio"
+            warnings.warn(f"no {folder / diffusers.INVERTER}: {ours}", stacklevel=2)
+        melgan = None
+        if inverter is None or isinstance(inverter, (str, os.PathLike)):
+            source = decoder.inverter if inverter is None else Path(inverter)
+            melgan = source if source is not None and source.suffix == ".onnx" else None
+            inverter = load_inverter(None if source is None else str(source))
         return cls(decoder.model, decoder.params, decoder.tokenizer, inverter, melgan)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Writes a folder that the port loads, with the inverter as ONNX.
+        """Writes a folder that the port loads, with the inverter as ONNX (Griffin-Lim cannot be: then without).
 
         Raises:
           UserError: the port has no such model (`interop.diffusers.write`), onnx is not installed, or the folder cannot

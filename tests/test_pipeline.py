@@ -259,6 +259,8 @@ def test_without_an_inverter_ours_plays(folder, tmp_path):
     quiet = SpectrogramDiffusionPipeline.from_pretrained(folder, inverter="griffin_lim")
     np.testing.assert_array_equal(quiet.inverter(mel), load_inverter("griffin_lim")(mel))
     assert quiet.melgan is None
+    other = SpectrogramDiffusionPipeline.from_pretrained(folder, inverter=GOLDEN / "toy_inverter.onnx")
+    assert other.melgan == GOLDEN / "toy_inverter.onnx"
 
 
 def test_a_run_of_ours(tmp_path, tokens):
