@@ -9,6 +9,7 @@ stdout, for a player or an encoder:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import math
@@ -32,6 +33,7 @@ from music_synth.errors import UserError
 from music_synth.evaluation.report import PICTURE_SUFFIXES, plot_piece
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.models.layers import DTYPES
 from music_synth.models.seam import Seam
 from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, load_inverter, stream_audio
 
@@ -211,6 +213,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--sampler", help="diffusion only: ddim, ddpm, ... (default: as the run's config says)")
     parser.add_argument("--steps", type=int, help="diffusion only: sampling steps a segment")
     parser.add_argument("--guidance", type=float, help="diffusion only: guidance scale, 1 = none")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of activations (default: as trained); bfloat16 is for accelerators"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers, 0 or more (default: 0)")
     parser.add_argument(
         "--batch_size",
@@ -247,6 +252,8 @@ def main(argv: list[str]) -> None:
     model, tokenizer, params, step = config.load_run(flags.checkpoint, flags.step)
     asked = {"name": flags.sampler, "num_steps": flags.steps, "guidance_scale": flags.guidance}
     model = model.with_sampling(**{name: value for name, value in asked.items() if value is not None})
+    if flags.dtype:
+        model = dataclasses.replace(model, network=dataclasses.replace(model.network, dtype=flags.dtype))
     what = next(iter(targets)) if len(targets) == 1 else f"{len(targets)} pieces"
     say(f"{what}: {sum(map(len, pieces))} notes; {type(model).__name__} of {flags.checkpoint}, step {step}")
     if flags.inverter == GRIFFIN_LIM:

@@ -19,6 +19,7 @@ from music_synth.midi.tokenizer import Vocabulary
 
 Array = jax.Array
 MASKED_LOGIT = -1e10
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class NetworkConfig:
     target_frames: int = 256  # T, 5.12 s
     context_frames: int = 256  # C; 0 = no context encoder
     dropout_rate: float = 0.1
-    dtype: str = "float32"  # of activations: "float32" or "bfloat16"
+    dtype: str = "float32"  # of activations, one of DTYPES
     attention: str = "auto"  # "einsum", or cuDNN's fused kernel where it can be (`attend`)
     remat: bool = False  # recompute each layer in the backward pass: less memory, a third more work
     scan_layers: bool = False  # one compiled layer for all: compiles faster, parameters stacked on axis 0
@@ -59,7 +60,7 @@ class NetworkConfig:
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"NetworkConfig.dropout_rate = {self.dropout_rate}: must be in [0, 1)")
         for name, choices in (
-            ("dtype", ("float32", "bfloat16")),
+            ("dtype", DTYPES),
             ("attention", ("auto", "einsum")),
             ("context_positions", ("terminal_relative", "regular")),
             ("cross_attention", ("concat", "sum")),
