@@ -253,6 +253,13 @@ def build(name: str, overrides: Iterable[str] = ()) -> Callable[..., Any]:
     return function
 
 
+def build_parts(files: Iterable[str | Path], overrides: Iterable[str], *keys: tuple[str, str]) -> list[Any]:
+    """What a recipe binds, for example ("train", "model"), made without the rest. Leaves the configuration as it is."""
+    with _isolated(), _plain_errors():
+        parse(files, overrides)
+        return [_bound(" ".join(map(str, files)), *key) for key in keys]
+
+
 def operative_text() -> str:
     """The configuration as far as it was read since `parse`, defaults included, as the text of a gin file."""
     return gin.operative_config_str(max_line_length=100)
@@ -348,12 +355,10 @@ def _make(model_dir: str | Path, keys: list[tuple[str, str]]) -> list[Any]:
         raise UserError(f"no folder {model_dir}: give the MODEL_DIR of a training run")
     if not path.is_file():
         raise UserError(f"no {CONFIG_FILE} in {model_dir}: give the MODEL_DIR of a training run")
-    with _isolated(), _plain_errors():
-        parse([path.resolve()])
-        return [_bound(path, *key) for key in keys]
+    return build_parts([path.resolve()], (), *keys)
 
 
-def _bound(path: Path, name: str, parameter: str) -> Any:
+def _bound(path: Path | str, name: str, parameter: str) -> Any:
     _register(name)
     bindings = gin.get_bindings(name, resolve_references=False)
     if parameter not in bindings:
