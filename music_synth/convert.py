@@ -19,6 +19,7 @@ import functools
 import os
 import shlex
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ FORMS = {
     "t5x": "a checkpoint of T5X",
     "diffusers": "a pipeline of diffusers",
 }
+FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",)}  # that only one form has
 INVERTER_SUFFIXES = (".onnx", ".safetensors")
 
 
@@ -58,7 +60,10 @@ def write_run(decoder: Decoder, folder: Path, target: Path) -> None:
     create = functools.partial(create_state, decoder.model, optimizer, jax.random.key(0), ema_decay)
     state = jax.jit(create)(decoder.params).replace(step=jnp.asarray(decoder.step, jnp.int32))
     if decoder.moments is not None:
-        state = state.replace(opt_state=t5x.to_opt_state(decoder.moments, decoder.step, state.opt_state))
+        try:
+            state = state.replace(opt_state=t5x.to_opt_state(decoder.moments, decoder.step, state.opt_state))
+        except UserError as error:
+            warnings.warn(f"{error}: the optimizer begins afresh", stacklevel=2)
     Checkpointer(folder).save(state, data_position=decoder.step)
 
 
@@ -102,15 +107,19 @@ def write_diffusers(decoder: Decoder, folder: Path, inverter: Path | None) -> No
     diffusers.write(folder, decoder.model, decoder.params, inverter or decoder.inverter)
 
 
+def check_new(target: Path) -> None:
+    """UserError if `target` is there already; a folder may be, if it is empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already: name another, or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when everything in it is written, and else is removed.
 
     Raises:
-        UserError: `target` is there and not empty, or cannot be written.
+        UserError: `target` cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already: name a new folder, or remove it")
     partial = target.absolute().with_name(f".{target.absolute().name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -191,6 +200,10 @@ def disk_size(path: Path) -> str:
 def convert_decoder(flags: argparse.Namespace) -> None:
     decoder = decoders.read(flags.source, flags.num_heads, flags.config)
     to = flags.to or ("export" if decoder.kind == "run" else "run")
+    for form, names in FLAGS.items():
+        for name in names:
+            if getattr(flags, name) is not None and to != form:
+                raise UserError(f"--{name} is of {FORMS[form]}, and {flags.target} becomes {FORMS[to]}: leave it out")
     count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
     network = decoder.model.network
     context = f"{network.context_frames} frames of context" if network.context_frames else "no context"
@@ -205,7 +218,8 @@ def convert_decoder(flags: argparse.Namespace) -> None:
             write_run(decoder, folder, flags.target)
         elif to == "export":
             text = export_text(decoder, flags.target)
-            model_card.export(decoder, text, folder, flags.dtype, flags.scores, flags.license)
+            license = flags.license or model_card.UNKNOWN_LICENSE
+            model_card.export(decoder, text, folder, flags.dtype or "float32", flags.scores, license)
         elif to == "t5x":
             write_t5x(decoder, folder)
         else:
@@ -229,17 +243,13 @@ def convert_inverter(flags: argparse.Namespace) -> None:
     from music_synth.vocoder.inverter import load_inverter
     from music_synth.vocoder.neural import NeuralInverter, save_inverter
 
+    if flags.target.suffix not in INVERTER_SUFFIXES:
+        raise UserError(f"{flags.target}: what an inverter becomes ends in {' or '.join(INVERTER_SUFFIXES)}")
+    if not flags.target.absolute().parent.is_dir():
+        raise UserError(f"{flags.target}: there is no folder {flags.target.parent} to write it into")
     inverter = load_inverter(str(flags.source))
     if not isinstance(inverter, NeuralInverter):
         raise UserError(f"{flags.source} is an inverter of another project: it plays as it is, by --inverter")
-    if flags.target.suffix not in INVERTER_SUFFIXES:
-        raise UserError(
-            f"{flags.target}: an inverter becomes a file whose name ends in {' or '.join(INVERTER_SUFFIXES)}"
-        )
-    if flags.target.exists():
-        raise UserError(f"{flags.target} is there already: name a new file")
-    if not flags.target.absolute().parent.is_dir():
-        raise UserError(f"{flags.target}: there is no folder {flags.target.parent} to write it into")
     kind = type(inverter.generator).__name__
     print(f"{flags.source}: an inverter ({kind}), {disk_size(flags.source)}")
     partial = flags.target.with_name(f".{os.getpid()}-{flags.target.name}")
@@ -272,9 +282,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, help="gin file of a T5X checkpoint (default: config.gin beside it)")
     exported = parser.add_argument_group("exported models")
-    exported.add_argument("--dtype", choices=model_card.DTYPES, default="float32", help="of the weights")
+    exported.add_argument("--dtype", choices=model_card.DTYPES, help="of the weights (default: float32)")
     exported.add_argument("--scores", type=Path, help="OUTPUT_DIR of music_synth.evaluate, for the model card")
-    exported.add_argument("--license", default=model_card.UNKNOWN_LICENSE, help="of the weights, for the model card")
+    exported.add_argument("--license", help="of the weights, for the model card")
     port = parser.add_argument_group("pipelines of diffusers")
     port.add_argument(
         "--inverter", type=Path, help="ONNX file to put into it (default: that of a source which has one)"
@@ -289,6 +299,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
+    check_new(flags.target)
     is_inverter = flags.source.suffix in INVERTER_SUFFIXES or flags.target.suffix in INVERTER_SUFFIXES
     (convert_inverter if is_inverter else convert_decoder)(flags)
 

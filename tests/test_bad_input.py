@@ -81,6 +81,14 @@ CASES = [
     ("synthesize {w}/in.mid --checkpoint={w}/damaged --out={w}/out.wav", "no readable checkpoint", "damaged"),
     (PLAY + " --step=7", "step 7"),
     (PLAY + " --step=-1", "step -1"),
+    # conversions
+    ("convert {w}/nowhere {w}/new", "no folder", "nowhere"),
+    ("convert {w}/empty_folder {w}/new", "empty_folder", "not recognized"),
+    ("convert {w}/in.mid {w}/new", "in.mid", "not recognized"),
+    ("convert {w}/run {w}/empty_config", "empty_config", "there already"),
+    ("convert {w}/damaged {w}/new", "no readable checkpoint", "damaged"),
+    ("convert {w}/run {w}/new --to=torch", "'torch'", "t5x"),
+    ("convert {w}/run", "target"),
     # flags of synthesize
     (PLAY + " --steps=0", "num_steps = 0"),
     (PLAY + " --steps=many", "'many'"),

@@ -13,7 +13,8 @@ from music_synth import config, convert
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers, model_card, t5x
 from music_synth.training.checkpoint import load_progress
-from music_synth.vocoder.neural import SHIPPED
+from music_synth.vocoder.melgan import MelGANGenerator
+from music_synth.vocoder.neural import SHIPPED, save_inverter
 from tests import golden_arrays, t5x_folders, tiny_runs
 
 GOLDEN = golden_arrays.GOLDEN
@@ -157,6 +158,21 @@ def test_an_exported_run_becomes_a_run_again(model_dir, tmp_path):
     assert config.read_values(tmp_path / "run" / "config.gin")["train.model_dir"] == str(tmp_path / "run")
 
 
+# --- inverters -------------------------------------------------------------------------------------------------------
+
+
+def test_an_inverter_becomes_onnx(tmp_path, capsys):
+    generator = MelGANGenerator(16, dilations=(1,))
+    save_inverter(tmp_path / "mine.safetensors", generator, tiny_runs.random_like(generator.init))
+    run(tmp_path / "mine.safetensors", tmp_path / "mine.onnx")
+    said = capsys.readouterr().out
+    assert "an inverter (MelGANGenerator)" in said
+    assert float(re.search(r"differ by (\S+) of the peak", said).group(1)) < 1e-4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.onnx", "mine.safetensors"]
+    with pytest.raises(UserError, match="is an inverter of another project: it plays as it is"):
+        run(tmp_path / "mine.onnx", tmp_path / "again.onnx")
+
+
 # --- starting a run from a checkpoint --------------------------------------------------------------------------------
 
 
@@ -217,7 +233,11 @@ def test_a_folder_with_something_in_it_is_not_overwritten(model_dir, tmp_path):
         (["{run}", "{new}", "--scores", "{run}"], r"no table\.md in .*mine: give the OUTPUT_DIR"),
         (["{run}", "{new}", "--inverter", "{run}/nowhere"], "no file .*nowhere"),
         (["{run}/inverter.onnx", "{new}.onnx"], "no file .*inverter.onnx"),
-        (["{shipped}", "{new}"], "becomes a file whose name ends in"),
+        (["{shipped}", "{new}"], r"what an inverter becomes ends in \.onnx or"),
+        (
+            ["{run}", "{new}", "--inverter", "{shipped}"],
+            "--inverter is of a pipeline of diffusers, and .*new becomes an",
+        ),
         (["{run}", "{new}", "--to", "torch"], "invalid choice"),
         (["{run}/nowhere", "{new}"], r"no folder .*nowhere"),
         (["{run}/checkpoints", "{new}"], "is not recognized"),

@@ -75,11 +75,14 @@ def read(path: str | Path, num_heads: int | None = None, gin_file: str | Path | 
 
 def _read_run(path: Path) -> Decoder:
     said = path / config.CONFIG_FILE
-    if said.is_file() and "Vocoder.generator" in config.read_values(said):
+    values = config.read_values(said) if said.is_file() else {}
+    if "Vocoder.generator" in values:
         raise UserError(f"{path} is a run of an inverter: name a file to make of it, .onnx or .safetensors")
     model, tokenizer, params, step = config.load_run(path)
-    if config.load_optimizer(path)[1]:  # the moments belong to other parameters than the average, which plays
+    if values.get("train.ema_decay", 1.0):  # moments belong to other parameters than the average, which plays
         return Decoder("run", path, model, tokenizer, params, step, remarks=("the moving average of the parameters",))
+    if values.get("train.optimizer") != "@adafactor()":
+        return Decoder("run", path, model, tokenizer, params, step)
     moments = t5x.moments_of(load_progress(path, step)["opt_state"])
     return Decoder("run", path, model, tokenizer, params, step, moments)
 
