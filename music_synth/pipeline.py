@@ -194,7 +194,8 @@ class SpectrogramDiffusionPipeline:
           sampler: "ddim", "dpmpp_2m", ... or a `Sampler`; None: the pipeline's, DDPM for the published models.
           guidance_scale: of classifier-free guidance; None: the pipeline's, 1 (none) for the published models.
           streaming: return at once, an iterator of parts [1, samples] of the audio (or of the mel, a segment each) as
-            they are done.
+            they are done. An ONNX inverter sees the whole mel first and gives one part at the end; ours streams
+            (`from_pretrained(..., inverter=load_inverter())`).
 
         Raises:
           UserError: a wrong argument, tokens the network does not know, a MIDI file that cannot be read.

@@ -203,15 +203,16 @@ def read(folder: str | Path) -> Pipeline:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give one with the {INDEX} of a {PIPELINE}")
-    kind = _read_json(folder / INDEX).get("_class_name")
-    if kind != PIPELINE:
-        raise UserError(f"{folder} holds a {kind}, not a {PIPELINE} ({INDEX}, _class_name)")
+    index = _read_json(folder / INDEX)
+    if index.get("_class_name") != PIPELINE:
+        raise UserError(f"{folder} holds a {index.get('_class_name')}, not a {PIPELINE} ({INDEX}, _class_name)")
     model = _read_model(folder)
     params = {}
     for name, part in PARTS.items():
         params |= _read_weights(folder / name, part, model)
-    inverter = folder / INVERTER
-    return Pipeline(model, TOKENIZER, unflatten_dict(params, sep="/"), inverter if inverter.is_file() else None)
+    inverter = folder / INVERTER if any(index.get("melgan") or ()) else None
+    whole = inverter is not None and inverter.is_file()
+    return Pipeline(model, TOKENIZER, unflatten_dict(params, sep="/"), inverter if whole else None)
 
 
 def write(folder: str | Path, model: Diffusion, params: Params, inverter: str | Path | None = None) -> None:
@@ -271,12 +272,12 @@ def _read_model(folder: Path) -> Diffusion:
         for key, value in {"_class_name": part.class_name, **part.fixed}.items():
             _expect(path, config, key, value)
         for theirs, ours in {**SHARED, **part.settings}.items():
-            if theirs not in config:
-                raise UserError(f"{path} does not say {theirs}")
-            if network.setdefault(ours, config[theirs]) != config[theirs]:
-                raise UserError(
-                    f"{path}: {theirs} = {config[theirs]}, but {network[ours]} in {said[ours]}; ours are the same"
-                )
+            value = config.get(theirs)
+            kinds = (int, float) if isinstance(getattr(NetworkConfig, ours), float) else (int,)
+            if type(value) not in kinds:
+                raise UserError(f"{path}: {theirs} = {value!r}, where {kinds[-1].__name__} is needed")
+            if network.setdefault(ours, value) != value:
+                raise UserError(f"{path}: {theirs} = {value}, but {network[ours]} in {said[ours]}; ours are the same")
             said.setdefault(ours, path)
     schedule = _read_json(folder / SCHEDULER)
     for key, value in SCHEDULE.items():
@@ -306,9 +307,10 @@ def _expect(path: Path, config: Mapping[str, Any], key: str, value: Any) -> None
 
 
 def _choose(path: Path, config: Mapping[str, Any], key: str, choices: Mapping[str, str]) -> str:
-    if config.get(key) not in choices:
-        raise UserError(f"{path}: {key} = {config.get(key)!r}, and only {', '.join(choices)} can be played here")
-    return choices[config[key]]
+    value = config.get(key)
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"{path}: {key} = {value!r}, and only {', '.join(choices)} can be played here")
+    return choices[value]
 
 
 @functools.cache
