@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
@@ -26,7 +27,7 @@ from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import Optimizer
 from music_synth.training.state import TrainState, create_state, eval_step, train_step
-from music_synth.training.writer import NoWriter, Writer, mel_image
+from music_synth.training.writer import NoWriter, Writer, last_value, mel_image
 from music_synth.vocoder.objective import stft_distance
 
 Batch = dict[str, np.ndarray]
@@ -41,6 +42,7 @@ def train(
     model_dir: str,
     num_steps: int,
     initial: Callable[[Any], Any] | None = None,  # model -> parameters a new run starts from (or None: random ones)
+    max_minutes: float | None = None,  # of updates with their compilation, not of evaluations; None: no limit
     seed: int = 0,  # of parameters, noise and dropout; the order of examples is the feed's own
     num_microbatches: int = 1,  # pieces a batch is computed in, to save memory
     ema_decay: float = 0.999,  # of the average of the parameters that evaluation and playing use; 0: none
@@ -55,7 +57,9 @@ def train(
     inverter: Callable[[np.ndarray], np.ndarray] | None = None,  # log-mel [T, M] -> audio [S], for the sounds
     config_text: str = "",  # kept as MODEL_DIR/config.gin
 ) -> TrainState:
-    """Trains until step `num_steps`, going on from the newest checkpoint in `model_dir` if there is one.
+    """Trains until step `num_steps` or for `max_minutes`, whichever is first, and saves.
+
+    Goes on from the newest checkpoint in `model_dir` if there is one, the minutes of the run before included.
 
     Raises:
         UserError: stopped by SIGTERM or Ctrl-C (after saving), a loss that is not finite, a checkpoint of other
@@ -63,6 +67,7 @@ def train(
     """
     check_counts(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
     check_counts(num_eval_batches=num_eval_batches, shortest_token_bucket=min(token_buckets, default=0))
+    check_minutes(max_minutes)
     model.check_feed(feed)
     mesh = partitioning.make_mesh(model_parallelism)
     rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
@@ -90,6 +95,8 @@ def train(
     shown = cut_tokens(first_held_out(feed, num_samples), token_buckets)
 
     window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last line of the log
+    minutes = last_value(model_dir, "train/minutes") if step else 0.0  # up to that line
+    budget = math.inf if max_minutes is None else max_minutes
     clock = time.monotonic()
     with (
         contextlib.closing(prefetch(map(ready, feed.train_batches(position)))) as batches,
@@ -97,7 +104,7 @@ def train(
         progress_bar(start_step, num_steps, first) as bar,
         contextlib.closing(writer),
     ):
-        while step < num_steps:
+        while step < num_steps and minutes < budget:
             batch = next(batches)
             state, metrics = update_of(model.at_step(step))(state, batch)
             step += 1
@@ -105,12 +112,15 @@ def train(
             if len(window) > RUN_AHEAD:
                 jax.block_until_ready(window[-1 - RUN_AHEAD])
             bar.update()
-            stopping, last = stop.requested(step), step == num_steps
+            seconds = time.monotonic() - clock
+            stopping, last = stop.requested(step), step == num_steps or minutes + seconds / 60 >= budget
 
             if step % log_every == 0 or stopping or last:
                 means = mean_metrics(window, step, saved_step, model_dir)  # the only transfer from the device
-                rate = len(window) * len(batch["mel"]) / (time.monotonic() - clock)
-                writer.scalars(step, prefixed("train", means) | {"train/examples_per_second": rate})
+                seconds = time.monotonic() - clock
+                rate, minutes = len(window) * len(batch["mel"]) / seconds, minutes + seconds / 60
+                speed = {"train/examples_per_second": rate, "train/minutes": minutes}
+                writer.scalars(step, prefixed("train", means) | speed)
                 bar.set_postfix_str(f"loss {means['loss']:.4f}, {rate:.1f} examples/s")
                 window, clock = [], time.monotonic()
             if step % checkpoint_every == 0 or stopping or last:
@@ -123,6 +133,7 @@ def train(
                     " goes on from there"
                 )
             if step % eval_every == 0 or last:
+                paused = time.monotonic()
                 params = state.params if state.ema_params is None else state.ema_params
                 held_out = first_n(feed.eval_batches(), num_eval_batches)
                 writer.scalars(step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out))))
@@ -130,7 +141,7 @@ def train(
                     sampled = np.asarray(sample(params, partitioning.put(whole, shown), eval_key(0)))
                     write_samples(writer, step, sampled, shown, inverter)
                 writer.flush()
-                clock = time.monotonic()
+                clock += time.monotonic() - paused
     return state
 
 
@@ -164,6 +175,13 @@ def check_counts(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"train.{name} = {count}: must be at least 1")
+
+
+def check_minutes(max_minutes: float | None) -> None:
+    if max_minutes is not None and not max_minutes > 0:
+        raise UserError(f"train.max_minutes = {max_minutes}: must be positive, or None")
+    if max_minutes is not None and jax.process_count() > 1:
+        raise UserError("train.max_minutes is for one process: the clocks of several would disagree; bound num_steps")
 
 
 def make_folder(model_dir: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -67,6 +68,23 @@ class NoWriter:
     def close(self): ...
 
 
+def read_metrics(model_dir: str | Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, in order, without a last one that was cut in two; [] if there is no file."""
+    path = Path(model_dir) / METRICS_FILE
+    lines = []
+    for text in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
+
+
+def last_value(model_dir: str | Path, name: str) -> float:
+    """The newest value of a scalar of a run; 0 if it was never written."""
+    return next((line[name] for line in reversed(read_metrics(model_dir)) if name in line), 0.0)
+
+
 def mel_image(mel: np.ndarray, low: float, high: float) -> np.ndarray:
     """Picture of a log-mel [T, M], low notes at the bottom -> [M, T, 3] uint8; `low`..`high` is the color range."""
     level = np.clip((np.asarray(mel, np.float64).T[::-1] - low) / (high - low), 0.0, 1.0)  # [M, T]
@@ -78,13 +96,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
     """Rewrites a metrics file without the lines after `step` and without a last line cut in two."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
+    kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
