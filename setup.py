@@ -73,6 +73,10 @@ setup(
     # The recipes live in configs/ at the top of the checkout and ship as the package music_synth.configs.
     packages=find_packages(include=["music_synth", "music_synth.*"]) + ["music_synth.configs"],
     package_dir={"music_synth.configs": "configs"},
-    package_data={"music_synth.configs": ["*.gin", "*/*.gin"], "music_synth.vocoder": ["*.safetensors", "*.md"]},
+    package_data={
+        "music_synth.configs": ["*.gin", "*/*.gin"],
+        "music_synth.vocoder": ["*.safetensors", "*.md"],
+        "music_synth.evaluation": ["*.jinja"],
+    },
     zip_safe=False,
 )

@@ -1,69 +1,139 @@
-"""The evaluate command: table, scores, example and what they say."""
+"""The evaluate command: table, scores, report and what they say."""
 
+import base64
+import io
 import json
+import re
 
 import numpy as np
 import pytest
 import soundfile
 
 from music_synth import evaluate as entry
+from music_synth.errors import UserError
 from tests import tiny_runs
 
-ROWS = ["mean spectrum", "Autoregressive", "Diffusion", "target through the shipped inverter", "target itself"]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROWS = [
+    "mean spectrum",
+    "Autoregressive",
+    "Autoregressive",
+    "Diffusion",
+    "Diffusion",
+    "ground truth audio",
+    "ground truth",
+]
+
+
+def flags_of(folder):
+    return [
+        "--gin_file=evaluate.gin",
+        f"--gin.TASK={folder / 'prepared'}",
+        f"--gin.OUTPUT_DIR={folder / 'scores'}",
+        "--gin.MAX_SECONDS=7",  # 300 frames and the first 50 of the next piece
+        "--gin.evaluate.batch_size=2",
+        "--gin.evaluate.inverter=griffin_lim",  # compiles nothing
+        f"--checkpoints={folder / 'autoregressive'},{folder / 'diffusion'}",
+        "--sampler=num_steps=2,name=ddpm",
+    ]
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """(folder, printed text): both kinds of run scored on the test split of a prepared folder."""
     folder = tmp_path_factory.mktemp("evaluate")
-    prepared = tiny_runs.prepare(folder / "prepared")
-    runs = [tiny_runs.start(folder / kind, f"{kind}.gin", prepared) for kind in ("autoregressive", "diffusion")]
-    flags = [
-        "--gin_file=evaluate.gin",
-        f"--gin.TASK={prepared}",
-        f"--gin.OUTPUT_DIR={folder / 'scores'}",
-        "--gin.MAX_SECONDS=7",  # 300 frames and the first 50 of the next piece
-        "--gin.evaluate.batch_size=2",
-        "--checkpoints=" + ",".join(map(str, runs)),
-    ]
+    prepared = tiny_runs.prepare(folder / "prepared", audio=True)
+    for kind in ("autoregressive", "diffusion"):
+        tiny_runs.start(folder / kind, f"{kind}.gin", prepared)
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda *words: printed.append(" ".join(map(str, words))))
-        entry.main(flags)
+        entry.main(flags_of(folder))
     return folder, "\n".join(printed)
+
+
+def read_scores(folder):
+    return json.loads((folder / "scores" / "scores.json").read_text())
 
 
 def test_table_and_scores_agree(evaluated):
     folder, printed = evaluated
-    table = (folder / "scores" / "table.md").read_text()
-    scores = json.loads((folder / "scores" / "scores.json").read_text())
+    table, scores = (folder / "scores" / "table.md").read_text(), read_scores(folder)
     assert table in printed
-    assert "2 pieces, 7 s" in table and "split test" in table
-    assert (scores["num_pieces"], scores["seconds"], scores["split"]) == (2, 7.0, "test")
-    lines = table.splitlines()[-len(ROWS) :]
+    assert "2 clips, 7 s" in table and "split test" in table
+    assert (scores["num_clips"], scores["seconds"], scores["split"]) == (2, 7.0, "test")
+    lines = table.splitlines()[4 : 4 + len(ROWS)]
     for name, row, line in zip(ROWS, scores["rows"], lines, strict=True):
         assert row["name"].startswith(name)
-        assert line.startswith(f"| {row['name']} | {row['whole_pieces']:.2f} |")
+        assert line.startswith(f"| {row['name']}")
+        assert f"{row['cells']['log_mel']['value']:.2f}" in line
     assert all(f"{folder}/{kind}, step 0" in table for kind in ("autoregressive", "diffusion"))
+    assert [row["about"]["given"] for row in scores["rows"][1:5:2]] == [{}, {"num_steps": 2, "name": "ddpm"}]
+    assert "needs --vggish PATH" in lines[1]
 
 
 def test_scores_are_those_of_the_data(evaluated):
     folder, _ = evaluated
-    scores = json.loads((folder / "scores" / "scores.json").read_text())
-    mean, autoregressive, diffusion, vocoded, itself = scores["rows"]
+    mean, *models, recording, inverted = read_scores(folder)["rows"]
     # The target is independent noise of deviation 2 around -4, so the mean's error is 2 sqrt(2 / pi) nepers.
-    assert mean["whole_pieces"] == pytest.approx(20 / np.log(10) * 2 * np.sqrt(2 / np.pi), rel=0.02)
-    assert itself["whole_pieces"] == 0
-    assert vocoded["whole_pieces"] > 1
-    for row in (autoregressive, diffusion):
-        assert row["whole_pieces"] > mean["whole_pieces"]  # never trained
-        assert np.isfinite(row["single_segments"])
+    error = mean["cells"]["log_mel"]["value"]
+    assert error == pytest.approx(20 / np.log(10) * 2 * np.sqrt(2 / np.pi), rel=0.02)
+    for row in (*models, recording):  # never trained; and the audio is not that of the mel
+        assert row["cells"]["log_mel"]["value"] > error
+        assert np.isfinite(row["cells"]["stft"]["value"]) and row["cells"]["stft"]["clips"] == 2
+    assert recording["cells"]["stft"]["value"] == recording["cells"]["log_mel_distance"]["value"] == 0
+    assert recording["cells"]["basic_pitch_frechet"]["value"] == pytest.approx(0, abs=1e-9)
+    assert inverted["cells"]["stft"]["value"] > 0
+    assert all(row["cells"]["cost"]["value"] > 0 for row in models)
+    assert {row["mode"] for row in models} == {"whole pieces", "single segments with true context"}
 
 
-def test_an_example_of_each_decoder_is_drawn_and_sounds(evaluated):
+def test_the_report_holds_everything_and_asks_for_nothing(evaluated):
+    """Rows, plots, and both pieces as every system plays them; no address but data in the page itself."""
     folder, printed = evaluated
-    pictures, sounds = (sorted((folder / "scores").glob(f"*.{suffix}")) for suffix in ("png", "wav"))
-    assert len(pictures) == len(sounds) == 2
-    for picture, sound in zip(pictures, sounds, strict=True):
-        assert str(picture) in printed
-        assert len(soundfile.read(sound)[0]) == 300 * 320
+    page = (folder / "scores" / "report.html").read_text()
+    assert str(folder / "scores" / "report.html") in printed
+    assert "viewport" in page and page.count("<tr") == 1 + len(ROWS)
+    sources = re.findall(r'(?:src|href)="(.{20})', page)
+    assert len(sources) > 10 and all(source.startswith("data:") for source in sources)
+    sounds = re.findall(r'src="data:audio/flac;base64,([^"]+)"', page)
+    assert len(sounds) == 2 * (1 + 2 + 1)  # target, two models, inverter
+    audio, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
+    assert (len(audio), rate) == (300 * 320, 16000)
+    assert page.count("<svg") == 2 and page.count("<rect") > 5
+
+
+def test_it_goes_on_where_it_was_broken_off(evaluated):
+    folder, _ = evaluated
+    before = read_scores(folder)
+    clips = folder / "scores" / "clips"
+    kept = {path: path.stat().st_mtime_ns for path in clips.rglob("*.npz")}
+    lost = next(path for path in kept if path.parent.name.startswith("recording"))
+    lost.unlink()
+    entry.main(flags_of(folder))
+    assert {path for path, time in kept.items() if path.stat().st_mtime_ns != time} == {lost}
+    assert [row["cells"] for row in read_scores(folder)["rows"]] == [row["cells"] for row in before["rows"]]
+
+
+def test_samplers_must_be_those_of_a_decoder(evaluated):
+    folder, _ = evaluated
+    for wrong, said in (("num_steps", "NAME=VALUE"), ("steps=3", "no setting 'steps'"), ("num_steps=0", "at least 1")):
+        with pytest.raises(UserError, match=said):
+            entry.main([*flags_of(folder), f"--sampler={wrong}"])
+
+
+@pytest.mark.slow  # starts two processes, each of which imports JAX and loads what it works with: 60 s
+def test_beam_in_two_processes_gives_the_same_scores(evaluated, tmp_path):
+    folder, _ = evaluated
+    pytest.importorskip("apache_beam")
+    beam = ["--beam_runner=DirectRunner", "--beam_options=direct_num_workers=2,direct_running_mode=multi_processing"]
+    entry.main([*flags_of(folder), *beam, f"--gin.OUTPUT_DIR={tmp_path}"])
+    made = json.loads((tmp_path / "scores.json").read_text())
+    before = {(row["name"], row["mode"]): row["cells"] for row in read_scores(folder)["rows"]}
+    for row in made["rows"]:
+        for key, cell in row["cells"].items():
+            if key != "cost" and "value" in cell:
+                assert cell["value"] == pytest.approx(
+                    before[row["name"], row["mode"]][key]["value"], rel=1e-4, abs=1e-6
+                )

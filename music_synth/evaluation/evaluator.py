@@ -1,31 +1,44 @@
-"""Held-out log-mel error: how far the mel that a decoder writes lies from the mel of the recording.
+"""Scores decoders on held-out pieces: what stands in the table, how its clips are made, and by whom.
 
-Mean absolute difference over all frames and mel bins of a split, in dB. Two ways, both reported:
+A row of the table is a `Row`: a source, which makes the clips, and where they are kept. Every checkpoint has two:
 
 * whole pieces, generated as a listener hears them: the context of a segment is what the model wrote before;
-* single segments with their true context.
+* single segments with their true context, joined.
 
-Beside the checkpoints stand the training set's mean spectrum (what no model should fail to beat), the target
-through the inverter (what is lost after the decoder) and the target itself (0 if data and mel agree).
+Beside them stand the training set's mean spectrum (what no model should fail to beat), the ground truth's audio (the
+ceiling: what perfection gets) and the ground truth through the inverter (what is lost after the decoder). What is
+measured of all of them is in `measures`, where the clips lie in `clips`.
+
+The work falls into groups of clips, of which each is made and then measured. One process does them in turn; Apache
+Beam, if it is asked, spreads them over processes or machines that see the same folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, HOP_LENGTH, MIN_LOG_MEL, log_mel
+from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
 from music_synth.chaining import check_finite, pad_to_bucket, sample_chain, sample_segment
 from music_synth.errors import UserError
+from music_synth.evaluation import measures
+from music_synth.evaluation.clips import SCORES, Folder, Sound, Target, checksum, slug, target_name
+from music_synth.evaluation.measures import Cell, Tools
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.seam import Seam
+
+WHOLE, SINGLE = "whole pieces", "single segments with true context"
+BASELINE, MODEL, CEILING = "baseline", "model", "ceiling"
 
 
 class Piece(Protocol):
@@ -40,105 +53,167 @@ class Piece(Protocol):
 class Checkpoint(NamedTuple):
     """A trained decoder with what it takes to use it."""
 
-    name: str  # its row in the table
+    name: str  # in the table
     model: Seam
     tokenizer: Tokenizer
     params: Any
 
 
+# --- where clips come from ---------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Makes clips. A frozen dataclass that can be sent to another process."""
+
+    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
+        """(which of the targets, its clip, what it cost) in any order. UserError if it cannot."""
+
+
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: log-mel errors in dB, None where the column does not apply."""
+class MeanSpectrum:
+    """The same spectrum in all frames; never played."""
 
-    name: str
-    whole_pieces: float | None
-    single_segments: float | None
+    log_mel: np.ndarray  # [M]
 
-
-class LogMelError:
-    """Mean absolute difference in dB, summed in float64. Values under the mel's floor count as the floor."""
-
-    def __init__(self):
-        self._sum, self._count = 0.0, 0
-
-    def add(self, mel: np.ndarray, target: np.ndarray) -> None:
-        """Both log-mel [T, M]."""
-        if mel.shape != target.shape:
-            raise ValueError(f"mel of shape {mel.shape} against a target of shape {target.shape}")
-        difference = np.maximum(mel, MIN_LOG_MEL).astype(np.float64) - np.maximum(target, MIN_LOG_MEL)
-        self._sum += float(np.abs(difference).sum())
-        self._count += difference.size
-
-    def result(self) -> float:
-        if not self._count:
-            raise ValueError("no frames were added")
-        return float(DB_PER_NEPER * self._sum / self._count)
+    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
+        for index, target in enumerate(targets):
+            yield index, Sound(np.broadcast_to(self.log_mel, target.mel.shape), None), {}
 
 
-def score(
-    pieces: Sequence[Piece],
-    mean_spectrum: np.ndarray,
-    checkpoints: Sequence[Checkpoint],
-    inverter: Callable[[np.ndarray], np.ndarray],
-    inverter_name: str,
-    batch_size: int = 8,
-    seed: int = 0,
-    on_piece: Callable[[str, Piece, np.ndarray], None] | None = None,
-    progress: bool = False,
-) -> list[Row]:
-    """All rows of the table.
+@dataclass(frozen=True)
+class Recording:
+    """The ground truth's audio itself; its mel is taken anew, and differs where data and mel disagree."""
 
-    Args:
-      pieces: of the held-out split, from `take`.
-      mean_spectrum: log-mel [M] of the training split, from `mean_log_mel`.
-      batch_size: pieces (or segments) sampled side by side; changes the speed, not the numbers.
-      seed: of the sampling; each piece's random numbers follow from it and the piece's id.
-      on_piece: called with the checkpoint's name, each whole piece and its sampled log-mel [T, M].
-      progress: bars on stderr.
+    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
+        for index, target in enumerate(targets):
+            yield index, Sound(mel_of(target.audio, len(target.mel)), target.audio), {}
 
-    Raises:
-      UserError: a checkpoint's output is not finite (the message names it).
+
+@dataclass(frozen=True)
+class ThroughInverter:
+    """The ground truth's mel, made audio."""
+
+    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
+        for index, target in enumerate(targets):
+            audio = tools.inverter(target.mel)
+            yield index, Sound(mel_of(audio, len(target.mel)), audio), {}
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a checkpoint samples from the notes."""
+
+    open_checkpoint: Callable[[], Checkpoint]
+    mode: str  # WHOLE or SINGLE
+    seed: int
+    batch_size: int  # segments side by side: changes the speed, not the numbers
+
+    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
+        sample = {WHOLE: sample_whole, SINGLE: sample_single}[self.mode]
+        checkpoint = self.open_checkpoint()
+        seconds: list[float] = []  # of each call, a second of mel
+        for index, mel in sample(checkpoint, targets, self.batch_size, self.seed, seconds):
+            # The median: the first call compiles.
+            yield index, Sound(mel, tools.inverter(mel)), {measures.COST.key: float(np.median(seconds))}
+
+
+def sample_whole(
+    checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int, seconds: list[float] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, sampled log-mel [T, M]) of each piece, longest first; context from the model's own output.
+
+    `seconds` gets, of every segment, how long a second of mel took.
     """
-
-    def bar(name: str, steps: Iterable, total: int) -> Iterable:
-        return tqdm(steps, desc=name, total=total, disable=not progress)
-
-    constant = _error((np.broadcast_to(mean_spectrum, piece.mel.shape), piece.mel) for piece in pieces)
-    rows = [Row("mean spectrum of the training set", constant, constant)]
-    for checkpoint in checkpoints:
-        whole, single = LogMelError(), LogMelError()
-        try:
-            sampled = sample_whole(checkpoint, pieces, batch_size, seed)
-            for piece, mel in bar(f"{checkpoint.name}: whole pieces", sampled, len(pieces)):
-                whole.add(mel, piece.mel)
-                if on_piece is not None:
-                    on_piece(checkpoint.name, piece, mel)
-            sampled = sample_single(checkpoint, pieces, batch_size, seed)
-            for mel, target in bar(f"{checkpoint.name}: segments", sampled, num_segments(checkpoint, pieces)):
-                single.add(mel, target)
-        except UserError as error:
-            raise UserError(f"{checkpoint.name}: {error}") from error
-        rows.append(Row(checkpoint.name, whole.result(), single.result()))
-    vocoded = ((log_mel(inverter(piece.mel), np), piece.mel) for piece in pieces)
-    vocoded = bar(inverter_name, vocoded, len(pieces))
-    rows.append(Row(f"target through {inverter_name}", _error(vocoded), None))
-    itself = ((_reencoded(piece), piece.mel) for piece in pieces)
-    rows.append(Row("target itself", _error(itself), None))
-    return rows
+    order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index].mel))  # of similar length side by side
+    # Groups of even size: a size of its own for the last one would be compiled for once more.
+    for group in np.array_split(np.array(order), -(-len(pieces) // batch_size)):
+        chosen = [pieces[index] for index in group]
+        tokens = [checkpoint.tokenizer.encode(piece.notes, len(piece.mel)) for piece in chosen]
+        seeds = [piece_seed(piece.id, seed) for piece in chosen]
+        segments = timed(sample_chain(checkpoint.model, checkpoint.params, tokens, seeds), seconds)
+        mel = np.concatenate(list(segments), axis=1)  # [B, T, M]
+        for index, row in zip(group, mel, strict=True):
+            yield int(index), row[: len(pieces[index].mel)]
 
 
-def take(pieces: Iterable[Piece], max_seconds: float | None = None) -> list[Piece]:
+def sample_single(
+    checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int, seconds: list[float] | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, log-mel [T, M]) of each piece, its segments sampled by themselves: context = the true segment before."""
+    network = checkpoint.model.network
+    segments = [
+        (piece, index, tokens)
+        for piece in range(len(pieces))
+        for index, tokens in enumerate(checkpoint.tokenizer.encode(pieces[piece].notes, len(pieces[piece].mel)))
+    ]
+    segments.sort(key=lambda segment: len(segment[2]))  # one bucket of tokens side by side
+    joined = [np.zeros_like(piece.mel) for piece in pieces]
+
+    def sampled() -> Iterator[np.ndarray]:
+        for first in range(0, len(segments), batch_size):
+            chosen = segments[first : first + batch_size]
+            filled = chosen + chosen[:1] * (batch_size - len(chosen))  # one shape for all batches
+            contexts = [true_context(pieces[piece].mel, index, network) for piece, index, _ in filled]
+            batch = {
+                "note_tokens": pad_to_bucket([tokens for _, _, tokens in filled], network.max_tokens),
+                "context_mel": np.stack([context for context, _ in contexts]),
+                "context_mask": np.stack([mask for _, mask in contexts]),
+            }
+            seeds = np.array([piece_seed(pieces[piece].id, seed) for piece, _, _ in filled], np.uint32)
+            indices = np.array([index for _, index, _ in filled], np.uint32)
+            yield np.asarray(sample_segment(checkpoint.model, checkpoint.params, batch, seeds, indices))
+
+    for first, mel in zip(range(0, len(segments), batch_size), timed(sampled(), seconds), strict=True):
+        check_finite(mel, "single segments")
+        for (piece, index, _), row in zip(segments[first : first + batch_size], mel, strict=False):  # not the filling
+            place = joined[piece][index * network.target_frames :][: network.target_frames]
+            place[:] = row[: len(place)]
+    yield from enumerate(joined)
+
+
+def timed(batches: Iterator[np.ndarray], seconds: list[float] | None) -> Iterator[np.ndarray]:
+    """The batches of log-mel [B, T, M]; `seconds` gets how long a second of mel took in each."""
+    start = time.perf_counter()
+    for batch in batches:
+        if seconds is not None:
+            seconds.append((time.perf_counter() - start) / (batch.shape[0] * batch.shape[1] / FRAME_RATE))
+        yield batch
+        start = time.perf_counter()
+
+
+def true_context(mel: np.ndarray, index: int, network) -> tuple[np.ndarray, np.ndarray]:
+    """Context [C, M] and mask [C] of segment `index` of a piece's log-mel; before the first: nothing."""
+    start = index * network.target_frames
+    if index == 0:
+        shape = (network.context_frames, network.num_mels)
+        return np.zeros(shape, np.float32), np.zeros(network.context_frames, bool)
+    return mel[start - network.context_frames : start], np.ones(network.context_frames, bool)
+
+
+def piece_seed(piece_id: str, seed: int) -> int:
+    """Seed of a piece: from its id, so that order and batching of the pieces change nothing."""
+    return zlib.crc32(f"{seed} {piece_id}".encode())
+
+
+def mel_of(audio: np.ndarray, num_frames: int) -> np.ndarray:
+    """The first frames of the log-mel of audio [S], which is extended with silence if it is too short."""
+    return log_mel(np.pad(audio, (0, max(0, num_frames * HOP_LENGTH - len(audio)))), np)[:num_frames]
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------
+
+
+def take(pieces: Iterable[Piece], max_seconds: float | None = None) -> Iterator[Piece]:
     """The pieces in order until `max_seconds` are full; the last one is cut there. None: all of them."""
     if max_seconds is not None and not max_seconds > 0:
         raise UserError(f"max_seconds = {max_seconds}: must be positive, or None for the whole split")
     left = float("inf") if max_seconds is None else max(1, round(max_seconds * FRAME_RATE))
-    taken = []
     for piece in pieces:
-        taken.append(cut(piece, left) if left < len(piece.mel) else piece)
-        left -= len(taken[-1].mel)
+        taken = cut(piece, left) if left < len(piece.mel) else piece
+        left -= len(taken.mel)
+        yield taken
         if left <= 0:
-            break
-    return taken
+            return
 
 
 def cut(piece: Piece, num_frames: int) -> Piece:
@@ -161,97 +236,189 @@ def mean_log_mel(pieces: Iterable[Piece]) -> np.ndarray:
     return (total / count).astype(np.float32)
 
 
-def sample_whole(
-    checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int
-) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Each piece and its sampled log-mel [T, M], longest first; context from the model's own output."""
-    pieces = sorted(pieces, key=lambda piece: -len(piece.mel))  # of similar length side by side
-    num_groups = -(-len(pieces) // batch_size)
-    # Groups of even size: a size of its own for the last one would be compiled for once more.
-    for group in np.array_split(np.arange(len(pieces)), num_groups):
-        chosen = [pieces[index] for index in group]
-        tokens = [checkpoint.tokenizer.encode(piece.notes, len(piece.mel)) for piece in chosen]
-        seeds = [piece_seed(piece.id, seed) for piece in chosen]
-        mel = np.concatenate(list(sample_chain(checkpoint.model, checkpoint.params, tokens, seeds)), axis=1)
-        for row, piece in zip(mel, chosen, strict=True):
-            yield piece, row[: len(piece.mel)]
+class Targets(NamedTuple):
+    """The clips of a split, on disk."""
+
+    folder: Folder
+    names: list[str]
+    seconds: float
+    have_audio: bool  # else the mel through the inverter stands for the recording
 
 
-def sample_single(
-    checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(mel, target), both [T, M] or shorter, of each segment; context = the true segment before it."""
-    network = checkpoint.model.network
-    segments = [
-        (piece, index, tokens)
-        for piece in pieces
-        for index, tokens in enumerate(checkpoint.tokenizer.encode(piece.notes, len(piece.mel)))
+def store_targets(pieces: Iterable[Piece], folder: Path, tools: Tools) -> Targets:
+    """Writes the pieces one by one. Those whose audio the feed does not keep get that of their mel."""
+    kept, names, seconds, have_audio = Folder(folder / "target"), [], 0.0, True
+    for piece in pieces:
+        have_audio &= piece.audio is not None
+        name, needed = target_name(piece), len(piece.mel) * HOP_LENGTH
+        if not kept.has_target(name):
+            audio = tools.inverter(piece.mel) if piece.audio is None else piece.audio[: needed + HOP_LENGTH]
+            audio = np.pad(audio, (0, max(0, needed - len(audio))))
+            kept.write_target(name, Target(piece.id, piece.notes, piece.mel, audio))
+        names.append(name)
+        seconds += len(piece.mel) / FRAME_RATE
+    return Targets(kept, names, seconds, have_audio)
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    name: str
+    kind: str  # BASELINE, MODEL or CEILING
+    source: Source
+    folder: Folder
+    mode: str = ""  # of a model: WHOLE or SINGLE
+    about: Mapping[str, Any] = field(default_factory=dict)  # of a model, for scores.json
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row with its numbers."""
+
+    name: str
+    kind: str
+    mode: str
+    failed: str  # why the clips could not be made
+    cells: dict[str, Cell]
+    drift: dict[str, list[dict[str, float]]]  # measure -> the k-th 5.12 s
+    folder: str  # of its clips
+    about: dict[str, Any]
+
+
+def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverter: tuple[str, str]) -> list[Row]:
+    """The rows beside the models; `inverter` is its name and the checksum of its files."""
+    name, inverter_sum = inverter
+    return [
+        Row(
+            "mean spectrum of the training set",
+            BASELINE,
+            MeanSpectrum(mean_spectrum),
+            at(folder, "mean", mean_spectrum),
+        ),
+        Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)),
+        Row(f"ground truth through {name}", CEILING, ThroughInverter(), at(folder, "inverter", inverter_sum)),
     ]
-    segments.sort(key=lambda segment: len(segment[2]))  # one bucket of tokens side by side
-    for first in range(0, len(segments), batch_size):
-        chosen = segments[first : first + batch_size]
-        filled = chosen + chosen[:1] * (batch_size - len(chosen))  # one shape for all batches
-        contexts = [true_context(piece.mel, index, network) for piece, index, _ in filled]
-        batch = {
-            "note_tokens": pad_to_bucket([tokens for _, _, tokens in filled], network.max_tokens),
-            "context_mel": np.stack([context for context, _ in contexts]),
-            "context_mask": np.stack([mask for _, mask in contexts]),
-        }
-        seeds = np.array([piece_seed(piece.id, seed) for piece, _, _ in filled], np.uint32)
-        indices = np.array([index for _, index, _ in filled], np.uint32)
-        mel = np.asarray(sample_segment(checkpoint.model, checkpoint.params, batch, seeds, indices))
-        check_finite(mel, "single segments")
-        for row, (piece, index, _) in zip(mel, chosen, strict=False):  # the filling is left out
-            target = piece.mel[index * network.target_frames :][: network.target_frames]
-            yield row[: len(target)], target
 
 
-def true_context(mel: np.ndarray, index: int, network) -> tuple[np.ndarray, np.ndarray]:
-    """Context [C, M] and mask [C] of segment `index` of a piece's log-mel; before the first: nothing."""
-    start = index * network.target_frames
-    if index == 0:
-        shape = (network.context_frames, network.num_mels)
-        return np.zeros(shape, np.float32), np.zeros(network.context_frames, bool)
-    return mel[start - network.context_frames : start], np.ones(network.context_frames, bool)
-
-
-def num_segments(checkpoint: Checkpoint, pieces: Sequence[Piece]) -> int:
-    frames = checkpoint.model.network.target_frames
-    return sum(-(-len(piece.mel) // frames) for piece in pieces)
-
-
-def piece_seed(piece_id: str, seed: int) -> int:
-    """Seed of a piece: from its id, so that order and batching of the pieces change nothing."""
-    return zlib.crc32(f"{seed} {piece_id}".encode())
-
-
-def _error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    error = LogMelError()
-    for mel, target in pairs:
-        error.add(mel, target)
-    return error.result()
-
-
-def _reencoded(piece: Piece) -> np.ndarray:
-    """The mel of the piece's audio where there is audio, else its mel."""
-    if piece.audio is None:
-        return piece.mel
-    needed = len(piece.mel) * HOP_LENGTH
-    audio = np.pad(piece.audio, (0, max(0, needed - len(piece.audio))))
-    return log_mel(audio, np)[: len(piece.mel)]
-
-
-def to_markdown(rows: Sequence[Row], heading: str) -> str:
-    """The table, with how far each row lies below the first one's error (mean spectrum) on whole pieces."""
-    baseline = rows[0].whole_pieces
-    lines = [
-        heading,
-        "",
-        "| | whole pieces, dB | against the mean spectrum | single segments with true context, dB |",
-        "|---|---:|---:|---:|",
+def model_rows(
+    open_checkpoint: Callable[[], Checkpoint],
+    folder: Path,
+    inverter_sum: str,
+    seed: int,
+    batch_size: int,
+    about: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """Whole pieces and single segments of a checkpoint. `about` is kept with the scores."""
+    checkpoint = open_checkpoint()
+    identity = (checkpoint.params, repr(checkpoint.model), repr(checkpoint.tokenizer), inverter_sum, seed)
+    return [
+        Row(
+            checkpoint.name,
+            MODEL,
+            Sampled(open_checkpoint, mode, seed, batch_size),
+            at(folder, f"{checkpoint.name} {mode.split()[0]}", identity),
+            mode,
+            about or {},
+        )
+        for mode in (WHOLE, SINGLE)
     ]
-    for row in rows:
-        gain = "" if row is rows[0] or not baseline else f"{100 * (row.whole_pieces / baseline - 1):+.0f} %"
-        single = "" if row.single_segments is None else f"{row.single_segments:.2f}"
-        lines.append(f"| {row.name} | {row.whole_pieces:.2f} | {gain} | {single} |")
-    return "\n".join(lines) + "\n"
+
+
+def at(folder: Path, name: str, *identity: Any) -> Folder:
+    return Folder(folder / f"{slug(name)}-{checksum(identity)}")
+
+
+def make(row: Row, targets: Folder, names: Sequence[str], tools: Tools) -> list[str]:
+    """Makes the clips of a row that are missing; returns the names of those that are there. A failure is kept."""
+    missing = [name for name in names if not row.folder.has_sound(name)]
+    try:
+        for index, sound, cost in (
+            row.source.make([targets.read_target(name) for name in missing], tools) if missing else ()
+        ):
+            row.folder.write_json(missing[index], SCORES, cost)
+            row.folder.write_sound(missing[index], sound)
+    except UserError as error:
+        for name in missing:
+            if not row.folder.has_sound(name):
+                row.folder.write_json(name, SCORES, {"failed": str(error)})
+    return [name for name in names if row.folder.has_sound(name)]
+
+
+def score(
+    rows: Sequence[Row],
+    targets: Targets,
+    open_tools: Callable[[], Tools],
+    group_size: int = 8,
+    beam_options: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Iterator[Scored]:
+    """The rows with their numbers, in order.
+
+    Args:
+      open_tools: gives the tools; with Beam, in each process, for which it must be possible to send it there.
+      group_size: clips made together.
+      beam_options: of Apache Beam, "--runner=FlinkRunner" among them; None: no Beam.
+      progress: a bar on stderr.
+
+    Raises:
+      UserError: the folder cannot be written, the pipeline failed.
+    """
+    groups = [
+        list(group) for group in np.array_split(np.array(targets.names), max(1, -(-len(targets.names) // group_size)))
+    ]
+    if beam_options is not None:
+        spread([(row, group) for row in rows for group in groups], targets.folder, open_tools, beam_options)
+    tools = open_tools()
+    with tqdm(total=len(rows) * len(targets.names), unit="clip", disable=not progress) as bar:
+        for row in rows:
+            bar.set_description(f"{row.name}{', ' * bool(row.mode)}{row.mode}"[:60])
+            for group in groups if beam_options is None else ():
+                for name in make(row, targets.folder, group, tools):
+                    measures.measure_clip(row.folder, targets.folder, name, tools)
+                bar.update(len(group))
+            yield summarized(row, targets, tools)
+
+
+def summarized(row: Row, targets: Targets, tools: Tools) -> Scored:
+    scores = [row.folder.read_json(name, SCORES) for name in targets.names]
+    failed = next((own["failed"] for own in scores if "failed" in own), "")
+    cells = {} if failed else measures.summarize(row.folder, targets.folder, targets.names, tools)
+    if isinstance(row.source, Recording) and not targets.have_audio:
+        cells = {"log_mel": Cell(missing="needs recordings: prepare_data --audio keeps them")}
+    drifts = {} if failed else {key: measures.drift(row.folder, targets.names, key) for key in ("log_mel", "stft")}
+    return Scored(row.name, row.kind, row.mode, failed, cells, drifts, row.folder.path.name, dict(row.about))
+
+
+def spread(
+    work: Sequence[tuple[Row, list[str]]], targets: Folder, open_tools: Callable[[], Tools], beam_options: Sequence[str]
+) -> None:
+    """Makes and measures all groups of clips by Apache Beam; the results lie in the folders."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(f"--beam_runner needs Apache Beam ({error}): pip install 'music_synth[data]'") from error
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    try:
+        with beam.Pipeline(options=PipelineOptions(list(beam_options))) as pipeline:
+            groups = pipeline | beam.Create(list(work)) | "spread groups" >> beam.Reshuffle()
+            made = groups | "make" >> beam.FlatMap(_make_group, targets, open_tools)
+            made | "spread clips" >> beam.Reshuffle() | "measure" >> beam.Map(_measure_clip, targets, open_tools)
+    except Exception as error:  # Beam wraps whatever goes wrong in a worker
+        raise UserError(f"Apache Beam could not score: {error}") from error
+
+
+def _make_group(
+    group: tuple[Row, list[str]], targets: Folder, open_tools: Callable[[], Tools]
+) -> list[tuple[Row, str]]:
+    row, names = group
+    return [(row, name) for name in make(row, targets, names, open_tools())]
+
+
+def _measure_clip(clip: tuple[Row, str], targets: Folder, open_tools: Callable[[], Tools]) -> None:
+    row, name = clip
+    measures.measure_clip(row.folder, targets, name, open_tools())

@@ -1,0 +1,332 @@
+"""What is measured: of every clip by itself, and from that of a whole row of the table.
+
+| key                                                 | of a clip                                  | of a row          |
+|-----------------------------------------------------|--------------------------------------------|-------------------|
+| `log_mel`                                           | mean absolute log-mel difference, dB       | mean, all frames  |
+| `stft`                                              | multi-resolution STFT distance             | mean, all clips   |
+| `onset_f1` and others                               | transcribed notes against those to be heard | mean, all clips  |
+| `<embedding>_distance`                              | mean distance of frames, pair by pair      | mean, all clips   |
+| `<embedding>_frechet`, `_frechet_infinity`, `_kernel` | frames                                   | of all frames     |
+
+Intervals are percentile bootstraps over clips, 95 %. A clip of which a number cannot be taken (shorter than an
+embedding's window, say) is left out of that number, and the reason kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from music_synth.audio.mel import DB_PER_NEPER, HOP_LENGTH, MIN_LOG_MEL
+from music_synth.errors import UserError
+from music_synth.evaluation.clips import SCORES, Folder, Sound, Target
+from music_synth.evaluation.embeddings import Embedding
+from music_synth.evaluation.statistics import (
+    Gaussian,
+    bootstrap_interval,
+    frechet_distance,
+    frechet_distance_at_infinity,
+    kernel_distance,
+    reconstruction_distance,
+)
+from music_synth.evaluation.transcription import Transcriber, note_scores
+from music_synth.vocoder.inverter import Inverter
+from music_synth.vocoder.objective import FLOOR, RESOLUTIONS
+from music_synth.vocoder.stft import magnitude, stft
+
+SEGMENT_FRAMES = 256  # over which drift is told: 5.12 s
+MAX_FRAMES = 8192  # of an embedding that the limit at infinity and the kernel distance look at, evenly from all clips
+MAX_GROUPS = 32  # of clips, that a Fréchet distance's interval draws
+FRECHET_RESAMPLES = 40
+NEEDS_PROGRAMS = "needs --transcriber MODULE:NAME, one that hears instruments (basic-pitch hears pitches only)"
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What clips are made and measured with."""
+
+    inverter: Inverter
+    embeddings: Mapping[str, Embedding | str] = field(default_factory=dict)  # a str says why it is absent
+    transcriber: Transcriber | str = "needs a transcriber"
+    hears_programs: bool = False
+    checksums: Mapping[str, str] = field(default_factory=dict)  # of the files of embeddings, by name
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of the table."""
+
+    key: str
+    title: str
+    higher_is_better: bool = False
+    digits: int = 2
+    essential: bool = False  # stands in the Markdown table
+
+
+NOTE_COLUMNS = (
+    Column("onset_f1", "note F1, onset", True, 3, essential=True),
+    Column("onset_offset_f1", "note F1, onset and offset", True, 3, essential=True),
+    Column("flat_f1", "note F1, onset, offset and drums", True, 3),
+    Column("midi_class_f1", "note F1, and program class", True, 3),
+    Column("full_f1", "note F1, and program", True, 3),
+    Column("drum_f1", "drum F1", True, 3),
+)
+COST = Column("cost", "sampling, s a second", digits=3, essential=True)
+PITCH_ONLY = ("onset_f1", "onset_offset_f1")  # what a transcriber without instruments can be scored by
+
+
+def columns(names: Sequence[str]) -> list[Column]:
+    """All of the table, for embeddings of these names."""
+    made = [Column("log_mel", "log-mel error, dB", essential=True), Column("stft", "STFT distance", essential=True)]
+    for name in names:
+        made += [
+            Column(f"{name}_distance", f"{name} distance", digits=3),
+            Column(f"{name}_frechet", f"{name} Fréchet", digits=3, essential=True),
+            Column(f"{name}_frechet_infinity", f"{name} Fréchet at infinity", digits=3),
+            Column(f"{name}_kernel", f"{name} kernel distance", digits=3),
+        ]
+    return [*made, *NOTE_COLUMNS, COST]
+
+
+# --- a clip ------------------------------------------------------------------------------------------------------
+
+
+def log_mel_error(mel: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """{value in dB, frames, segments: the same of every 5.12 s}; what lies under the mel's floor counts as the floor.
+
+    Both log-mel [T, M].
+    """
+    if mel.shape != target.shape:
+        raise ValueError(f"mel of shape {mel.shape} against a target of shape {target.shape}")
+    difference = np.maximum(mel, MIN_LOG_MEL).astype(np.float64) - np.maximum(target, MIN_LOG_MEL)
+    frames = DB_PER_NEPER * np.abs(difference).mean(axis=1)  # [T]
+    segments = [float(frames[first : first + SEGMENT_FRAMES].mean()) for first in range(0, len(mel), SEGMENT_FRAMES)]
+    return {"value": float(frames.mean()), "frames": len(frames), "segments": segments}
+
+
+def stft_error(audio: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """{value, segments: log-magnitude error of every 5.12 s}: convergence + log-magnitude error, mean of 4 resolutions.
+
+    Both audio [S]; the longer is cut. Convergence is over the whole clip, so that a silent stretch of the target is no
+    division by zero; the spectra are of 5.12 s at a time.
+    """
+    length = min(len(audio), len(target))
+    if not np.any(target[:length]):
+        raise UserError("the target is silent: no spectral convergence")
+    block = SEGMENT_FRAMES * HOP_LENGTH
+    parts, segments = [], []
+    for first in range(0, length, block):
+        pair = [
+            np.pad(x[first : min(first + block, length)], (0, max(0, first + block - length))) for x in (audio, target)
+        ]
+        difference, power, log_sum = (np.asarray(x, np.float64) for x in _stft_sums(*pair))  # [resolutions] each
+        share = min(1.0, (length - first) / block)
+        parts.append((difference, power, log_sum, np.full(len(RESOLUTIONS), share)))
+        segments.append(float(np.mean(log_sum / share)))
+    difference, power, log_sum, share = np.sum(parts, axis=0)
+    return {"value": float(np.mean(np.sqrt(difference / (power + FLOOR)) + log_sum / share)), "segments": segments}
+
+
+@jax.jit
+def _stft_sums(audio: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """|A - B|^2 and |A|^2 summed, mean |ln A - ln B| (floored), of each resolution. Audio [S] each."""
+    sums = []
+    for resolution in RESOLUTIONS:
+        a, b = (magnitude(stft(x, *resolution), 1e-5) for x in (target, audio))
+        log_error = jnp.abs(jnp.log(jnp.maximum(a, FLOOR)) - jnp.log(jnp.maximum(b, FLOOR)))
+        sums.append((jnp.sum(jnp.square(a - b)), jnp.sum(jnp.square(a)), jnp.mean(log_error)))
+    return tuple(jnp.stack(values) for values in zip(*sums, strict=True))
+
+
+def measure_clip(row: Folder, targets: Folder, name: str, tools: Tools) -> None:
+    """Measures of a clip what is not measured yet, into its scores; a number that cannot be taken says why.
+
+    The frames of embeddings are those of the target too, which are taken where they are missing.
+    """
+    scores = row.read_json(name, SCORES)
+    target, sound = targets.read_target(name), row.read_sound(name)
+    for key, measure in _measures(row, targets, name, target, sound, tools).items():
+        if key not in scores or "failed" in scores[key]:
+            try:
+                scores[key] = measure()
+            except UserError as error:
+                scores[key] = {"failed": str(error)}
+    row.write_json(name, SCORES, scores)
+
+
+def _measures(
+    row: Folder, targets: Folder, name: str, target: Target, sound: Sound, tools: Tools
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    found: dict[str, Callable] = {"log_mel": lambda: log_mel_error(sound.mel, target.mel)}
+    if sound.audio is None:
+        return found
+    found["stft"] = lambda: stft_error(sound.audio, target.audio)
+    if not isinstance(tools.transcriber, str):
+        found["notes"] = lambda: note_scores(target.notes, tools.transcriber(sound.audio))
+    for key, embedding in embeddings_of(tools).items():
+        found[key] = functools.partial(_embed, row, targets, name, target, sound, key, embedding)
+    return found
+
+
+def _embed(row, targets, name, target, sound, key, embedding) -> dict[str, Any]:
+    """Frames of a clip and of its target, and how far they lie apart."""
+    frames = []
+    for folder, audio in ((targets, target.audio), (row, sound.audio)):
+        kind = f"{key}.npy"
+        if not folder.file(name, kind).exists():
+            made = np.asarray(embedding.embed(audio), np.float32)
+            folder.write(name, kind, functools.partial(np.save, arr=made))
+        frames.append(np.load(folder.file(name, kind)))
+    return {"value": reconstruction_distance(*frames)}
+
+
+def embeddings_of(tools: Tools) -> dict[str, Embedding]:
+    """Those that are there, by the key under which a clip keeps their frames."""
+    return {
+        f"{name}-{tools.checksums.get(name, '0')}": embedding
+        for name, embedding in tools.embeddings.items()
+        if not isinstance(embedding, str)
+    }
+
+
+# --- a row -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the table, or why there is none."""
+
+    value: float | None = None
+    low: float | None = None  # of the 95 % interval
+    high: float | None = None
+    clips: int = 0  # that count
+    r_squared: float | None = None  # of the fit, of a limit
+    missing: str = ""  # "failed: ..." or "needs ..."
+    left_out: Mapping[str, int] = field(default_factory=dict)  # clips, by reason
+
+
+def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, seed: int = 0) -> dict[str, Cell]:
+    """The cells of a row by column, from the scores of its clips. Columns that say nothing about the row are absent."""
+    scores = [row.read_json(name, SCORES) for name in names]
+    cells = {"log_mel": _mean_cell(scores, "log_mel", seed, weight="frames")}
+    if not any(row.file(name, "flac").exists() for name in names):
+        return cells
+    cells["stft"] = _mean_cell(scores, "stft", seed)
+    for column in NOTE_COLUMNS:
+        if isinstance(tools.transcriber, str):
+            cells[column.key] = Cell(missing=tools.transcriber)
+        elif column.key not in PITCH_ONLY and not tools.hears_programs:
+            cells[column.key] = Cell(missing=NEEDS_PROGRAMS)
+        else:
+            cells[column.key] = _mean_cell(scores, "notes", seed, value=column.key)
+    for name, embedding in tools.embeddings.items():
+        if isinstance(embedding, str):
+            for kind in ("distance", "frechet", "frechet_infinity", "kernel"):
+                cells[f"{name}_{kind}"] = Cell(missing=embedding)
+    for key, embedding in embeddings_of(tools).items():
+        own = _distance_cells(row, targets, names, scores, key, seed)
+        cells |= {f"{embedding.name}_{kind}": cell for kind, cell in own.items()}
+    speeds = [score[COST.key] for score in scores if COST.key in score]
+    return cells | ({COST.key: Cell(float(np.median(speeds)), clips=len(speeds))} if speeds else {})
+
+
+def drift(row: Folder, names: Sequence[str], key: str) -> list[dict[str, float]]:
+    """Mean over clips of the score of their k-th 5.12 s, for every k: [{value, clips}]."""
+    columns: list[list[float]] = []
+    for name in names:
+        for k, value in enumerate(row.read_json(name, SCORES).get(key, {}).get("segments", ())):
+            columns += [[]] * (k == len(columns))
+            columns[k] = [*columns[k], value]
+    return [{"value": float(np.mean(values)), "clips": len(values)} for values in columns]
+
+
+def _mean_cell(scores: Sequence[dict], key: str, seed: int, value: str = "value", weight: str | None = None) -> Cell:
+    good = [score[key] for score in scores if value in score.get(key, {})]
+    left_out = Counter(
+        score.get(key, {}).get("failed", "not measured") for score in scores if value not in score.get(key, {})
+    )
+    if not good:
+        return Cell(missing=_failed(left_out))
+    pairs = [(score[value], score[weight] if weight else 1) for score in good]
+    mean = lambda pairs: float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
+    low, high = bootstrap_interval(pairs, np.random.default_rng(seed), mean)
+    return Cell(mean(pairs), _number(low), _number(high), len(good), left_out=left_out)
+
+
+def _distance_cells(
+    row: Folder, targets: Folder, names: Sequence[str], scores: Sequence[dict], key: str, seed: int
+) -> dict[str, Cell]:
+    distance = _mean_cell(scores, key, seed)
+    names = [name for name, score in zip(names, scores, strict=True) if "value" in score.get(key, {})]
+    if not names:
+        return dict.fromkeys(("distance", "frechet", "frechet_infinity", "kernel"), distance)
+    num_groups = min(len(names), MAX_GROUPS)
+    groups = [(Gaussian(), Gaussian()) for _ in range(num_groups)]  # of reference and judged frames
+    pooled: tuple[list, list] = ([], [])
+    share = max(1, MAX_FRAMES // len(names))
+    for number, frames in enumerate(_frames(row, targets, names, key)):
+        for group, own, pool in zip(groups[number % num_groups], frames, pooled, strict=True):
+            group.add(own)
+            pool.append(own[np.linspace(0, len(own) - 1, min(len(own), share)).astype(int)])
+    reference, judged = map(np.concatenate, pooled)
+    rng = np.random.default_rng(seed)
+
+    @functools.cache  # few clips are drawn alike again and again
+    def distance_of(chosen: tuple[int, ...]) -> float:
+        pairs = [groups[number] for number in chosen]
+        return frechet_distance(*(Gaussian.merged(side) for side in zip(*pairs, strict=True)))
+
+    common = {"clips": len(names), "left_out": distance.left_out}
+
+    def frechet() -> Cell:
+        drawn = lambda chosen: distance_of(tuple(sorted(chosen)))
+        low, high = bootstrap_interval(range(num_groups), rng, drawn, num_resamples=FRECHET_RESAMPLES)
+        return Cell(drawn(range(num_groups)), _number(low), _number(high), **common)
+
+    def at_infinity() -> Cell:
+        limit, r_squared = frechet_distance_at_infinity(reference, judged, rng)
+        return Cell(limit, r_squared=r_squared, **common)
+
+    kernel = lambda: Cell(kernel_distance(reference, judged, rng), **common)
+    cells = {"distance": distance}
+    for kind, take in (("frechet", frechet), ("frechet_infinity", at_infinity), ("kernel", kernel)):
+        try:
+            cells[kind] = take()
+        except (UserError, ValueError, np.linalg.LinAlgError) as error:
+            cells[kind] = Cell(missing=f"failed: {error}")
+    return cells
+
+
+def _frames(
+    row: Folder, targets: Folder, names: Sequence[str], key: str
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, reference and judged frames of each clip, of equal number."""
+    for name in names:
+        reference, judged = (np.load(folder.file(name, f"{key}.npy")) for folder in (targets, row))
+        n = min(len(reference), len(judged))
+        yield reference[:n], judged[:n]
+
+
+def _failed(reasons: Mapping[str, int]) -> str:
+    return f"failed: {max(reasons, key=reasons.get)}" if reasons else "failed: no clips"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def as_json(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
+    """Of each cell what it says, without what it does not."""
+    return {
+        key: {name: value for name, value in dataclasses.asdict(cell).items() if value not in (None, "", {})}
+        for key, cell in cells.items()
+    }
