@@ -38,7 +38,8 @@ class Staircase:
     network: NetworkConfig = NETWORK
 
     def sample(self, params, batch, rng):
-        return jnp.where(batch["context_mask"].all(), batch["context_mel"] + self.step, 0.0)
+        has_context = batch["context_mask"].all(axis=1)[:, None, None]
+        return jnp.where(has_context, batch["context_mel"] + self.step, 0.0)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Level:
     network: NetworkConfig
 
     def sample(self, params, batch, rng):
-        assert batch["context_mel"].shape == (1, 0, 128)
-        return jnp.full((1, 4, 128), 1.0)
+        assert batch["context_mel"].shape[1:] == (0, 128)
+        return jnp.full((len(rng), 4, 128), 1.0)
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ class Dice:
     network: NetworkConfig = NETWORK
 
     def sample(self, params, batch, rng):
-        level = 0.1 * batch["context_mel"].mean() + (batch["note_tokens"] > 0).sum().astype(jnp.float32)
-        return level + jax.random.normal(rng, (1, self.network.target_frames, self.network.num_mels))
+        num_tokens = (batch["note_tokens"] > 0).sum(axis=1).astype(jnp.float32)
+        level = 0.1 * batch["context_mel"].mean(axis=(1, 2)) + num_tokens
+        shape = (self.network.target_frames, self.network.num_mels)
+        return level[:, None, None] + jax.vmap(lambda key: jax.random.normal(key, shape))(rng)
 
 
 def staircase_piece(name, num_frames):
