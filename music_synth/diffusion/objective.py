@@ -144,6 +144,7 @@ class Diffusion(Seam):
 
         By the sampler as it is set, which must be one that adds no noise.
         """
+        params = self._in_dtype(params)
         log_snr = self.schedule.log_snr(times)[..., None, None]  # [J + 1, B, 1, 1]
         film = self._apply(params, times.reshape(-1), method="condition_time")
         film = film.reshape(*times.shape, *film.shape[1:])  # [J + 1, B, layers, 2, 2D]
