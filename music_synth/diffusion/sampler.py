@@ -203,9 +203,9 @@ def ddpm(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: 
 def heun(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
     """Second order, two calls a step: Euler to s, then the step again with x_0 changing linearly on the way.
 
-    Karras et al. 2022, algorithm 1, on the ODE in lambda with its linear part solved exactly (Lu et al. 2022b, eq. 9):
-    in their sigma, a first step from log-SNR -20 multiplies the denoiser's error by thousands. The weight of the
-    change of x_0 is 1 - (1 - e^-h) / h, about h / 2 as in Heun's rule.
+    Karras et al. 2022, algorithm 1, on the ODE in lambda whose linear part is solved exactly (Lu et al. 2022, prop.
+    4.1): in their sigma, a first step from log-SNR -20 multiplies the denoiser's error by thousands. With h the step in
+    lambda, the change of x_0 weighs 1 - (1 - e^-h) / h, about h / 2 as in Heun's rule.
     """
 
     def step(x, j):
@@ -219,7 +219,7 @@ def heun(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: 
 
 
 def dpmpp_2m(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
-    """DPM-Solver++(2M): second order, one call a step, deterministic (Lu et al. 2022b, algorithm 2)."""
+    """DPM-Solver++(2M): second order, one call a step, deterministic (Lu et al. 2022, algorithm 2)."""
 
     def step(carry, j):
         x, before = carry
@@ -230,7 +230,7 @@ def dpmpp_2m(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampl
 
 
 def dpmpp_2m_sde(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
-    """SDE-DPM-Solver++(2M): the same x_0 in the step of the reverse SDE (Lu et al. 2022b, section 5 and appendix D).
+    """SDE-DPM-Solver++(2M): the same x_0 in the step of the reverse SDE (Lu et al. 2022, SDE variant).
 
     With r = e^-2h that step is DDPM's with the small variance.
     """
@@ -245,7 +245,7 @@ def dpmpp_2m_sde(denoise: Callable, x: Array, log_snr: Array, noise: Callable, s
 
 
 def _halfway(x_0: Array, before: Array, log_snr: Array, j: Array) -> Array:
-    """x_0 half a step ahead, on the line through point j and the one before it (Lu et al. 2022b, eq. 16)."""
+    """x_0 half a step ahead, on the line through point j and the one before it (Lu et al. 2022, alg. 2)."""
     h, h_before = log_snr[j + 1] - log_snr[j], log_snr[j] - log_snr[jnp.maximum(j - 1, 0)]
     ahead = jnp.where(h_before > 0, 0.5 * h / jnp.where(h_before > 0, h_before, 1.0), 0.0)  # no past: first order
     return x_0 + ahead * (x_0 - before)
