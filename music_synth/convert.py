@@ -33,16 +33,10 @@ from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers, model_card, published, t5x
-from music_synth.interop.decoders import Decoder
+from music_synth.interop.decoders import KINDS, Decoder
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.state import create_state
 
-FORMS = {
-    "run": "a run of music_synth",
-    "export": "an exported model of music_synth",
-    "t5x": "a checkpoint of T5X",
-    "diffusers": "a pipeline of diffusers",
-}
 FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",)}  # that only one form has
 INVERTER_SUFFIXES = (".onnx", ".safetensors")
 
@@ -203,22 +197,22 @@ def convert_decoder(flags: argparse.Namespace) -> None:
     for form, names in FLAGS.items():
         for name in names:
             if getattr(flags, name) is not None and to != form:
-                raise UserError(f"--{name} is of {FORMS[form]}, and {flags.target} becomes {FORMS[to]}: leave it out")
+                raise UserError(f"--{name} is of {KINDS[form]}, and {flags.target} becomes {KINDS[to]}: leave it out")
     count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
     network = decoder.model.network
     context = f"{network.context_frames} frames of context" if network.context_frames else "no context"
-    print(f"{flags.source}: {FORMS[decoder.kind]}, step {decoder.step}, {disk_size(decoder.path)}")
+    print(f"{flags.source}: {KINDS[decoder.kind]}, step {decoder.step}, {disk_size(decoder.path)}")
     print(f"  {type(decoder.model).__name__}, {context}, {count:,} parameters")
     for remark in decoder.remarks:
         print(f"  {remark}")
     if to == decoder.kind and to != "t5x":
-        raise UserError(f"{flags.source} is {FORMS[to]} already: choose another form by --to")
+        raise UserError(f"{flags.source} is {KINDS[to]} already: choose another form by --to")
     with new_folder(flags.target) as folder:
         if to == "run":
             write_run(decoder, folder, flags.target)
         elif to == "export":
             text = export_text(decoder, flags.target)
-            license = flags.license or model_card.UNKNOWN_LICENSE
+            license = flags.license or model_card.UNKNOWN
             model_card.export(decoder, text, folder, flags.dtype or "float32", flags.scores, license)
         elif to == "t5x":
             write_t5x(decoder, folder)
@@ -227,7 +221,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         written = decoders.read(folder)
         changed = settings_changed(decoder, written)
         compared = compare(decoder, written)
-    print(f"{flags.target}: {FORMS[to]}, {disk_size(flags.target)}")
+    print(f"{flags.target}: {KINDS[to]}, {disk_size(flags.target)}")
     print(f"  {compared}")
     for change in changed:
         print(f"  {change}")
@@ -276,7 +270,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, help="what to convert")
     parser.add_argument("target", type=Path, help="folder to make; for an inverter a file, .onnx or .safetensors")
-    parser.add_argument("--to", choices=FORMS, help="form of the target (default: a run; of a run: export)")
+    parser.add_argument("--to", choices=KINDS, help="form of the target (default: a run; of a run: export)")
     parser.add_argument(
         "--num_heads", type=int, help="of a T5X checkpoint that has no gin file (default: of 64 channels)"
     )

@@ -107,6 +107,9 @@ def test_settings_of_the_training_come_from_the_gin_file(tmp_path):
     asked = ("train.num_steps", "Feed.batch_size", "warmup_constant.learning_rate", "adafactor.decay_exponent")
     assert [values[name] for name in asked] == [600, 24, 0.002, 0.7]
     assert values["train.model_dir"] == str(tmp_path / "run")
+    run(tmp_path / "source", tmp_path / "card", "--to", "export")  # the card claims no data of the recipe's
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "| training data | not stated |\n| training steps | 17, 24 segments each |" in card
     run(tmp_path / "source", tmp_path / "t5x", "--to", "t5x")  # the gin file goes with it as it is
     assert (tmp_path / "t5x" / "config.gin").read_bytes() == (tmp_path / "source" / "config.gin").read_bytes()
 

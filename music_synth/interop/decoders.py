@@ -14,12 +14,19 @@ from music_synth.errors import UserError
 from music_synth.interop import diffusers, published, t5x
 from music_synth.training.checkpoint import FOLDER, WEIGHTS, check_shapes, load_progress
 
+KINDS = {
+    "run": "a run of music_synth",
+    "export": "an exported model of music_synth",
+    "t5x": "a checkpoint of T5X",
+    "diffusers": "a pipeline of diffusers",
+}
+
 
 @dataclass(frozen=True)
 class Decoder:
     """A model with its parameters, and what else was found beside them."""
 
-    kind: str  # as in READERS
+    kind: str  # of KINDS
     path: Path
     model: Any
     tokenizer: Any
@@ -32,7 +39,7 @@ class Decoder:
 
 
 def kind_of(path: str | Path) -> str:
-    """Which of READERS reads `path`.
+    """Which of KINDS `path` is.
 
     Raises:
         UserError: none; there is no such folder.

@@ -15,14 +15,14 @@ from music_synth import config
 from music_synth.audio.mel import FRAME_RATE
 from music_synth.data.prepared import MANIFEST
 from music_synth.errors import UserError
-from music_synth.interop.decoders import Decoder
+from music_synth.interop.decoders import KINDS, Decoder
 from music_synth.training.checkpoint import WEIGHTS, save_exported
 
 DTYPES = ("float32", "float16", "bfloat16")
 CARD = "README.md"
 METRICS = "metrics.jsonl"
 TABLE = "table.md"  # of music_synth.evaluate
-UNKNOWN_LICENSE = "not stated"
+UNKNOWN = "not stated"
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
     folder: Path,
     dtype: str = "float32",
     scores: Path | None = None,
-    license: str = UNKNOWN_LICENSE,
+    license: str = UNKNOWN,
 ) -> None:
     """Writes a decoder into `folder`, which exists.
 
@@ -67,9 +67,15 @@ def card(
     segment = network.target_frames / FRAME_RATE
     context = f"{network.context_frames / FRAME_RATE:.2f} s of the segment before" if network.context_frames else "none"
     velocities = f"{tokenizer.velocity_bins} velocity bin{'s' * (tokenizer.velocity_bins > 1)}"
+    if metrics:  # it was trained here; what was only converted has the published recipe in its config, not its own
+        task, batch_size = data_set(said.get("Feed.task")), said.get("Feed.batch_size")
+    else:
+        task, batch_size = decoder.given.get("DATASET_NAME") or UNKNOWN, decoder.given.get("BATCH_SIZE")
+    steps = f"{decoder.step:,}" if decoder.step else UNKNOWN
+    start = said.get("InitialCheckpoint.path")
     lines = [
         "---",
-        f"license: {license if license != UNKNOWN_LICENSE else 'unknown'}",
+        f"license: {license if license != UNKNOWN else 'unknown'}",
         "library_name: music_synth",
         "tags: [music, midi, audio-generation]",
         "---",
@@ -88,10 +94,11 @@ def card(
         f" {network.model_dim}, {network.num_heads} heads of {network.head_dim}, MLP {network.mlp_dim} |",
         f"| a segment | {segment:.2f} s, up to {network.max_tokens} note tokens; context: {context} |",
         f"| notes | {velocities}, programs: {tokenizer.granularity} |",
-        f"| training data | {data_set(said.get('Feed.task'))} |",
-        f"| training steps | {decoder.step:,}, {said.get('Feed.batch_size', '?')} segments each |",
+        f"| training data | {task} |",
+        f"| training steps | {steps}{f', {batch_size} segments each' * bool(batch_size)} |",
+        *([f"| trained from | {start} |"] if start else []),
         f"| weights | {WEIGHTS}, {dtype} |",
-        f"| made from | {SOURCES[decoder.kind]} |",
+        f"| made from | {KINDS[decoder.kind]} |",
         f"| license of the weights | {license} |",
     ]
     if hasattr(model, "sampler"):
@@ -107,21 +114,13 @@ def card(
     return "\n".join(lines)
 
 
-SOURCES = {
-    "run": "a training run of music_synth",
-    "export": "an exported model of music_synth",
-    "t5x": "a checkpoint of T5X",
-    "diffusers": "a pipeline of diffusers",
-}
-
-
 def data_set(task: str | None) -> str:
     """A task by name; a prepared folder, while it is there, by that of the data set in it."""
     try:
         manifest = json.loads((Path(task or "") / MANIFEST).read_text(encoding="utf-8"))
         return f"{manifest['data_set']} {manifest['data_set_version']}, as prepared arrays"
     except (OSError, ValueError, KeyError):
-        return task or "not stated"
+        return task or UNKNOWN
 
 
 def read_metrics(folder: Path) -> dict[str, tuple[int, float]]:
