@@ -45,10 +45,11 @@ class AudioFeed:
         pieces = [piece for piece in self._pieces("train") if len(piece.audio) >= HOP_LENGTH]
         if not pieces:
             raise UserError(f"{self.source} has no training audio: prepare a data set that has some")
-        share = np.cumsum([len(piece.audio) for piece in pieces])
+        ends = np.cumsum([len(piece.audio) for piece in pieces])
+        share = ends / ends[-1]
         for step in itertools.count(start_step):
             numbers = [step * self.batch_size + row for row in self.rows]
-            yield stack([self._train_example(pieces, share / share[-1], number) for number in numbers])
+            yield stack([self._train_example(pieces, share, number) for number in numbers])
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
         """Consecutive excerpts of `eval_frames` of the pieces of `split`; the last batch is filled up with silence."""
