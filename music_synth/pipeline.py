@@ -237,34 +237,37 @@ class SpectrogramDiffusionPipeline:
         """The tokens of each segment, int32 [n] with EOS, without padding."""
         if is_midi(source):
             return self.tokenizer.encode(to_notes(source))
-        network, vocabulary = self.model.network, self.tokenizer.vocabulary
-        rows = []
+        vocab_size, rows = self.model.network.vocab_size, []
         for i, row in enumerate(source):
             row = np.asarray(row)
             if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
                 raise UserError(
                     f"segment {i} of the tokens is no list of whole numbers: give what a MidiProcessor gives"
                 )
+            unknown = row[(row < 0) | (row >= vocab_size)]
+            if len(unknown):
+                raise UserError(f"segment {i} has the token {unknown[0]}; the network knows 0 .. {vocab_size - 1}")
             end = np.flatnonzero((row == EOS_ID) | (row == PAD_ID))
-            row = np.append(row[: end[0]] if len(end) else row, EOS_ID).astype(np.int32)
-            if row.min() < 0 or row.max() >= network.vocab_size:
-                bad = row[(row < 0) | (row >= network.vocab_size)][0]
-                raise UserError(f"segment {i} has the token {bad}; the network knows 0 .. {network.vocab_size - 1}")
-            if len(row) > network.max_tokens:
-                fitting = row[: network.max_tokens - 1]
-                whole = (fitting >= vocabulary.pitch_id) & (fitting < vocabulary.velocity_id)
-                whole |= (fitting == vocabulary.tie_id) | (fitting >= vocabulary.drum_id)  # where an event ends
-                fitting = fitting[: np.flatnonzero(whole)[-1] + 1 if whole.any() else 0]
-                warnings.warn(
-                    f"segment {i} has {len(row)} tokens, at most {network.max_tokens} fit: the rest is left out",
-                    OverlongSegmentWarning,
-                    stacklevel=4,
-                )
-                row = np.append(fitting, EOS_ID).astype(np.int32)
-            rows.append(row)
+            row = self._fitting(row[: end[0]] if len(end) else row, i)
+            rows.append(np.append(row, EOS_ID).astype(np.int32))
         if not rows:
             raise UserError("no segments to play: the list of tokens is empty")
         return rows
+
+    def _fitting(self, row: np.ndarray, segment: int) -> np.ndarray:
+        """As many whole events from the start of `row` [n] as leave room for EOS, with a warning if not all."""
+        room, vocabulary = self.model.network.max_tokens - 1, self.tokenizer.vocabulary
+        if len(row) <= room:
+            return row
+        num_tokens, row = len(row) + 1, row[:room]
+        ends = (row >= vocabulary.pitch_id) & (row < vocabulary.velocity_id)
+        ends |= (row == vocabulary.tie_id) | (row >= vocabulary.drum_id)  # an event ends with its pitch or drum
+        warnings.warn(
+            f"segment {segment} has {num_tokens} tokens, at most {room + 1} fit: the rest is left out",
+            OverlongSegmentWarning,
+            stacklevel=5,
+        )
+        return row[: np.flatnonzero(ends)[-1] + 1 if ends.any() else 0]
 
 
 def is_midi(source: Any) -> bool:
