@@ -53,7 +53,7 @@ def train(
     eval_every: int = 1000,
     keep_checkpoints: int = 3,  # the newest
     num_eval_batches: int | None = 20,  # None: all of the validation split
-    num_samples: int = 2,  # segments sampled at each evaluation, as pictures and sounds; 0: none
+    num_samples: int = 2,  # segments sampled at each evaluation, for distances, pictures and sounds; 0: none
     inverter: Callable[[np.ndarray], np.ndarray] | None = None,  # log-mel [T, M] -> audio [S], for the sounds
     config_text: str = "",  # kept as MODEL_DIR/config.gin
 ) -> TrainState:

@@ -128,6 +128,13 @@ def test_basic_pitch_hears_a_melody(melody):
     assert note_scores([note._replace(pitch=note.pitch + 1) for note in MELODY], notes)["onset_recall"] < 0.2
 
 
+def test_time_stays_exact_over_many_windows(melody):
+    late = BasicPitch()(np.concatenate([np.zeros(20 * 16_000, np.float32), melody]))
+    moved = [note._replace(onset=note.onset + 20, offset=note.offset + 20) for note in MELODY]
+    off = [min((note.onset - p.onset for note in late if note.pitch == p.pitch), key=abs) for p in moved]
+    assert np.abs(off).max() < 0.03 and abs(np.mean(off)) < 0.01
+
+
 def test_posteriors_do_not_depend_on_how_many_windows_run_together(melody, monkeypatch):
     together = posteriors(melody)
     assert together.onsets.shape == (int(np.ceil(len(melody) * 22050 / 16000 / 256)), 88)
