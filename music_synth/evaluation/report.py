@@ -398,10 +398,8 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
             axes.plot(minutes, errors, "o-", color=colors[row["name"]], label=row["name"])
     if axes.lines:
         made.append(("Quality against training time, segments of the validation split", legend(figure)))
-    for key in ("log_mel", "stft"):
-        figure, axes = new_figure(
-            "k-th 5.12 s of a piece", {"stft": "STFT log-magnitude error"}.get(key, columns[key]["title"])
-        )
+    for key, title in (("log_mel", "log-mel error, dB"), ("stft", "STFT log-magnitude error")):
+        figure, axes = new_figure("k-th 5.12 s of a piece", title)
         for row in models:
             values = [point["value"] for point in row["drift"].get(key, ())]
             style = {"marker": "o", "label": row["name"]} if row in whole else {"linestyle": ":"}
