@@ -23,6 +23,7 @@ from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.neural import NeuralInverter
 from tests import tiny_runs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NETWORK = NetworkConfig(
     model_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1, max_tokens=128
 )
