@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from music_synth import config, errors
+from music_synth.compilation import keep_compiled
 from music_synth.data.feed import open_feed
 from music_synth.errors import UserError
 from music_synth.evaluation import evaluator, measures, report
@@ -276,6 +277,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
+    keep_compiled()
     files, overrides, rest = config.split_flags(argv)
     flags = parse_flags(rest)
     given = {
