@@ -163,3 +163,17 @@ def test_a_longer_piece_compiles_nothing_after_its_first_segment(compilations):
 def test_output_that_is_no_number_is_refused():
     with pytest.raises(UserError, match=r"segment 0.*not finite"):
         next(sample_chain(Broken(TINY), {}, [tokens(3)], [0]))
+
+
+def test_kernels_are_converted_before_the_loop_that_uses_them_in_bfloat16():
+    model = Diffusion(dataclasses.replace(TINY, dtype="bfloat16"))
+    params = tiny_runs.random_like(model.init)
+    converted = model._in_dtype(params)
+    decoder = converted["decoder"]
+    assert decoder["layers_0"]["mlp"]["wo"]["kernel"].dtype == jnp.bfloat16
+    kept = decoder["spec_out_dense"]["kernel"], decoder["layers_0"]["pre_mlp_layer_norm"]["scale"]
+    assert [leaf.dtype for leaf in kept] == [jnp.float32] * 2
+    batch = {"note_tokens": pad_to_bucket(tokens(20), 64), "context_mask": np.ones((1, 6), bool)}
+    batch["context_mel"] = np.full((1, 6, 128), -3.0, np.float32)
+    encode = jax.jit(lambda params: model._encode(params, batch, None))
+    jax.tree.map(np.testing.assert_array_equal, encode(params), encode(converted))
