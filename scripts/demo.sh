@@ -36,4 +36,4 @@ say "scoring both decoders"
 python -m music_synth.evaluate --gin_file=evaluate.gin --checkpoints="$OUT/autoregressive,$OUT/diffusion" \
   --gin.MAX_SECONDS="$EVALUATION_SECONDS" --gin.OUTPUT_DIR="$OUT/scores"
 say "done"
-printf '%s\n' "  sound    $OUT/demo.wav" "  picture  $OUT/demo.png" "  scores   $OUT/scores/table.md"
+printf '%s\n' "  sound    $OUT/demo.wav" "  picture  $OUT/demo.png" "  scores   $OUT/scores/table.md" "  report   $OUT/scores/report.html"
