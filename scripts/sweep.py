@@ -237,9 +237,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="S,S", help="(default: 0,1)")
     parser.add_argument("--gin.NAME", metavar="VALUE", help="what every model sets")
     parser.add_argument("--sampler", action="append", metavar="NAME=VALUE,...", help="to score with; may be repeated")
-    parser.add_argument(
-        "--evaluate", default="", metavar="FLAGS", help='--evaluate="--gin.MAX_SECONDS=60 --vggish=P"'
-    )
+    parser.add_argument("--evaluate", default="", metavar="FLAGS", help='--evaluate="--gin.MAX_SECONDS=60 --vggish=P"')
     parser.add_argument("--num_examples", type=int, default=12, help="excerpts in the report (default: 12)")
     parser.add_argument("--train_only", action="store_true", help="do not score yet")
     flags = parser.parse_args(argv)

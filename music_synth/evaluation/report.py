@@ -386,7 +386,9 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
                 axes.plot(row["cells"]["cost"]["value"], cell["value"], "o", color=color, label=row["name"])
                 if "low" in cell:
                     axes.plot([row["cells"]["cost"]["value"]] * 2, [cell["low"], cell["high"]], color=color)
-            axes.set_xscale("log")
+            costs = [row["cells"]["cost"]["value"] for row in points]
+            if max(costs) > 10 * min(costs):
+                axes.set_xscale("log")
             made.append(("Quality against sampling cost, whole pieces", legend(figure)))
     figure, axes = new_figure("minutes of training", "log-mel error, dB")
     drawn = []  # rows that differ in the sampler alone learned together
