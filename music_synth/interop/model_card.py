@@ -17,10 +17,10 @@ from music_synth.data.prepared import MANIFEST
 from music_synth.errors import UserError
 from music_synth.interop.decoders import KINDS, Decoder
 from music_synth.training.checkpoint import WEIGHTS, save_exported
+from music_synth.training.writer import read_metrics
 
 DTYPES = ("float32", "float16", "bfloat16")
 CARD = "README.md"
-METRICS = "metrics.jsonl"
 TABLE = "table.md"  # of music_synth.evaluate
 UNKNOWN = "not stated"
 
@@ -48,7 +48,7 @@ def export(
     save_exported(folder / WEIGHTS, decoder.params, decoder.step, dtype)
     (folder / config.CONFIG_FILE).write_text(config_text, encoding="utf-8")
     said = config.read_values(folder / config.CONFIG_FILE)
-    text = card(decoder, said, dtype, read_metrics(decoder.path), table, license)
+    text = card(decoder, said, dtype, last_scores(decoder.path), table, license)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
@@ -123,18 +123,12 @@ def data_set(task: str | None) -> str:
         return task or UNKNOWN
 
 
-def read_metrics(folder: Path) -> dict[str, tuple[int, float]]:
+def last_scores(folder: Path) -> dict[str, tuple[int, float]]:
     """The last of each score that a run logged, with its step: {"eval/loss": (1000, 0.12), ...}; {}: it has none."""
-    path = folder / METRICS
     last: dict[str, tuple[int, float]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-                scores = {name: value for name, value in values.items() if name.startswith(("eval/", "train/loss"))}
-                last |= {name: (int(values["step"]), value) for name, value in scores.items()}
-            except (ValueError, KeyError, TypeError):
-                continue  # the last line of a run that was killed
+    for line in read_metrics(folder):
+        scores = {name: value for name, value in line.items() if name.startswith(("eval/", "train/loss"))}
+        last |= {name: (line["step"], value) for name, value in scores.items()}
     return last
 
 
