@@ -242,9 +242,10 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     streaming = str(flags.out) == STDOUT
     say = functools.partial(print, file=sys.stderr if streaming else sys.stdout, flush=True)
-    targets = {file: None for file in midi_files(flags.midi)} if streaming else outputs(flags.midi, flags.out)
-    if len(targets) > 1 and (streaming or flags.plot):
-        raise UserError(f"{'--out -' if streaming else '--plot'} is for one piece, and {len(targets)} are given")
+    files = midi_files(flags.midi)
+    if len(files) > 1 and (streaming or flags.plot):
+        raise UserError(f"{'--out -' if streaming else '--plot'} is for one piece, and {len(files)} are given")
+    targets = {files[0]: flags.out} if streaming else outputs(flags.midi, flags.out)
     if streaming and sys.stdout.isatty():
         raise UserError("--out -: stdout is a terminal; pipe it into a player: ... | aplay -t raw -f S16_LE -r 16000")
     pieces = [read_midi(file) for file in targets]

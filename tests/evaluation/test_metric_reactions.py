@@ -16,7 +16,7 @@ from music_synth.audio.mel import log_mel
 from music_synth.audio.soundfont import RENDER_RATE, render_midi
 from music_synth.evaluation import transcription
 from music_synth.evaluation.embeddings import load_embeddings
-from music_synth.evaluation.evaluator import LogMelError
+from music_synth.evaluation.measures import log_mel_error
 from music_synth.evaluation.statistics import Gaussian, frechet_distance, kernel_distance, reconstruction_distance
 from music_synth.evaluation.transcription import note_scores
 from music_synth.midi.notes import Note, midi_bytes
@@ -79,9 +79,7 @@ def scores():
             values[f"{name} frechet"] = frechet_distance(Gaussian.of(reference), Gaussian.of(judged))
             values[f"{name} kernel"] = kernel_distance(reference, judged, np.random.default_rng(0))
             values[f"{name} reconstruction"] = reconstruction_distance(reference, judged)
-        error = LogMelError()
-        error.add(log_mel(audio, np), log_mel(original(), np))
-        values["log-mel error"] = error.result()
+        values["log-mel error"] = log_mel_error(log_mel(audio, np), log_mel(original(), np))["value"]
         values["stft"] = float(jax.jit(stft_distance)(audio[None], original()[None])[0])
         return values | note_scores(NOTES, transcription.BasicPitch()(audio))
 

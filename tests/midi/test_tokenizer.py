@@ -618,9 +618,9 @@ def big_piece():
 @pytest.mark.parametrize("granularity", ["full", "slakh"])
 def test_ten_minutes_of_ten_thousand_notes_tokenize_in_well_under_a_second(big_piece, granularity):
     tokenizer = Tokenizer(127, granularity)
-    start = time.perf_counter()
+    start = time.process_time()
     encoded = tokenizer.encode(big_piece)
-    elapsed = time.perf_counter() - start
+    elapsed = time.process_time() - start
     assert len(encoded) == 118 and sum(map(len, encoded)) > 40_000
     assert elapsed < 1.0  # 0.03 s on an idle core
 
