@@ -251,9 +251,8 @@ def drift(row: Folder, names: Sequence[str], key: str) -> list[dict[str, float]]
 
 def _mean_cell(scores: Sequence[dict], key: str, seed: int, value: str = "value", weight: str | None = None) -> Cell:
     good = [score[key] for score in scores if value in score.get(key, {})]
-    left_out = Counter(
-        score.get(key, {}).get("failed", "not measured") for score in scores if value not in score.get(key, {})
-    )
+    reasons = (score.get(key, {}).get("failed", "not measured") for score in scores if value not in score.get(key, {}))
+    left_out = dict(Counter(reasons))  # plain: asdict cannot copy a Counter
     if not good:
         return Cell(missing=_failed(left_out))
     pairs = [(score[value], score[weight] if weight else 1) for score in good]

@@ -1,6 +1,7 @@
 """Every number moves with what it should see, and says so where it cannot be taken."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -144,3 +145,5 @@ def test_a_clip_that_cannot_be_measured_is_left_out_and_counted(tmp_path):
     row = cells(tmp_path, [truth, 0.01 * truth], tools=Tools(None, {"loudness": Picky()}))
     assert row["loudness_distance"].clips == 1 and row["loudness_distance"].left_out == {"too soft": 1}
     assert row["loudness_frechet"].clips == 1 and row["log_mel"].clips == 2
+    kept = json.loads(json.dumps(measures.as_json(row)))
+    assert all(kept[f"loudness_{kind}"]["left_out"] == {"too soft": 1} for kind in ("distance", "frechet", "kernel"))
