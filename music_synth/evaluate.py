@@ -91,7 +91,7 @@ def evaluate(
     for opener in plan(checkpoints, samplers):
         rows += evaluator.model_rows(opener, clips, inverter_sum, seed, batch_size, opener.about())
     feed = open_feed(task, Tokenizer(), batch_size=1, data_dir=data_dir)  # whole pieces: no tokenizer matters
-    targets = evaluator.store_targets(evaluator.take(feed.pieces(split), max_seconds), clips, tools)
+    targets = evaluator.store_targets(evaluator.take(feed.pieces(split), max_seconds), clips, tools, inverter_sum)
     if not targets.names:
         raise UserError(f"{task} has no pieces in its split {split!r}")
     mean_spectrum = evaluator.mean_log_mel(feed.pieces("train"))

@@ -7,8 +7,9 @@
         string-quartet-1a2b3c4d.scores.json       what was measured so far
         string-quartet-1a2b3c4d.vggish-0.npy      frames of an embedding
 
-A clip's name has a checksum of its notes and mel in it, a folder's one of all that its clips depend on: what is found
-under a name is what would be made anew. Every file appears under its name when it is whole.
+A clip's name has a checksum of its notes, its mel and the origin of its audio in it, a folder's one of all that its
+clips depend on: what is found under a name is what would be made anew. Every file appears under its name when it is
+whole.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ class Folder:
             raise UserError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
 
-def target_name(piece: Any) -> str:
-    """The name of a piece's clip, in all folders."""
-    return f"{slug(piece.id)}-{checksum([piece.id, piece.notes, piece.mel])}"
+def target_name(piece: Any, heard: str) -> str:
+    """The name of a piece's clip, in all folders; `heard` says what its audio is: a recording, or made by what."""
+    return f"{slug(piece.id)}-{checksum([piece.id, piece.notes, piece.mel, heard])}"
 
 
 def slug(text: str) -> str:

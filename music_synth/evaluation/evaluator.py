@@ -113,8 +113,9 @@ class Sampled:
         checkpoint = self.open_checkpoint()
         seconds: list[float] = []  # of each call, a second of mel
         for index, mel in sample(checkpoint, targets, self.batch_size, self.seed, seconds):
-            # The median: the first call compiles.
-            yield index, Sound(mel, tools.inverter(mel)), {measures.COST.key: float(np.median(seconds))}
+            # Without the first call, which compiles; the median, as a call of fewer rows may compile too.
+            cost = float(np.median(seconds[1:] or seconds))
+            yield index, Sound(mel, tools.inverter(mel)), {measures.COST.key: cost}
 
 
 def sample_whole(
@@ -130,7 +131,9 @@ def sample_whole(
         chosen = [pieces[index] for index in group]
         tokens = [checkpoint.tokenizer.encode(piece.notes, len(piece.mel)) for piece in chosen]
         seeds = [piece_seed(piece.id, seed) for piece in chosen]
-        segments = timed(sample_chain(checkpoint.model, checkpoint.params, tokens, seeds), seconds)
+        segments = sample_chain(checkpoint.model, checkpoint.params, tokens, seeds)
+        playing = [sum(index < len(own) for own in tokens) for index in range(max(map(len, tokens)))]
+        segments = timed(segments, playing, seconds)
         mel = np.concatenate(list(segments), axis=1)  # [B, T, M]
         for index, row in zip(group, mel, strict=True):
             yield int(index), row[: len(pieces[index].mel)]
@@ -163,7 +166,8 @@ def sample_single(
             indices = np.array([index for _, index, _ in filled], np.uint32)
             yield np.asarray(sample_segment(checkpoint.model, checkpoint.params, batch, seeds, indices))
 
-    for first, mel in zip(range(0, len(segments), batch_size), timed(sampled(), seconds), strict=True):
+    firsts = range(0, len(segments), batch_size)
+    for first, mel in zip(firsts, timed(sampled(), [batch_size] * len(firsts), seconds), strict=True):
         check_finite(mel, "single segments")
         for (piece, index, _), row in zip(segments[first : first + batch_size], mel, strict=False):  # not the filling
             place = joined[piece][index * network.target_frames :][: network.target_frames]
@@ -171,12 +175,15 @@ def sample_single(
     yield from enumerate(joined)
 
 
-def timed(batches: Iterator[np.ndarray], seconds: list[float] | None) -> Iterator[np.ndarray]:
-    """The batches of log-mel [B, T, M]; `seconds` gets how long a second of mel took in each."""
+def timed(batches: Iterable[np.ndarray], num_rows: Sequence[int], seconds: list[float] | None) -> Iterator[np.ndarray]:
+    """The batches of log-mel [B, T, M]; `seconds` gets how long a second of mel took in each.
+
+    `num_rows` says of each batch how many of its rows were computed: those of pieces that have ended were not.
+    """
     start = time.perf_counter()
-    for batch in batches:
+    for batch, computed in zip(batches, num_rows, strict=True):
         if seconds is not None:
-            seconds.append((time.perf_counter() - start) / (batch.shape[0] * batch.shape[1] / FRAME_RATE))
+            seconds.append((time.perf_counter() - start) / (computed * batch.shape[1] / FRAME_RATE))
         yield batch
         start = time.perf_counter()
 
@@ -245,12 +252,16 @@ class Targets(NamedTuple):
     have_audio: bool  # else the mel through the inverter stands for the recording
 
 
-def store_targets(pieces: Iterable[Piece], folder: Path, tools: Tools) -> Targets:
-    """Writes the pieces one by one. Those whose audio the feed does not keep get that of their mel."""
+def store_targets(pieces: Iterable[Piece], folder: Path, tools: Tools, inverter_sum: str) -> Targets:
+    """Writes the pieces one by one. Those whose audio the feed does not keep get that of their mel.
+
+    `inverter_sum` is the checksum of the inverter's files, by which what it made is told from what another one did.
+    """
     kept, names, seconds, have_audio = Folder(folder / "target"), [], 0.0, True
     for piece in pieces:
         have_audio &= piece.audio is not None
-        name, needed = target_name(piece), len(piece.mel) * HOP_LENGTH
+        name = target_name(piece, heard=inverter_sum if piece.audio is None else "recording")
+        needed = len(piece.mel) * HOP_LENGTH
         if not kept.has_target(name):
             audio = tools.inverter(piece.mel) if piece.audio is None else piece.audio[: needed + HOP_LENGTH]
             audio = np.pad(audio, (0, max(0, needed - len(audio))))

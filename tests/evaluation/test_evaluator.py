@@ -83,7 +83,7 @@ def silence(mel):
 def score(model, pieces, folder, batch_size=8, seed=0, **settings):
     """Rows: mean spectrum, whole pieces, single segments, the recording, the ground truth through silence."""
     tools = Tools(silence)
-    targets = evaluator.store_targets(pieces, folder, tools)
+    targets = evaluator.store_targets(pieces, folder, tools, "0")
     baseline, *ceilings = evaluator.reference_rows(np.zeros(128, np.float32), folder, ("silence", "0"))
     models = evaluator.model_rows(functools.partial(checkpoint, model), folder, "0", seed, batch_size)
     return list(evaluator.score([baseline, *models, *ceilings], targets, lambda: tools, batch_size, **settings))
@@ -164,6 +164,25 @@ def test_what_was_made_is_not_made_again(tmp_path):
     assert errors(score(Staircase(2.0), pieces, tmp_path))[1] > 0
     higher = [Piece("a", pieces[0].notes, pieces[0].mel + 1)]
     assert errors(score(Staircase(1.0), higher, tmp_path))[1] == pytest.approx(DB)
+
+
+def test_a_recording_takes_the_place_of_what_an_inverter_made(tmp_path):
+    piece = staircase_piece("a", 10)
+    recorded = Piece("a", piece.notes, piece.mel, np.full(3520, 0.5, np.float32))
+    loud = Tools(lambda mel: silence(mel) + 0.25)
+    heard = []
+    for one, tools, inverter_sum in ((piece, Tools(silence), "0"), (piece, loud, "1"), (recorded, loud, "1")):
+        targets = evaluator.store_targets([one], tmp_path, tools, inverter_sum)
+        heard.append(targets.folder.read_target(*targets.names).audio[0])
+    assert heard == [0, 0.25, 0.5]
+
+
+def test_the_cost_is_of_rows_that_are_computed(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(evaluator.time, "perf_counter", lambda: next(clock))
+    seconds = []
+    assert len(list(evaluator.timed([np.zeros((4, 50, 1))] * 2, [4, 1], seconds))) == 2
+    assert seconds == [0.25, 1]  # a second of the clock each
 
 
 def test_taking_a_part_of_a_split():
