@@ -224,6 +224,7 @@ def load_tools(inverter: str | None, embeddings: tuple[tuple[str, str], ...], tr
         load_embeddings(paths),
         transcribe,
         hears_programs,
+        transcriber or "",
         {name: file_checksum(path) for name, path in paths.items()},
     )
 
@@ -238,9 +239,12 @@ def load_transcriber(name: str | None) -> tuple[Any, bool]:
     try:
         if not colon:
             raise ImportError("it is not MODULE:NAME")
-        return getattr(importlib.import_module(module), attribute), True
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+        if not callable(found):
+            raise TypeError("it cannot be called")
+    except Exception as error:  # a module may fail in any way
         raise UserError(f"transcriber {name!r}: {error}; give basic_pitch, or MODULE:NAME of a callable") from error
+    return found, True
 
 
 def make_folder(output_dir: str) -> Path:

@@ -39,6 +39,7 @@ from music_synth.evaluation.statistics import (
     reconstruction_distance,
 )
 from music_synth.evaluation.transcription import Transcriber, note_scores
+from music_synth.midi.notes import Note
 from music_synth.vocoder.inverter import Inverter
 from music_synth.vocoder.objective import FLOOR, RESOLUTIONS
 from music_synth.vocoder.stft import magnitude, stft
@@ -58,6 +59,7 @@ class Tools:
     embeddings: Mapping[str, Embedding | str] = field(default_factory=dict)  # a str says why it is absent
     transcriber: Transcriber | str = "needs a transcriber"
     hears_programs: bool = False
+    transcriber_name: str = ""  # a clip keeps the scores of each by itself
     checksums: Mapping[str, str] = field(default_factory=dict)  # of the files of embeddings, by name
 
 
@@ -171,7 +173,7 @@ def _measures(
         return found
     found["stft"] = lambda: stft_error(sound.audio, target.audio)
     if not isinstance(tools.transcriber, str):
-        found["notes"] = lambda: note_scores(target.notes, tools.transcriber(sound.audio))
+        found[notes_key(tools)] = lambda: note_scores(target.notes, _transcribe(tools.transcriber, sound.audio))
     for key, embedding in embeddings_of(tools).items():
         found[key] = functools.partial(_embed, row, targets, name, target, sound, key, embedding)
     return found
@@ -187,6 +189,21 @@ def _embed(row, targets, name, target, sound, key, embedding) -> dict[str, Any]:
             folder.write(name, kind, functools.partial(np.save, arr=made))
         frames.append(np.load(folder.file(name, kind)))
     return {"value": reconstruction_distance(*frames)}
+
+
+def notes_key(tools: Tools) -> str:
+    """Under which a clip keeps the scores of its notes."""
+    return f"notes-{tools.transcriber_name}"
+
+
+def _transcribe(transcriber: Transcriber, audio: np.ndarray) -> list[Note]:
+    """UserError for whatever goes wrong in it: it may be anyone's."""
+    try:
+        return [Note(*note) for note in transcriber(audio)]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the transcriber fails: {type(error).__name__}: {error}") from error
 
 
 def embeddings_of(tools: Tools) -> dict[str, Embedding]:
@@ -227,7 +244,7 @@ def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, 
         elif column.key not in PITCH_ONLY and not tools.hears_programs:
             cells[column.key] = Cell(missing=NEEDS_PROGRAMS)
         else:
-            cells[column.key] = _mean_cell(scores, "notes", seed, value=column.key)
+            cells[column.key] = _mean_cell(scores, notes_key(tools), seed, value=column.key)
     for name, embedding in tools.embeddings.items():
         if isinstance(embedding, str):
             for kind in ("distance", "frechet", "frechet_infinity", "kernel"):
@@ -305,10 +322,8 @@ def _distance_cells(
     return cells
 
 
-def _frames(
-    row: Folder, targets: Folder, names: Sequence[str], key: str
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, reference and judged frames of each clip, of equal number."""
+def _frames(row: Folder, targets: Folder, names: Sequence[str], key: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reference and judged frames of each clip, of equal number."""
     for name in names:
         reference, judged = (np.load(folder.file(name, f"{key}.npy")) for folder in (targets, row))
         n = min(len(reference), len(judged))

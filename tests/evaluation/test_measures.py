@@ -147,3 +147,19 @@ def test_a_clip_that_cannot_be_measured_is_left_out_and_counted(tmp_path):
     assert row["loudness_frechet"].clips == 1 and row["log_mel"].clips == 2
     kept = json.loads(json.dumps(measures.as_json(row)))
     assert all(kept[f"loudness_{kind}"]["left_out"] == {"too soft": 1} for kind in ("distance", "frechet", "kernel"))
+
+
+def test_every_transcriber_has_scores_of_its_own_and_fails_alone(tmp_path):
+    def broken(audio):
+        raise KeyError("no model")
+
+    made = lambda name, transcriber: cells(
+        tmp_path, [play(NOTES)], tools=Tools(None, {}, transcriber, transcriber_name=name)
+    )
+    assert made("half", lambda audio: NOTES[:5])["onset_f1"].value == pytest.approx(2 / 3)
+    assert made("all", lambda audio: NOTES)["onset_f1"].value == 1  # beside the scores of the other
+    assert made("half", broken)["onset_f1"].value == pytest.approx(2 / 3)  # which are kept
+    failed = made("broken", broken)
+    assert failed["onset_f1"].missing == "failed: the transcriber fails: KeyError: 'no model'"
+    assert failed["log_mel"].value < 0.2
+    assert made("wrong", lambda audio: [1])["onset_f1"].missing.startswith("failed: the transcriber fails: TypeError")
