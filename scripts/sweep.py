@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import statistics
@@ -35,9 +36,12 @@ from typing import Any
 from music_synth import config, errors
 from music_synth.errors import UserError
 from music_synth.evaluation import report
+from music_synth.training.checkpoint import FOLDER as CHECKPOINTS
+from music_synth.training.checkpoint import saved_steps
 from music_synth.training.writer import last_value
 
-TRAINED = "trained.json"  # in a MODEL_DIR: the training came to its end, and by which command
+STARTED = "started.json"  # in a MODEL_DIR: by which arguments it is trained
+TRAINED = "trained.json"  # ... and that the training came to its end
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ def plan(models: Sequence[str], flags: argparse.Namespace, shared: Sequence[str]
         for model in models:
             name, colon, words = model.partition(":")
             name = name.strip()
-            files = [word for word in shlex.split(words) if word.endswith(".gin") and "=" not in word]
-            overrides = [word for word in shlex.split(words) if word not in files]
+            words = split_words(words)
+            files = [word for word in words if word.endswith(".gin") and "=" not in word]
+            overrides = [word for word in words if word not in files]
             wrong = [word for word in overrides if "=" not in word]
             if not name or not colon or not files or wrong:
                 said = f"{wrong[0]!r} is neither a file nor NAME=VALUE" if wrong else "a name, a colon, a recipe"
@@ -97,22 +102,35 @@ def train(run: Run) -> str | None:
     Raises:
       UserError: the folder holds a training by another command.
     """
-    marker = run.model_dir / TRAINED
-    if marker.is_file():
-        before = json.loads(marker.read_text())["arguments"]
-        if before != list(run.arguments):
-            changed = " ".join(sorted(set(run.arguments) ^ set(before)))
+    started, trained = run.model_dir / STARTED, run.model_dir / TRAINED
+    if trained.is_file() or saved_steps(
+        run.model_dir / CHECKPOINTS
+    ):  # else there is nothing that would be gone on from
+        before = next((json.loads(file.read_text()) for file in (trained, started) if file.is_file()), None)
+        if before is not None and before["arguments"] != list(run.arguments):
+            changed = " ".join(sorted(set(run.arguments) ^ set(before["arguments"])))
             raise UserError(f"{run.model_dir} was trained otherwise ({changed}): choose another --out, or remove it")
+    if trained.is_file():
         return None
     run.model_dir.mkdir(parents=True, exist_ok=True)
+    mark(started, run)
     log = run.model_dir / "train.log"
     command = [sys.executable, "-m", "music_synth.train", *run.arguments]
     with log.open("a") as file:
         status = call(command, file)
     if status:
-        return f"{log.read_text(errors='replace').strip().splitlines()[-1].removeprefix('error: ')} (see {log})"
-    marker.write_text(json.dumps({"arguments": run.arguments, "date": time.strftime("%Y-%m-%d %H:%M")}, indent=1))
+        last = ["", *log.read_text(errors="replace").strip().splitlines()][-1]
+        said = last.removeprefix("error: ") if last.startswith("error: ") else f"ended with status {status}"
+        return f"{said} (see {log})"
+    mark(trained, run)
     return None
+
+
+def mark(file: Path, run: Run) -> None:
+    about = {"arguments": run.arguments, "date": time.strftime("%Y-%m-%d %H:%M")}
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(json.dumps(about, indent=1))
+    os.replace(temporary, file)
 
 
 def call(command: Sequence[str], output) -> int:
@@ -133,7 +151,7 @@ def evaluate(runs: Sequence[Run], flags: argparse.Namespace) -> dict[str, Any]:
     command += [f"--checkpoints={','.join(str(run.model_dir) for run in runs)}"]
     command += [f"--gin.TASK={flags.task}"] if flags.task else []
     command += [f"--sampler={sampler}" for sampler in flags.sampler or ()]
-    if call([*command, *shlex.split(flags.evaluate)], None):
+    if call([*command, *flags.evaluate], None):
         raise UserError("the evaluation failed, as said above; the same command goes on from there")
     return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
 
@@ -160,9 +178,8 @@ def merge(scores: dict[str, Any], runs: Sequence[Run], failures: dict[Run, str])
         failed = {"name": f"{run.name}, seed {run.seed}", "kind": "model", "mode": "", "failed": reason}
         rows.append(failed | {"cells": {}, "drift": {}, "folder": "", "about": {}})
     order = {"baseline": 0, "model": 1, "ceiling": 2}
-    note = (
-        f"Mean ± standard deviation over seeds {', '.join(str(seed) for seed in sorted({run.seed for run in runs}))}."
-    )
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    note = f"Mean ± standard deviation over seeds {seeds}; in small print the lowest to the highest."
     return scores | {"rows": sorted(rows, key=lambda row: order[row["kind"]]), "note": note}
 
 
@@ -179,9 +196,12 @@ def merged(name: str, kind: str, mode: str, rows: Sequence[dict], own: bool) -> 
         else:
             cells[key] = {"value": statistics.fmean(values), "low": min(values), "high": max(values), "values": values}
             cells[key] |= {"spread": statistics.stdev(values)} if len(values) > 1 else {}
+    drifts = [row["drift"] for row in rows]  # {} of a row that failed
     drift = {
-        key: [mean_of(points, ("value", "clips")) for points in zip(*(row["drift"][key] for row in rows), strict=False)]
-        for key in rows[0]["drift"]
+        key: [
+            mean_of(points, ("value", "clips")) for points in zip(*(own.get(key, ()) for own in drifts), strict=False)
+        ]
+        for key in sorted(set().union(*drifts))
     }
     curves = zip(*(row["about"]["training"] for row in rows), strict=False)
     training = [mean_of(points, points[0].keys()) for points in curves]
@@ -237,13 +257,23 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=(0, 1), metavar="S,S", help="(default: 0,1)")
     parser.add_argument("--gin.NAME", metavar="VALUE", help="what every model sets")
     parser.add_argument("--sampler", action="append", metavar="NAME=VALUE,...", help="to score with; may be repeated")
-    parser.add_argument("--evaluate", default="", metavar="FLAGS", help='--evaluate="--gin.MAX_SECONDS=60 --vggish=P"')
+    parser.add_argument(
+        "--evaluate", type=split_words, default=(), metavar="FLAGS", help='--evaluate="--gin.MAX_SECONDS=60 --vggish=P"'
+    )
     parser.add_argument("--num_examples", type=int, default=12, help="excerpts in the report (default: 12)")
     parser.add_argument("--train_only", action="store_true", help="do not score yet")
     flags = parser.parse_args(argv)
     if flags.steps is None and flags.minutes is None:
         raise UserError("a sweep compares under one budget: give --steps, or --minutes")
     return flags
+
+
+def split_words(text: str) -> list[str]:
+    """As a shell would; UserError if a quote is left open."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{text!r}: {str(error).lower()}") from error
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -40,6 +40,8 @@ def test_every_model_is_trained_with_every_seed_and_the_same_budget():
         (["--steps=1", "a: difusion.gin"], "did you mean diffusion.gin"),
         (["--steps=1", "a b: diffusion.gin", "A-b: diffusion.gin"], "two models go to o/a-b-seed0"),
         (["--steps=1", "--seeds=0,x", "a: diffusion.gin"], "0,x"),
+        (["--steps=1", "a: diffusion.gin X='y"], "X='y.*: no closing quotation"),
+        (["--steps=1", "--evaluate='", "a: diffusion.gin"], "no closing quotation"),
     ],
 )
 def test_what_is_no_sweep_is_refused(argv, said):
@@ -51,7 +53,7 @@ def row(model_dir, value, given=None, failed=""):
     curve = [{"step": 1, "minutes": value, "eval/sample_error_db": 2 * value}]
     about = {"model_dir": model_dir, "step": 1, "parameters": 5, "given": given or {}, "sampler": {}, "training": curve}
     cells = {} if failed else {"log_mel": {"value": value, "clips": 2}, "stft": {"missing": "failed: silent"}}
-    drift = {"log_mel": [{"value": value, "clips": 2}]}
+    drift = {} if failed else {"log_mel": [{"value": value, "clips": 2}]}
     return {"name": model_dir, "kind": "model", "mode": "whole", "failed": failed, "folder": "f"} | {
         "cells": cells,
         "drift": drift,
@@ -86,8 +88,38 @@ def test_seeds_are_merged_to_mean_and_deviation():
     assert "| b, seed 1 | failed: no room | failed |" in table
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_model_of_which_one_seed_cannot_be_scored_says_so(order):
+    rows = [row("a0", 1.0), row("a1", 0.0, failed="not finite")][::order]
+    merged = sweep.merged("a", "model", "whole", rows, own=False)
+    assert merged["failed"] == "a1: not finite" and merged["drift"] == {"log_mel": []}
+    assert not any("value" in cell for cell in merged["cells"].values())
+
+
+def test_a_training_that_was_broken_off_is_not_gone_on_with_by_other_arguments(tmp_path, monkeypatch):
+    said = ["error: no room\n", "Traceback\n", "", ""]
+
+    def broken_off(command, log):
+        log.seek(0)
+        log.truncate()
+        log.write(said.pop(0))
+        return 3
+
+    monkeypatch.setattr(sweep, "call", broken_off)
+    run = sweep.Run("a", 0, tmp_path / "a", ("--gin.X=1",))
+    other = sweep.Run("a", 0, run.model_dir, ("--gin.X=2",))
+    log = run.model_dir / "train.log"
+    assert sweep.train(run) == f"no room (see {log})"
+    assert sweep.train(other) == sweep.train(run) == f"ended with status 3 (see {log})"  # nothing was saved yet
+    (run.model_dir / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"trained otherwise \(--gin.X=1 --gin.X=2\)"):
+        sweep.train(other)
+    assert sweep.train(run) == f"ended with status 3 (see {log})"
+
+
 @pytest.mark.slow  # trains twice and scores, in processes of their own
-def test_a_sweep_goes_on_where_it_stopped(tmp_path, capfd, quick_compilation):
+def test_a_sweep_goes_on_where_it_stopped(tmp_path, capfd, quick_compilation, monkeypatch):
+    monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)  # pytest keeps its own handler
     prepared = tiny_runs.prepare(tmp_path / "prepared", audio=True)
     argv = [f"--out={tmp_path / 'out'}", f"--task={prepared}", "--steps=2", "--seeds=0,1", "--sampler=num_steps=1"]
     argv += ["--evaluate=--gin.MAX_SECONDS=3", "tiny: diffusion.gin smoke.gin nocontext.gin"]
