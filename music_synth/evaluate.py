@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def plan(checkpoints: Sequence[str], samplers: Sequence[str]) -> list[OpenCheckp
       UserError: settings that do not read as such, or that no checkpoint has; a run that is none.
     """
     settings = [parse_sampler(text) for text in samplers or ("",)]
-    openers, fitting = [], set()
+    openers, fitting, refusals = [], set(), defaultdict(list)
     for model_dir in checkpoints:
         model = load_run(model_dir)[0]
         own = []
@@ -189,14 +190,14 @@ def plan(checkpoints: Sequence[str], samplers: Sequence[str]) -> list[OpenCheckp
             try:
                 model.with_sampling(**sampling)
             except UserError as error:
-                refused = error
+                refusals[number].append(f"{model_dir}: {error}")
                 continue
             fitting.add(number)
             own.append(OpenCheckpoint(model_dir, tuple(sampling.items())))
         openers += own or [OpenCheckpoint(model_dir)]
     for number, text in enumerate(samplers):
         if number not in fitting:
-            raise UserError(f"--sampler {text}: {refused}")
+            raise UserError(f"--sampler {text}: {'; '.join(refusals[number])}")
     return openers
 
 

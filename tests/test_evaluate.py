@@ -48,7 +48,7 @@ def evaluated(tmp_path_factory):
         tiny_runs.start(folder / kind, f"{kind}.gin", prepared)
     with pytest.MonkeyPatch.context() as patch:
         printed = []
-        patch.setattr("builtins.print", lambda *words: printed.append(" ".join(map(str, words))))
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
         entry.main(flags_of(folder))
     return folder, "\n".join(printed)
 
@@ -121,6 +121,24 @@ def test_samplers_must_be_those_of_a_decoder(evaluated):
     for wrong, said in (("num_steps", "NAME=VALUE"), ("steps=3", "no setting 'steps'"), ("num_steps=0", "at least 1")):
         with pytest.raises(UserError, match=said):
             entry.main([*flags_of(folder), f"--sampler={wrong}"])
+    runs = [str(folder / kind) for kind in ("autoregressive", "diffusion")]
+    for order in (runs, runs[::-1]):  # the reason of each, whichever comes last
+        with pytest.raises(UserError, match="at least 1") as told:
+            entry.plan(order, ["num_steps=0"])
+        assert all(f"{run}: " in str(told.value) for run in runs)
+
+
+def test_transcribers_that_are_none_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "broken_ears.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    for wrong, said in (
+        ("basic-pitch", "not MODULE:NAME"),
+        ("no_such_ears:hear", "no_such_ears"),
+        ("math:pi", "cannot be called"),
+        ("broken_ears:hear", "division by zero"),
+    ):
+        with pytest.raises(UserError, match=said):
+            entry.load_transcriber(wrong)
 
 
 @pytest.mark.slow  # starts two processes, each of which imports JAX and loads what it works with: 60 s
