@@ -98,6 +98,7 @@ def train(
     minutes = last_value(model_dir, "train/minutes") if step else 0.0  # up to that line
     budget = math.inf if max_minutes is None else max_minutes
     clock = time.monotonic()
+    spent = lambda: {"train/minutes": minutes + (time.monotonic() - clock) / 60}  # up to now
     with (
         contextlib.closing(prefetch(map(ready, feed.train_batches(position)))) as batches,
         StopSignal() as stop,
@@ -127,16 +128,20 @@ def train(
                 mean_metrics(window, step, saved_step, model_dir)  # never keeps parameters that are not finite
                 checkpointer.save(state, data_position=step)
                 saved_step = step
+                if window:  # no line of the log: a run that goes on from here counts on from this one
+                    writer.scalars(step, spent())
             if stopping:
                 raise UserError(
                     f"stopped by {stop.name} after step {step}: checkpoint saved in {model_dir}; the same command"
                     " goes on from there"
                 )
             if step % eval_every == 0 or last:
-                paused = time.monotonic()
+                jax.block_until_ready(window)  # so that the clock of updates stops after the last of them
+                paused, so_far = time.monotonic(), spent()
                 params = state.params if state.ema_params is None else state.ema_params
                 held_out = first_n(feed.eval_batches(), num_eval_batches)
-                writer.scalars(step, prefixed("eval", mean_over_batches(evaluate, params, map(ready, held_out))))
+                means = mean_over_batches(evaluate, params, map(ready, held_out))
+                writer.scalars(step, prefixed("eval", means) | so_far)
                 if num_samples:
                     sampled = np.asarray(sample(params, partitioning.put(whole, shown), eval_key(0)))
                     write_samples(writer, step, sampled, shown, inverter)

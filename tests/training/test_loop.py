@@ -234,6 +234,18 @@ def test_the_logged_loss_is_the_mean_since_the_last_line(tmp_path):
     np.testing.assert_allclose(curve(tmp_path / "coarse", "train/loss")[4], np.mean(fine), rtol=1e-6)
 
 
+def test_minutes_are_told_between_the_lines_of_the_log_and_count_on(tmp_path):
+    """With every evaluation and checkpoint, also of a run that breaks off before the log's first line."""
+    settings = {"model_dir": str(tmp_path), "log_every": 100, "checkpoint_every": 2, "eval_every": 3, "num_samples": 0}
+    with pytest.raises(UserError, match="step 5"):
+        loop.train(Toy(poison=True), ToyFeed(poisoned_step=4), adamw(1e-2), num_steps=20, **settings)
+    before = curve(tmp_path, "train/minutes")
+    assert list(before) == [2, 3, 4] and 0 < before[2] < before[3] < before[4]
+    assert curve(tmp_path, "eval/loss").keys() == {3}
+    loop.train(Toy(poison=True), ToyFeed(), adamw(1e-2), num_steps=5, **settings)
+    assert curve(tmp_path, "train/minutes")[5] > before[4]
+
+
 def test_the_bar_tells_loss_speed_and_time_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         loop, "progress_bar", lambda start, steps, shown: tqdm(total=steps, initial=start, mininterval=0)
