@@ -77,6 +77,10 @@ class TaughtFeed:
             raise ValueError(f"TaughtFeed.solver = {solver!r}: choose from {SOLVERS}")
         if num_substeps < 1:
             raise ValueError(f"TaughtFeed.num_substeps = {num_substeps}: must be at least 1")
+        if student.sampler.grid != "t":  # the last points of others may coincide, and then nothing is between them
+            raise ValueError(
+                f'the student\'s Sampler.grid = {student.sampler.grid!r}: a student learns on the grid "t"'
+            )
         model, tokenizer, params, step = config.load_run(teacher)
         if not isinstance(model, Diffusion) or model.distilled:
             raise UserError(f"{teacher} is no diffusion decoder that could be distilled: give the run of diffusion.gin")

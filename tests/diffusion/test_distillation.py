@@ -134,6 +134,7 @@ def test_lessons_do_not_change_from_time_to_time(school):
         ("VELOCITY_BINS=4", "tokenizer"),
         ("TaughtFeed.solver=ddpm", "'ddpm'.*'ddim'"),
         ("TaughtFeed.num_substeps=0", "num_substeps = 0"),
+        ("Sampler.grid=leading", "Sampler.grid = 'leading'.*\"t\""),
     ],
 )
 def test_unfit_teachers_are_named(school, override, said):
