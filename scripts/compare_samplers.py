@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import time
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from music_synth import config, errors
 from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, MIN_LOG_MEL
 from music_synth.chaining import sample_chain
+from music_synth.compilation import keep_compiled
 from music_synth.data.feed import Piece, open_feed
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
@@ -109,11 +111,10 @@ def to_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str]) -> None:
+    keep_compiled()
     flags = parse_flags(argv)
-    numbers = lambda text, kind: [kind(word) for word in text.split(",")]
-    grid = itertools.product(
-        flags.samplers.split(","), numbers(flags.steps, int), numbers(flags.guidance, float), flags.grids.split(",")
-    )
+    done = read(flags.out)
+    grid = itertools.product(flags.samplers.split(","), flags.steps, flags.guidance, flags.grids.split(","))
     plain = [dict(zip(("name", "num_steps", "guidance_scale", "grid"), row, strict=True)) for row in grid]
     first = flags.runs[0]
     asked = [(first, {"name": "ddpm", "num_steps": flags.reference, "guidance_scale": 1.0})]
@@ -122,10 +123,11 @@ def main(argv: list[str]) -> None:
     for name, run in runs.items():
         if not isinstance(run[0], Diffusion):
             raise UserError(f"{name} is a run of {type(run[0]).__name__}, which has no sampler to compare")
+    for run, settings in asked:  # what cannot be sampled is refused before anything is
+        runs[run][0].with_sampling(**settings)
     frames = round(flags.seconds * FRAME_RATE)
     feed = open_feed(flags.task, runs[first][1], batch_size=1)
     pieces = [cut(piece, min(frames, len(piece.mel))) for piece in feed.pieces("test")]
-    done = json.loads(flags.out.read_text()) if flags.out.exists() else {}
     # What must be equal for rows to stand in one table.
     table = f"step {runs[first][3]} of {first}, {flags.task}, {flags.seconds} s, seed {flags.seed}"
     rows = done.setdefault(table, {})
@@ -134,7 +136,7 @@ def main(argv: list[str]) -> None:
         key = f"{json.dumps(settings)}" if settings else f"step {runs[run][3]} of {run}"
         if key not in rows:
             rows[key] = score(runs[run], settings, pieces, flags.seed, *tools)
-            flags.out.write_text(json.dumps(done, indent=1))
+            write(flags.out, done)
     reference = rows[json.dumps(asked[0][1])]
     others = sorted((row for row in rows.values() if row != reference), key=lambda row: row["work"])
     seconds = sum(len(piece.mel) for piece in pieces) / FRAME_RATE
@@ -145,19 +147,49 @@ def main(argv: list[str]) -> None:
     print(f"cheapest that is no worse than {reference['name']}: {cheapest['name']}")
 
 
+def read(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows that were made before, by table and settings."""
+    try:
+        done = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+        for rows in done.values():
+            to_markdown(list(rows.values()))  # reads all that is read of a row
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise UserError(f"--out {out} cannot be read as scores ({error}): move it away, or name another") from error
+    return done
+
+
+def write(out: Path, done: dict[str, dict[str, dict[str, Any]]]) -> None:
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(done, indent=1), encoding="utf-8")
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror or error})") from error
+
+
+def numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def whole_numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
 def parse_flags(argv: list[str]):
     parser = errors.ArgumentParser("python scripts/compare_samplers.py", __doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="MODEL_DIR", help="a diffusion decoder; more: as they were trained")
     parser.add_argument("--task", default="synthetic", help="a task, or a prepared folder (default: synthetic)")
     parser.add_argument("--samplers", default="ddim,dpmpp_2m,dpmpp_2m_sde,heun,ddpm", help="by commas")
-    parser.add_argument("--steps", default="4,8,16,100", help="by commas")
-    parser.add_argument("--guidance", default="1", help="scales, by commas; 1: none")
+    parser.add_argument("--steps", type=whole_numbers, default="4,8,16,100", help="by commas")
+    parser.add_argument("--guidance", type=numbers, default="1", help="scales, by commas; 1: none")
     parser.add_argument("--grids", default="t", help="t, log_snr, karras, by commas")
     parser.add_argument("--reference", type=int, default=1000, metavar="N", help="steps of the DDPM (default: 1000)")
     parser.add_argument("--seconds", type=float, default=15.36, help="of each piece (default: 15.36, three segments)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--out", type=Path, default=Path("samplers.json"), help="all numbers (default: samplers.json)")
     flags = parser.parse_args(argv)
+    if not 1 / FRAME_RATE <= flags.seconds < math.inf:
+        raise UserError(f"--seconds {flags.seconds}: must be a frame ({1 / FRAME_RATE} s) or more, and finite")
     if not flags.out.parent.is_dir():
         raise UserError(f"{flags.out}: there is no folder {flags.out.parent} to write it into")
     return flags

@@ -22,6 +22,7 @@ import numpy as np
 from music_synth import errors
 from music_synth.audio.io import audio_from_int16
 from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, log_mel
+from music_synth.compilation import keep_compiled
 from music_synth.data import synthetic
 from music_synth.data.audio_feed import Source
 from music_synth.vocoder.inverter import load_inverter
@@ -107,6 +108,7 @@ def plot(path: Path, piece: np.ndarray, made: dict[str, np.ndarray]) -> None:
 
 
 def main(argv: list[str]) -> None:
+    keep_compiled()
     parser = errors.ArgumentParser("scripts/score_inverters.py", __doc__.splitlines()[0])
     parser.add_argument("--inverters", default="shipped,griffin_lim", help="by commas")
     parser.add_argument("--task", default="synthetic", help="a data set, or a folder prepared with --audio")

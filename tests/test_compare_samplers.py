@@ -33,9 +33,25 @@ def test_rows_are_sampled_once_and_the_cheapest_is_named(script, tmp_path, capsy
     assert "cheapest that is no worse than ddpm, 2 steps: " in shown
     written = out.stat().st_mtime_ns
     script["main"](argv)
-    assert capsys.readouterr().out == shown and out.stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="no folder"):
-        script["main"]([str(run), f"--out={tmp_path / 'nowhere' / 'samplers.json'}"])
+    of_table = lambda text: text[text.index("| sampler") :]  # above it stands the date
+    assert of_table(capsys.readouterr().out) == of_table(shown) and out.stat().st_mtime_ns == written
+    for wrong, said in (
+        (f"--out={tmp_path / 'nowhere' / 'samplers.json'}", "no folder"),
+        (f"--out={tmp_path}", "cannot be read as scores"),
+        ("--steps=4,x", "'4,x'"),
+        ("--steps=4,0", "num_steps = 0"),
+        ("--guidance=a", "'a'"),
+        ("--guidance=nan", "guidance_scale = nan"),
+        ("--seconds=nan", "--seconds nan"),
+        ("--seconds=0", "--seconds 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            script["main"]([*argv, wrong])
+    for damaged in (out.read_text()[:-9], "[]", '{"a": {"b": {"name": "c"}}}'):
+        out.write_text(damaged)
+        with pytest.raises(UserError, match="cannot be read as scores"):
+            script["main"](argv)
+        assert out.read_text() == damaged
 
 
 def test_work_counts_rows_of_the_network(script):
