@@ -373,8 +373,11 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
 def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
     """(caption, figure) of what there is to plot: quality against sampling cost and training time, and drift."""
     columns = {column["key"]: column for column in scores["columns"]}
-    models = [row for row in scores["rows"] if row["kind"] == "model" and not row["failed"]]
-    whole = [row for row in models if row["mode"] == models[0]["mode"]]  # the mode that comes first
+    models = [row for row in scores["rows"] if row["kind"] == "model"]
+    whole = [
+        row for row in models if row["mode"] == models[0]["mode"] and not row["failed"]
+    ]  # the mode that comes first
+    models = [row for row in models if not row["failed"]]
     colors = {row["name"]: f"C{number % 10}" for number, row in enumerate(whole)}
     made = []
     for key in ("log_mel", "onset_f1"):
@@ -406,7 +409,7 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
             values = [point["value"] for point in row["drift"].get(key, ())]
             style = {"marker": "o", "label": row["name"]} if row in whole else {"linestyle": ":"}
             axes.plot(range(1, len(values) + 1), values, color=colors.get(row["name"], "gray"), markersize=3, **style)
-        if any(len(line.get_xdata()) > 1 for line in axes.lines):
+        if whole and any(len(line.get_xdata()) > 1 for line in axes.lines):
             axes.xaxis.get_major_locator().set_params(integer=True)
             made.append(("Drift over whole pieces; dotted: single segments with true context", legend(figure)))
     return made

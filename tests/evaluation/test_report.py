@@ -136,6 +136,17 @@ def test_the_page_is_one_file_with_all_of_it(tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+def test_single_segments_do_not_stand_for_whole_pieces_that_failed():
+    made = scores()
+    models = [row for row in made["rows"] if row["kind"] == "model"]
+    made["rows"] += [row | {"mode": "single"} for row in models]
+    of_both = [caption for caption, _ in report.plots(made)]
+    assert sum("sampling cost, whole pieces" in caption for caption in of_both) == 2
+    for row in models:
+        row |= {"failed": "not finite", "cells": {}, "drift": {}}
+    assert not any("sampling cost" in caption for caption, _ in report.plots(made))
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -157,9 +168,12 @@ def test_the_page_plays_from_a_file_in_a_browser(tmp_path, width):
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required --dump-dom"
     flags += f" --virtual-time-budget=30000 --window-size={width},900 --user-data-dir={tmp_path / 'browser'}"
-    done = subprocess.run([CHROMIUM, *flags.split(), path.as_uri()], capture_output=True, text=True, timeout=120)
-    said = re.search(r"data-said='?\"?({.*?})", done.stdout.replace("&quot;", '"'))
+    for _ in range(3):  # where other work holds the sound up, it may not have begun when that time is over
+        done = subprocess.run([CHROMIUM, *flags.split(), path.as_uri()], capture_output=True, text=True, timeout=120)
+        said = re.search(r"data-said='?\"?({.*?})", done.stdout.replace("&quot;", '"'))
+        found = json.loads(said[1]) if said else {"time": 0}
+        if found["time"] > 0:
+            break
     assert said, done.stdout[-500:] + done.stderr[-500:]
-    found = json.loads(said[1])
     assert found["duration"] == 10 and found["time"] > 0
     assert found["shown"] and found["width"] <= width
