@@ -374,10 +374,9 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
     """(caption, figure) of what there is to plot: quality against sampling cost and training time, and drift."""
     columns = {column["key"]: column for column in scores["columns"]}
     models = [row for row in scores["rows"] if row["kind"] == "model"]
-    whole = [
-        row for row in models if row["mode"] == models[0]["mode"] and not row["failed"]
-    ]  # the mode that comes first
+    first = models[0]["mode"] if models else ""  # whole pieces
     models = [row for row in models if not row["failed"]]
+    whole = [row for row in models if row["mode"] == first]
     colors = {row["name"]: f"C{number % 10}" for number, row in enumerate(whole)}
     made = []
     for key in ("log_mel", "onset_f1"):
