@@ -1,7 +1,11 @@
 """Models whose scores are known: whole pieces, single segments, drift, what is kept on disk, what goes wrong."""
 
 import functools
+import resource
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -216,3 +220,30 @@ def test_a_model_that_writes_no_numbers_fails_alone(tmp_path):
     assert "segment 1" in whole.failed and "not finite" in whole.failed and "not finite" in single.failed
     assert not whole.cells and mean.cells
     assert errors(score(Staircase(1.0), [staircase_piece("a", 12)], tmp_path))[1] == 0
+
+
+LONG = NetworkConfig(target_frames=500, context_frames=500, max_tokens=64, num_mels=128)
+
+
+def peak_of(num_clips, folder):
+    """The most memory in kB that this process has had, after it scored clips of a minute (5 MB each) in fours."""
+    rng = np.random.default_rng(0)
+    pieces = (Piece(str(k), [], rng.normal(size=(3000, 128)).astype(np.float32)) for k in range(num_clips))
+    noise = rng.normal(0, 0.1, 320).astype(np.float32)  # hardly any sound, as it is memory that is measured
+    tools = Tools(lambda mel: noise)
+    targets = evaluator.store_targets(pieces, folder, tools, "0")
+    open_checkpoint = lambda: Checkpoint("it", Dice(LONG), Tokenizer(segment_frames=500, max_tokens=64), {})
+    rows = evaluator.model_rows(open_checkpoint, folder, "0", 0, 4)
+    assert all(row.cells["log_mel"].clips == num_clips for row in evaluator.score(rows, targets, lambda: tools, 4))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
+    """In a process of its own, whose peak is not that of other tests."""
+    code = "import pathlib, sys; from tests.evaluation.test_evaluator import peak_of; "
+    code += "print(*(peak_of(n, pathlib.Path(sys.argv[1]) / str(n)) for n in (4, 16)))"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert many - few < 30 * 1024, (few, many)  # the 12 more clips are 64 MB
