@@ -238,6 +238,7 @@ def peak_of(num_clips, folder):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+@pytest.mark.slow  # imports JAX once more, and scores 20 minutes: 10 s of a core
 def test_memory_does_not_grow_with_the_number_of_clips(tmp_path):
     """In a process of its own, whose peak is not that of other tests."""
     code = "import pathlib, sys; from tests.evaluation.test_evaluator import peak_of; "
