@@ -14,7 +14,7 @@ from music_synth.audio.mel import scale_mel, unscale_mel
 from music_synth.autoregressive.outputs import Deterministic, GaussianMixture
 from music_synth.models.layers import NetworkConfig
 from music_synth.models.seam import Batch, Params, Seam, masked_mean, row_keys
-from music_synth.models.transformer import MelTransformer
+from music_synth.models.transformer import CrossCache, MelTransformer
 
 Array = jax.Array
 
@@ -30,7 +30,8 @@ class Autoregressive(Seam):
 
     Differs from the published code, which golden/README.md 3.18 describes: the note encoder does not attend to
     padding, the first input frame is silence, frames are scaled to [-1, 1], a context encoder may stand beside the
-    note encoder, and the loss is a mean over frames, not a sum. `as_published` brings the first three back.
+    note encoder, and the loss is a mean over frames, not a sum. `as_published` brings the first three back; tokens are
+    then padded to `network.max_tokens`, as published inputs are, for what padding does depends on how much there is.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -91,6 +92,12 @@ class Autoregressive(Seam):
         _, mel = jax.lax.scan(step, (start, caches), jnp.arange(frames))  # [T, B, M]
         mel = jnp.moveaxis(mel, 0, 1)
         return mel if self.as_published else unscale_mel(mel)
+
+    def _encode(self, params: Params, batch: Batch, dropout_key: Array | None) -> CrossCache:
+        if self.as_published:
+            missing = max(self.network.max_tokens - batch["note_tokens"].shape[1], 0)
+            batch = {**batch, "note_tokens": jnp.pad(batch["note_tokens"], ((0, 0), (0, missing)))}
+        return super()._encode(params, batch, dropout_key)
 
     @property
     def _start(self) -> float:
