@@ -301,7 +301,7 @@ from music_synth import SpectrogramDiffusionPipeline, errors
 errors.run(lambda argv: SpectrogramDiffusionPipeline.from_pretrained("owner/absent"))
 """
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: no folder owner/absent, and the hub does not give it (")
     assert "Traceback" not in result.stderr

@@ -38,6 +38,7 @@ def test_every_form_of_the_data_is_measured(main, script, made_tasks, made_data_
     assert report["date"] in shown[0] and report["command"] in shown[0]
 
 
+@pytest.mark.slow
 def test_networks_are_measured_beside_the_plain_way(main, quick_compilation, tmp_path, capsys):
     out = tmp_path / "report.json"
     argv = ["decoder", "piece", "training", "--sizes=tiny", "--gin_file=smoke.gin", "--gin.SAMPLING_STEPS=3"]
@@ -51,7 +52,7 @@ def test_networks_are_measured_beside_the_plain_way(main, quick_compilation, tmp
             assert result["times_faster"] == pytest.approx(result["median"] / result["plain"])
     for name in ("step", "guided step"):
         difference = float(re.search(r"differs by (\S+)", results[name]["about"])[1])
-        assert 0 < difference < 1e-4
+        assert 0 <= difference < 1e-4  # on some machines both compute the same
     assert "3 steps" in results["segment"]["about"]
     for name in ("step", "guided step", "training"):
         share = results[name]["gflops"] / results[name]["matrix_product"]
