@@ -103,7 +103,10 @@ def _read_t5x(path: Path, num_heads: int | None = None, gin_file: str | Path | N
     checkpoint = t5x.read(path)
     found = Path(gin_file) if gin_file else t5x.find_config(checkpoint.folder)
     given = config.read_values(found) if found else {}
-    model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)
+    try:
+        model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:  # of values that nothing here expects
+        raise UserError(f"{found or checkpoint.folder} does not describe a model that can be had: {error}") from error
     check_shapes(checkpoint.params, model, checkpoint.folder, "give the gin file of its training by --config")
     remarks = [f"settings from {found}" if found else "no config.gin beside it: sizes from the tensors"]
     remarks += [f"assumed: {', '.join(assumed)}"] * bool(assumed)

@@ -75,7 +75,8 @@ def model_of(
     head_dim = given.get("T5Config.head_dim", width // num_heads if num_heads else HEAD_DIM)
     heads = num_heads or width // head_dim
     if heads * head_dim != width:
-        raise UserError(f"{where}: attention of width {width} is not {heads} heads of {head_dim}: give --num_heads")
+        mend = "correct its gin file" if "T5Config.num_heads" in given else "convert it with --num_heads"
+        raise UserError(f"{where}: attention of width {width} is not {heads} heads of {head_dim}: {mend}")
     bins = given.get("VocabularyConfig.num_velocity_bins", given.get("NUM_VELOCITY_BINS"))
     if bins is None:
         bins = next((n for n in (1, 127) if Vocabulary(n).num_embeddings == vocab_size), 1)

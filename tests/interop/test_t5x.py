@@ -460,6 +460,10 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, said):
         ("model_output = 'v'", "model_output = 'w'", r"Diffusion.prediction_type = 'w'"),
         ("name = 'ddim'", "name = 'euler'", r"Sampler.name = 'euler'"),
         ("emb_dim = 32", "emb_dim = = 32", "their.gin cannot be read as a gin file"),
+        ("dropout_rate = 0.25", "dropout_rate = 1.0", r"their.gin does not describe .*dropout_rate = 1.0"),
+        ("num_heads = 4\n  head_dim = 8", "head_dim = 0", r"their.gin does not describe"),
+        ("head_dim = 8", "head_dim = %HEADS", r"their.gin does not describe"),
+        ("emb_dim = 32", "emb_dim = 32\n  dtype = 'float16'", r"their.gin does not describe .*dtype = 'float16'"),
     ],
 )
 def test_a_gin_file_that_does_not_fit_is_named(with_gin, old, new, said):
@@ -470,7 +474,7 @@ def test_a_gin_file_that_does_not_fit_is_named(with_gin, old, new, said):
 
 
 def test_heads_that_cannot_be_told_are_asked_for(written_by_t5x):
-    with pytest.raises(UserError, match="attention of width 32 is not 0 heads of 64: give --num_heads"):
+    with pytest.raises(UserError, match="attention of width 32 is not 0 heads of 64: convert it with --num_heads"):
         decoders.read(written_by_t5x["context"])
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         decoders.read("/nowhere")
