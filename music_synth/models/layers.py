@@ -134,15 +134,23 @@ def length_dropout(rate: float) -> nn.Dropout:
     return nn.Dropout(rate, broadcast_dims=(-2,))
 
 
+def has_fused_attention(device: Any) -> bool:
+    """Whether cuDNN's attention runs on a device: NVIDIA's, of compute capability 8.0 (Ampere) or more."""
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:  # ROCm's are "gpu" too
+        return False
+    return tuple(map(int, device.compute_capability.split("."))) >= (8, 0)
+
+
 def attend(query: Array, keys: Array, values: Array, mask: Array | None, implementation: str) -> Array:
     """Softmax attention without a scale: from [B, Q, H, K] to [B, L, H, K] each, [B, Q, H, K].
 
-    `mask` as for `Attention`. With "auto", bfloat16 on an NVIDIA GPU goes through cuDNN's fused kernel, which never
-    writes the weights to memory. All else is two einsums: on CPUs jax.nn.dot_product_attention is the same two.
+    `mask` as for `Attention`. With "auto", bfloat16 on an NVIDIA GPU (`has_fused_attention`) goes through cuDNN's fused
+    kernel, which never writes the weights to memory. All else is two einsums: on CPUs jax.nn.dot_product_attention is
+    the same two.
     """
     num_queries, head_dim = query.shape[1], query.shape[3]
     fits = query.dtype == jnp.bfloat16 and num_queries > 1 and head_dim % 8 == 0 and head_dim <= 128
-    if implementation == "auto" and fits and jax.default_backend() == "gpu":
+    if implementation == "auto" and fits and has_fused_attention(jax.devices()[0]):
         if mask is not None:
             mask = jnp.broadcast_to(mask, (*mask.shape[:2], num_queries, keys.shape[1]))
         return jax.nn.dot_product_attention(query, keys, values, mask=mask, scale=1.0, implementation="cudnn")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from music_synth.models.layers import NetworkConfig, permuted_offset_init, sinusoid_table
+from music_synth.models.layers import NetworkConfig, has_fused_attention, permuted_offset_init, sinusoid_table
 from music_synth.models.transformer import MelTransformer, context_position_ids
 from tests import golden_arrays
 
@@ -281,3 +282,20 @@ def test_positions(context):
 def test_nonsense_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         NetworkConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("platform", "version", "capability", "fused"),
+    [
+        ("gpu", "PJRT C API\ncuda 12080", "8.0", True),
+        ("gpu", "PJRT C API\ncuda 12080", "12.0", True),
+        ("gpu", "PJRT C API\ncuda 12080", "7.5", False),
+        ("gpu", "PJRT C API\nrocm 60300", "gfx942", False),
+        ("tpu", "libtpu", None, False),
+    ],
+)
+def test_the_fused_kernel_is_for_gpus_that_have_it(platform, version, capability, fused):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+    assert has_fused_attention(device) is fused
+    assert not has_fused_attention(jax.devices("cpu")[0])
