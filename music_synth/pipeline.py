@@ -186,13 +186,14 @@ class SpectrogramDiffusionPipeline:
           input_tokens: what a `MidiProcessor` gives, or whatever that takes: a path, bytes, a pretty_midi, notes.
           generator: what decides the noise: a seed, a NumPy generator, a key of JAX, a generator of torch (of which
             only the seed counts); None: other noise every time.
-          num_inference_steps: of the sampler; None: the pipeline's, 100 for the published models.
+          num_inference_steps: of the sampler; None: the pipeline's, 100 for the port's folders.
           return_dict: False: a tuple instead of an `AudioPipelineOutput`.
           output_type: "np": audio; "mel": natural-log mel.
           callback: called with the number of a segment and the mel so far [1, frames, 128], after every
             `callback_steps`-th segment, from the first on.
-          sampler: "ddim", "dpmpp_2m", ... or a `Sampler`; None: the pipeline's, DDPM for the published models.
-          guidance_scale: of classifier-free guidance; None: the pipeline's, 1 (none) for the published models.
+          sampler: "ddim", "dpmpp_2m", ... or a `Sampler`; None: the pipeline's, DDPM for the port's folders.
+          guidance_scale: of classifier-free guidance; None: the pipeline's, 1 (none) for the port's folders.
+            A checkpoint of T5X plays as its gin file says, and without one as published: DDPM, 1,000 steps, guidance 2.
           streaming: return at once, an iterator of parts [1, samples] of the audio (or of the mel, a segment each) as
             they are done. An ONNX inverter sees the whole mel first and gives one part at the end; ours streams
             (`from_pretrained(..., inverter=load_inverter())`).
@@ -231,7 +232,10 @@ class SpectrogramDiffusionPipeline:
     ) -> Seam:
         settings = {"name": sampler} if isinstance(sampler, str) else dataclasses.asdict(sampler) if sampler else {}
         asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale}
-        return self.model.with_sampling(**(settings | {k: v for k, v in asked.items() if v is not None}))
+        model = self.model.with_sampling(**(settings | {k: v for k, v in asked.items() if v is not None}))
+        if self.device.platform == "cpu" and jax.default_backend() != "cpu":  # "auto" goes by the default device
+            model = dataclasses.replace(model, network=dataclasses.replace(model.network, attention="einsum"))
+        return model
 
     def _tokens(self, source: Sequence[Sequence[int]] | Source) -> list[np.ndarray]:
         """The tokens of each segment, int32 [n] with EOS, without padding."""
