@@ -39,6 +39,7 @@ from music_synth.training.state import create_state
 
 FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",)}  # that only one form has
 INVERTER_SUFFIXES = (".onnx", ".safetensors")
+MAX_DIFFERENCE = 0.1  # of what is written from its source, as a share of the largest output; bfloat16 makes about 0.01
 
 
 # --- the forms ---------------------------------------------------------------------------------------------------
@@ -90,11 +91,12 @@ def export_text(decoder: Decoder, target: Path) -> str:
     return own.read_text(encoding="utf-8") if decoder.kind in ("run", "export") else run_text(decoder, target)
 
 
-def write_t5x(decoder: Decoder, folder: Path) -> None:
+def write_t5x(decoder: Decoder, folder: Path, gin_file: Path | None) -> None:
+    """checkpoint_<step> and a gin file: the source's own (`gin_file`, or that beside it), or one made of the model."""
     published.check_published(decoder.model)
     t5x.write(folder, decoder.step, decoder.params, decoder.moments)
-    beside = t5x.find_config(decoder.path) if decoder.kind == "t5x" else None
-    text = published.gin_text(decoder.model, decoder.tokenizer) if beside is None else beside.read_text("utf-8")
+    own = gin_file or (t5x.find_config(decoder.path) if decoder.kind == "t5x" else None)
+    text = published.gin_text(decoder.model, decoder.tokenizer) if own is None else own.read_text("utf-8")
     (folder / config.CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
@@ -151,16 +153,27 @@ def segment(network: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return batch, noise(network.target_frames)
 
 
-def compare(source: Decoder, written: Decoder) -> str:
-    """Both networks on one segment; UserError where one gives numbers and the other does not."""
+def compare(source: Decoder, written: Decoder, target: Path) -> str:
+    """Both networks on one segment; UserError where one does not give numbers, or the two give other ones."""
     before, after = jax.tree.leaves(source.params), jax.tree.leaves(written.params)
     equal = sum(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     batch, frames = segment(source.model.network)
     outputs = [np.asarray(compute(side.model.module, side.params, batch, frames)) for side in (source, written)]
     if not all(np.isfinite(output).all() for output in outputs):
         raise UserError(f"{source.path}: the network's output is not finite; the checkpoint is damaged")
-    difference = np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max()
+    difference = relative_difference(*outputs, target)
     return f"{equal} of {len(before)} tensors are equal to the bit; outputs differ by {difference:.1e} of the largest"
+
+
+def relative_difference(before: np.ndarray, after: np.ndarray, what: Path) -> float:
+    """The largest difference, as a share of the largest number before; UserError if beyond `MAX_DIFFERENCE`."""
+    difference = float(np.abs(before - after).max()) / max(float(np.abs(before).max()), 1e-30)
+    if not difference <= MAX_DIFFERENCE:  # nor a NaN
+        raise UserError(
+            f"{what}, written and read again, computes something else: it differs by {difference:.2g} of the largest"
+            " number, and nothing was kept; please report this"
+        )
+    return difference
 
 
 def settings_changed(source: Decoder, written: Decoder) -> list[str]:
@@ -216,12 +229,12 @@ def convert_decoder(flags: argparse.Namespace) -> None:
             license = flags.license or model_card.UNKNOWN
             model_card.export(decoder, text, folder, flags.dtype or "float32", flags.scores, license)
         elif to == "t5x":
-            write_t5x(decoder, folder)
+            write_t5x(decoder, folder, flags.config)
         else:
             write_diffusers(decoder, folder, flags.inverter)
         written = decoders.read(folder)
         changed = settings_changed(decoder, written)
-        compared = compare(decoder, written)
+        compared = compare(decoder, written, flags.target)
     print(f"{flags.target}: {KINDS[to]}, {disk_size(flags.target)}")
     print(f"  {compared}")
     for change in changed:
@@ -238,6 +251,9 @@ def convert_inverter(flags: argparse.Namespace) -> None:
     from music_synth.vocoder.inverter import load_inverter
     from music_synth.vocoder.neural import NeuralInverter, save_inverter
 
+    for name in ("to", "num_heads", "config", "dtype", "scores", "license", "inverter"):
+        if getattr(flags, name) is not None:
+            raise UserError(f"--{name} is for decoders, and {flags.target} is to be an inverter: leave it out")
     if flags.target.suffix not in INVERTER_SUFFIXES:
         raise UserError(f"{flags.target}: what an inverter becomes ends in {' or '.join(INVERTER_SUFFIXES)}")
     if not flags.target.absolute().parent.is_dir():
@@ -257,7 +273,7 @@ def convert_inverter(flags: argparse.Namespace) -> None:
             save_inverter(partial, inverter.generator, inverter.params)
         mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, 128)).astype(np.float32)
         expected = inverter(mel)
-        difference = np.abs(load_inverter(str(partial))(mel) - expected).max() / np.abs(expected).max()
+        difference = relative_difference(expected, load_inverter(str(partial))(mel), flags.target)
         os.rename(partial, flags.target)
     except OSError as error:
         raise UserError(f"{flags.target} cannot be written ({error.strerror})") from error

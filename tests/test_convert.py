@@ -13,6 +13,7 @@ from music_synth import config, convert
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers, model_card, t5x
 from music_synth.training.checkpoint import load_progress
+from music_synth.vocoder import neural
 from music_synth.vocoder.melgan import MelGANGenerator
 from music_synth.vocoder.neural import SHIPPED, save_inverter
 from tests import golden_arrays, t5x_folders, tiny_runs
@@ -112,6 +113,10 @@ def test_settings_of_the_training_come_from_the_gin_file(tmp_path):
     assert "| training data | not stated |\n| training steps | 17, 24 segments each |" in card
     run(tmp_path / "source", tmp_path / "t5x", "--to", "t5x")  # the gin file goes with it as it is
     assert (tmp_path / "t5x" / "config.gin").read_bytes() == (tmp_path / "source" / "config.gin").read_bytes()
+    other = tmp_path / "other.gin"
+    other.write_text("T5Config.num_heads = 2\nT5Config.head_dim = 16\n")
+    run(tmp_path / "source", tmp_path / "by_other", "--to", "t5x", "--config", other)  # ... or the one that was read
+    assert (tmp_path / "by_other" / "config.gin").read_bytes() == other.read_bytes()
 
 
 # --- exported runs ---------------------------------------------------------------------------------------------------
@@ -216,6 +221,22 @@ def test_nothing_half_written_is_left(model_dir, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["seen"]
 
 
+def test_what_computes_something_else_is_not_kept(model_dir, tmp_path, monkeypatch):
+    """Parameters that are damaged on the way, of a decoder and of an inverter."""
+    damaged = lambda params: jax.tree.map(lambda leaf: -leaf, params)
+    save = model_card.save_exported
+    monkeypatch.setattr(model_card, "save_exported", lambda path, params, *rest: save(path, damaged(params), *rest))
+    with pytest.raises(UserError, match=r"read again, computes something else: it differs by"):
+        run(model_dir, tmp_path / "card")
+    generator = MelGANGenerator(16, dilations=(1,))
+    params = tiny_runs.random_like(generator.init)
+    save_inverter(tmp_path / "mine.safetensors", generator, params)
+    monkeypatch.setattr(neural, "save_inverter", lambda path, g, params: save_inverter(path, g, damaged(params)))
+    with pytest.raises(UserError, match=r"again.safetensors, written and read again, computes something else"):
+        run(tmp_path / "mine.safetensors", tmp_path / "again.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
 def test_a_folder_with_something_in_it_is_not_overwritten(model_dir, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("!")
@@ -242,6 +263,7 @@ def test_a_folder_with_something_in_it_is_not_overwritten(model_dir, tmp_path):
             "--inverter is of a pipeline of diffusers, and .*new becomes an",
         ),
         (["{run}", "{new}", "--to", "torch"], "invalid choice"),
+        (["{shipped}", "{new}.onnx", "--dtype", "float16"], "--dtype is for decoders, and .*new.onnx is to be an inv"),
         (["{run}/nowhere", "{new}"], r"no folder .*nowhere"),
         (["{run}/checkpoints", "{new}"], "is not recognized"),
         (["{run}", "{new}.onnx"], "not of an inverter"),
