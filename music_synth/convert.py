@@ -30,6 +30,7 @@ import numpy as np
 
 from music_synth import config, errors
 from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
+from music_synth.compilation import keep_compiled
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers, model_card, published, t5x
@@ -310,6 +311,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
+    keep_compiled()
     check_new(flags.target)
     is_inverter = flags.source.suffix in INVERTER_SUFFIXES or flags.target.suffix in INVERTER_SUFFIXES
     (convert_inverter if is_inverter else convert_decoder)(flags)

@@ -26,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from music_synth.chaining import sample_chain
+from music_synth.compilation import keep_compiled
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers
@@ -93,6 +94,8 @@ class SpectrogramDiffusionPipeline:
     ) -> SpectrogramDiffusionPipeline:
         """A pipeline from a folder, or from the Hugging Face hub (`pip install 'music_synth[hub]'`).
 
+        What JAX compiles is kept on disk from then on, unless its settings say otherwise (`keep_compiled`).
+
         Args:
           pretrained_model_name_or_path: a pipeline folder of the port, a run or an exported model of music_synth, a
             T5X checkpoint; or the name of a repository on the hub, "owner/name".
@@ -103,6 +106,7 @@ class SpectrogramDiffusionPipeline:
         Raises:
           UserError: there is no such folder or repository, the network is down, or what is there cannot be played.
         """
+        keep_compiled()
         folder = Path(pretrained_model_name_or_path)
         if not folder.exists():
             name = str(pretrained_model_name_or_path)

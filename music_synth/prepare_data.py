@@ -144,7 +144,9 @@ def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
 
     from music_synth import config
     from music_synth.chaining import check_finite
+    from music_synth.compilation import keep_compiled
 
+    keep_compiled()
     model, tokenizer, params, _ = config.load_run(model_dir)
     sample = jax.jit(model.sample)
 
