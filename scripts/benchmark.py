@@ -53,7 +53,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 from music_synth.midi.segments import pad_tokens
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.synthesize import synthesize, synthesize_stream
+from music_synth.synthesize import check_writable, synthesize, synthesize_stream
 from music_synth.training.state import create_state, train_step
 from music_synth.vocoder.inverter import load_inverter
 
@@ -418,6 +418,11 @@ def main(argv: list[str]) -> None:
     for name in ("repeats", "batch_size", "train_batch"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name} {getattr(flags, name)}: must be at least 1")
+    try:
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {flags.out}: cannot make its folder ({error.strerror})") from error
+    check_writable(flags.out, (flags.out.suffix.lower(),))  # any name will do
     report = machine() | {"command": shlex.join(["python", "scripts/benchmark.py", *argv]), "results": []}
     for section in flags.sections or SECTIONS:
         for work in SECTIONS[section](flags):
@@ -428,8 +433,6 @@ def main(argv: list[str]) -> None:
                 result |= {"gflops": rate / 1e9, "utilization": rate / work.peak, "matrix_product": work.peak / 1e9}
             report["results"].append(result | ({"about": work.about} if work.about else {}))
             print(f"measured: {work.name}", file=sys.stderr)
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    flags.out.write_text(json.dumps(report, indent=1) + "\n")
     print("{date}, {cpu}, {cores} cores (load {other_load} before), {device}: {command}".format(**report))
     print(table(report["results"]))
     for result in report["results"]:
@@ -439,7 +442,12 @@ def main(argv: list[str]) -> None:
         if told:
             print(f"{result['name']}: {'; '.join(told)}")
     memory = [f"{name.replace('_', ' ')} {n / 1e9:.2f} GB" for name, n in peak_memory().items()]
-    print(f"median of {flags.repeats} measurements of {flags.seconds:g} s; {', '.join(memory)}; also in {flags.out}")
+    print(f"median of {flags.repeats} measurements of {flags.seconds:g} s; {', '.join(memory)}")
+    try:
+        flags.out.write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--out {flags.out}: cannot write ({error.strerror})") from error
+    print(f"also in {flags.out}")
 
 
 if __name__ == "__main__":

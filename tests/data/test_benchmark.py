@@ -70,7 +70,17 @@ def test_a_form_that_cannot_be_read_is_left_out(main, made_tasks, made_data_dir,
     assert result["name"] == "made, tfds data set"
 
 
-@pytest.mark.parametrize("argv, message", [(["speed"], "no section 'speed'"), (["--repeats=0"], "at least 1")])
-def test_user_errors(main, argv, message):
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["speed"], "no section 'speed'"),
+        (["--repeats=0"], "at least 1"),
+        (["--out={folder}"], "is a folder; name a file"),
+        (["--out={folder}/file/report.json"], "cannot make its folder"),
+    ],
+)
+def test_user_errors(main, tmp_path, argv, message):
+    """All of them before anything is measured."""
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=message):
-        main(argv)
+        main([argument.format(folder=tmp_path) for argument in argv])
