@@ -307,9 +307,11 @@ def play(notes, model, params, tokenizer, inverter, seed, say) -> tuple[np.ndarr
             if first is None:
                 first = time.perf_counter() - begin
                 say(f"first {len(part) / SAMPLE_RATE:.1f} s of audio after {first:.2f} s")
-    except BrokenPipeError:  # the player was closed: no reason to complain, nor to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        say("stopped: the reader closed the pipe")
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that what is left is not flushed at exit
+        if not isinstance(error, BrokenPipeError):  # such as a full disk behind `> file`
+            raise UserError(f"--out -: cannot write ({error.strerror or error})") from error
+        say("stopped: the reader closed the pipe")  # as players are: no reason to complain
     spent, seconds = time.perf_counter() - begin, sum(map(len, audio)) / SAMPLE_RATE
     say(f"{seconds:.1f} s of music in {spent:.1f} s, {seconds / spent:.2f} times real time (with compiling)")
     return np.concatenate(mels), np.concatenate(audio)

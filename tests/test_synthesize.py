@@ -171,6 +171,13 @@ def test_a_player_may_close_the_pipe(workspace, monkeypatch, capsys):
     assert "closed the pipe" in capsys.readouterr().err
 
 
+def test_a_full_disk_behind_stdout_is_named(workspace, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(UserError, match=r"--out -: cannot write \(No space left"):
+            entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", "--out", "-"])
+
+
 def test_flags_reach_the_sampler(workspace, tmp_path, monkeypatch):
     seen = {}
 
