@@ -16,7 +16,8 @@ parameters, so that the outputs of a step can be compared. --gin_file=FILE and -
 
 A rate is the median of several measurements, with the lowest and the highest beside it; what is compared is measured in
 turns. "a core" is the rate over the number of cores; "a CPU second" counts the time that cores spent on it, which other
-work on the machine disturbs least.
+work on the machine disturbs least. GFLOP/s are of the operations that XLA counts: on a GPU probably without those
+inside fused attention.
 """
 
 from __future__ import annotations
