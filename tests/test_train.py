@@ -71,8 +71,9 @@ def test_recipe_says_hardware_and_what_to_expect(path):
 
 
 def smoke_case(path: Path):
-    """A recipe that is another's with a smaller size, which the overlay replaces, runs in the long tests only."""
-    return pytest.param(path, marks=[pytest.mark.slow] if "_small" in path.name else [], id=name(path))
+    """Published recipes that differ little from another's, and the dearest, run in the long tests only."""
+    long = (path.parent.name == "papers" and path.name != "diffusion_base.gin") or path.name == "melgan.gin"
+    return pytest.param(path, marks=[pytest.mark.slow] if long else [], id=name(path))
 
 
 @pytest.mark.parametrize("path", [smoke_case(path) for path in TRAINING])
