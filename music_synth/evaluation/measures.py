@@ -41,8 +41,7 @@ from music_synth.evaluation.statistics import (
 from music_synth.evaluation.transcription import Transcriber, note_scores
 from music_synth.midi.notes import Note
 from music_synth.vocoder.inverter import Inverter
-from music_synth.vocoder.objective import FLOOR, RESOLUTIONS
-from music_synth.vocoder.stft import magnitude, stft
+from music_synth.vocoder.objective import FLOOR, RESOLUTIONS, stft_sums
 
 SEGMENT_FRAMES = 256  # over which drift is told: 5.12 s
 MAX_FRAMES = 8192  # of an embedding that the limit at infinity and the kernel distance look at, evenly from all clips
@@ -140,13 +139,9 @@ def stft_error(audio: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 
 @jax.jit
 def _stft_sums(audio: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """|A - B|^2 and |A|^2 summed, mean |ln A - ln B| (floored), of each resolution. Audio [S] each."""
-    sums = []
-    for resolution in RESOLUTIONS:
-        a, b = (magnitude(stft(x, *resolution), 1e-5) for x in (target, audio))
-        log_error = jnp.abs(jnp.log(jnp.maximum(a, FLOOR)) - jnp.log(jnp.maximum(b, FLOOR)))
-        sums.append((jnp.sum(jnp.square(a - b)), jnp.sum(jnp.square(a)), jnp.mean(log_error)))
-    return tuple(jnp.stack(values) for values in zip(*sums, strict=True))
+    """`stft_sums` of audio [S] each, [resolutions] of each."""
+    sums = [stft_sums(audio[None], target[None], *resolution) for resolution in RESOLUTIONS]
+    return tuple(jnp.concatenate(values) for values in zip(*sums, strict=True))
 
 
 def measure_clip(row: Folder, targets: Folder, name: str, tools: Tools) -> None:

@@ -143,11 +143,16 @@ def stft_distance(made: Array, target: Array) -> Array:
 
 def stft_parts(made: Array, target: Array, window: int, hop: int) -> tuple[Array, Array]:
     """Spectral convergence ||A - B|| / ||A|| and mean |ln A - ln B| (floored) of one resolution, [B] each."""
+    difference, power, log_error = stft_sums(made, target, window, hop)
+    return jnp.sqrt(difference + 1e-8) / jnp.sqrt(power + FLOOR), log_error
+
+
+def stft_sums(made: Array, target: Array, window: int, hop: int) -> tuple[Array, Array, Array]:
+    """Sums of |A - B|^2 and of |A|^2, and the mean |ln A - ln B| (floored), of one resolution, [B] each."""
     a, b = (magnitude(stft(audio, window, hop), 1e-5) for audio in (target, made))
     squares = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
-    convergence = jnp.sqrt(squares(a - b) + 1e-8) / jnp.sqrt(squares(a) + FLOOR)
     log_error = jnp.abs(jnp.log(jnp.maximum(a, FLOOR)) - jnp.log(jnp.maximum(b, FLOOR)))
-    return convergence, jnp.mean(log_error, axis=(1, 2))
+    return squares(a - b), squares(a), jnp.mean(log_error, axis=(1, 2))
 
 
 def mel_distance(made: Array, target: Array) -> Array:
