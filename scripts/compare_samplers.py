@@ -28,16 +28,17 @@ import numpy as np
 from tqdm import tqdm
 
 from music_synth import config, errors
-from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, MIN_LOG_MEL
-from music_synth.chaining import sample_chain
+from music_synth.audio.mel import FRAME_RATE
 from music_synth.compilation import keep_compiled
 from music_synth.data.feed import Piece, open_feed
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.evaluation.embeddings import log_mel_statistics
-from music_synth.evaluation.evaluator import cut, piece_seed
+from music_synth.evaluation.evaluator import Checkpoint, cut, sample_whole
+from music_synth.evaluation.measures import log_mel_error
 from music_synth.evaluation.statistics import Gaussian, bootstrap_interval, frechet_distance
 from music_synth.evaluation.transcription import BasicPitch, note_scores
+from music_synth.training.writer import write_whole
 from music_synth.vocoder.inverter import load_inverter
 
 METRICS = {  # title, and whether higher is better
@@ -53,10 +54,8 @@ def score(run: tuple, settings: dict[str, Any], pieces: Sequence[Piece], seed: i
     model = model.with_sampling(**settings)
     # Filled up to a power of two, or the chain would split the batch and compile once for each part.
     filled = [*pieces, *pieces[: (1 << (len(pieces) - 1).bit_length()) - len(pieces)]]
-    tokens = [tokenizer.encode(piece.notes, len(piece.mel)) for piece in filled]
-    segments = list(sample_chain(model, params, tokens, [piece_seed(piece.id, seed) for piece in filled]))
-    whole = np.concatenate(segments, axis=1)  # [B, T, M]
-    mels = [mel[: len(piece.mel)] for mel, piece in zip(whole, pieces, strict=False)]
+    sampled = dict(sample_whole(Checkpoint("", model, tokenizer, params), filled, len(filled), seed))
+    mels = [sampled[number] for number in range(len(pieces))]
     about = {"name": "distilled, " * model.distilled + name_of(model.sampler), "work": work(model.sampler)}
     return about | measure(mels, pieces, seed, vocode, transcribe)
 
@@ -65,9 +64,8 @@ def measure(mels: Sequence[np.ndarray], pieces: Sequence[Piece], seed: int, voco
     """Of each metric [value, low, high] for log-mels [T, M] of the pieces."""
     errors_db, gaussians, f1 = [], [], []
     for mel, piece in zip(mels, pieces, strict=True):
-        target = np.maximum(piece.mel, MIN_LOG_MEL)
-        errors_db.append(DB_PER_NEPER * float(np.abs(np.maximum(mel, MIN_LOG_MEL) - target).mean()))
-        gaussians.append(tuple(Gaussian.of(log_mel_statistics(one)) for one in (target, mel)))
+        errors_db.append(log_mel_error(mel, piece.mel)["value"])
+        gaussians.append(tuple(Gaussian.of(log_mel_statistics(one)) for one in (piece.mel, mel)))
         f1.append(note_scores(piece.notes, transcribe(vocode(mel)))["onset_f1"])
     of_all = lambda pairs: frechet_distance(*(Gaussian.merged(side) for side in zip(*pairs, strict=True)))
     rng = np.random.default_rng(seed)
@@ -159,10 +157,8 @@ def read(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def write(out: Path, done: dict[str, dict[str, dict[str, Any]]]) -> None:
-    temporary = out.with_name(out.name + ".tmp")
     try:
-        temporary.write_text(json.dumps(done, indent=1), encoding="utf-8")
-        os.replace(temporary, out)
+        write_whole(out, json.dumps(done, indent=1))
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror or error})") from error
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import signal
 import statistics
@@ -36,9 +35,10 @@ from typing import Any
 from music_synth import config, errors
 from music_synth.errors import UserError
 from music_synth.evaluation import report
+from music_synth.evaluation.clips import slug
 from music_synth.training.checkpoint import FOLDER as CHECKPOINTS
 from music_synth.training.checkpoint import saved_steps
-from music_synth.training.writer import last_value
+from music_synth.training.writer import last_value, write_whole
 
 STARTED = "started.json"  # in a MODEL_DIR: by which arguments it is trained
 TRAINED = "trained.json"  # ... and that the training came to its end
@@ -91,11 +91,6 @@ def plan(models: Sequence[str], flags: argparse.Namespace, shared: Sequence[str]
     return runs
 
 
-def slug(name: str) -> str:
-    """`name` as a folder: "diffusion, no context" -> "diffusion-no-context"."""
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
-
-
 def train(run: Run) -> str | None:
     """Trains what is not trained yet; returns why that failed, or None.
 
@@ -128,9 +123,7 @@ def train(run: Run) -> str | None:
 
 def mark(file: Path, run: Run) -> None:
     about = {"arguments": run.arguments, "date": time.strftime("%Y-%m-%d %H:%M")}
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(about, indent=1))
-    os.replace(temporary, file)
+    write_whole(file, json.dumps(about, indent=1))
 
 
 def call(command: Sequence[str], output) -> int:

@@ -30,6 +30,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
 SCORES = "scores.json"
+MAX_SLUG = 80  # letters of a name that stand in a file's, the last ones
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class Folder:
 
 def target_name(piece: Any, heard: str) -> str:
     """The name of a piece's clip, in all folders; `heard` says what its audio is: a recording, or made by what."""
-    return f"{slug(piece.id)}-{checksum([piece.id, piece.notes, piece.mel, heard])}"
+    return f"{slug(piece.id)[-MAX_SLUG:]}-{checksum([piece.id, piece.notes, piece.mel, heard])}"
 
 
 def slug(text: str) -> str:
-    """Text as a part of a file's name, its end if it is long: "Diffusion (runs/a)" -> "diffusion-runs-a"."""
-    return "-".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())[-80:]
+    """Text as a part of a file's name: "Diffusion (runs/a)" -> "diffusion-runs-a"."""
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())
 
 
 def checksum(thing: Any) -> str:

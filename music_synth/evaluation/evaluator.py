@@ -31,7 +31,7 @@ from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
 from music_synth.chaining import check_finite, pad_to_bucket, sample_chain, sample_segment
 from music_synth.errors import UserError
 from music_synth.evaluation import measures
-from music_synth.evaluation.clips import SCORES, Folder, Sound, Target, checksum, slug, target_name
+from music_synth.evaluation.clips import MAX_SLUG, SCORES, Folder, Sound, Target, checksum, slug, target_name
 from music_synth.evaluation.measures import Cell, Tools
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
@@ -340,7 +340,7 @@ def model_rows(
 
 
 def at(folder: Path, name: str, *identity: Any) -> Folder:
-    return Folder(folder / f"{slug(name)}-{checksum(identity)}")
+    return Folder(folder / f"{slug(name)[-MAX_SLUG:]}-{checksum(identity)}")
 
 
 def make(row: Row, targets: Folder, names: Sequence[str], tools: Tools) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import queue
 import signal
 import sys
@@ -27,7 +26,7 @@ from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import Optimizer
 from music_synth.training.state import TrainState, create_state, eval_step, train_step
-from music_synth.training.writer import NoWriter, Writer, last_value, mel_image
+from music_synth.training.writer import NoWriter, Writer, last_value, mel_image, write_whole
 from music_synth.vocoder.objective import stft_distance
 
 Batch = dict[str, np.ndarray]
@@ -200,9 +199,7 @@ def make_folder(model_dir: str) -> Path:
 def open_writer(model_dir: str, step: int, config_text: str) -> Writer:
     writer = Writer(model_dir, step)
     if config_text:
-        temporary = Path(model_dir) / "config.gin.tmp"
-        temporary.write_text(config_text)
-        os.replace(temporary, Path(model_dir) / "config.gin")
+        write_whole(Path(model_dir) / "config.gin", config_text)
         writer.text(step, "config", "    " + config_text.replace("\n", "\n    "))
     return writer
 

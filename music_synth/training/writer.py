@@ -97,6 +97,11 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
+    write_whole(path, "".join(kept))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that appears, or replaces another, when it is whole."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
