@@ -26,7 +26,7 @@ from music_synth.data.feed import open_feed
 from music_synth.errors import UserError
 from music_synth.evaluation import evaluator, measures, report
 from music_synth.evaluation.clips import file_checksum
-from music_synth.evaluation.embeddings import load_embeddings
+from music_synth.evaluation.embeddings import WITH_PATH, load_embeddings
 from music_synth.evaluation.evaluator import Checkpoint
 from music_synth.evaluation.measures import Tools
 from music_synth.evaluation.transcription import BasicPitch
@@ -35,7 +35,6 @@ from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import load_inverter
 
-WITH_PATH = ("vggish", "trill", "clap", "mert")  # embeddings that a flag of their name brings
 BASIC_PITCH = "basic_pitch"
 
 

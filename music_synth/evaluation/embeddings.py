@@ -353,7 +353,7 @@ def mert_function(path: str) -> tuple[Callable[[Array], Array], int | None]:
     return call, size if isinstance(size, int) else None
 
 
-WITH_PATH: dict[str, Callable[[str], Embedding]] = {
+WITH_PATH: dict[str, Callable[[str], Embedding]] = {  # whose path a flag of their name brings
     "vggish": load_vggish,
     "trill": load_trill,
     "clap": load_clap,
