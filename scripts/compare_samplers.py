@@ -38,7 +38,7 @@ from music_synth.evaluation.evaluator import Checkpoint, cut, sample_whole
 from music_synth.evaluation.measures import log_mel_error
 from music_synth.evaluation.statistics import Gaussian, bootstrap_interval, frechet_distance
 from music_synth.evaluation.transcription import BasicPitch, note_scores
-from music_synth.training.writer import write_whole
+from music_synth.files import write_whole
 from music_synth.vocoder.inverter import load_inverter
 
 METRICS = {  # title, and whether higher is better

@@ -36,9 +36,10 @@ from music_synth import config, errors
 from music_synth.errors import UserError
 from music_synth.evaluation import report
 from music_synth.evaluation.clips import slug
+from music_synth.files import write_whole
 from music_synth.training.checkpoint import FOLDER as CHECKPOINTS
 from music_synth.training.checkpoint import saved_steps
-from music_synth.training.writer import last_value, write_whole
+from music_synth.training.writer import last_value
 
 STARTED = "started.json"  # in a MODEL_DIR: by which arguments it is trained
 TRAINED = "trained.json"  # ... and that the training came to its end

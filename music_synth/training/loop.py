@@ -22,11 +22,12 @@ from music_synth.audio.mel import DB_PER_NEPER, MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE
 from music_synth.errors import UserError
 from music_synth.evaluation.embeddings import STATISTICS_FRAMES, log_mel_statistics
 from music_synth.evaluation.statistics import Gaussian, frechet_distance, reconstruction_distance
+from music_synth.files import write_whole
 from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import Optimizer
 from music_synth.training.state import TrainState, create_state, eval_step, train_step
-from music_synth.training.writer import NoWriter, Writer, last_value, mel_image, write_whole
+from music_synth.training.writer import NoWriter, Writer, last_value, mel_image
 from music_synth.vocoder.objective import stft_distance
 
 Batch = dict[str, np.ndarray]

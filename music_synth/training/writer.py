@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
+
+from music_synth.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 # Colors of a spectrogram from the floor to the loudest: black, purple, red, orange, pale yellow.
@@ -98,10 +99,3 @@ def _drop_lines_after(path: Path, step: int) -> None:
         return
     kept = [json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= step]
     write_whole(path, "".join(kept))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears, or replaces another, when it is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
