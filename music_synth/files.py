@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all, whatever ends the process or the machine meanwhile."""
+"""Files and folders that are there whole or not at all, whatever ends the process or the machine meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +41,57 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file of bytes, or of UTF-8 text, that appears or replaces another when it is whole; see `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a new folder beside `path`; what the block puts there then takes the name `path`, on the disk by then.
+
+    If the block raises, it is removed; what a killed process left of the same folder goes first. There may be an
+    empty folder at `path`, but no other.
+
+    Raises:
+        OSError: the folder, or the one that it lies in, cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    # By the hash of the name: a long name with something added would be too long.
+    prefix = f".part-{zlib.crc32(os.fsencode(path.name)):08x}-"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), locked(left, wait=False):  # refused where a living process writes it
+            shutil.rmtree(left)
+    part = path.with_name(f"{prefix}{uuid.uuid4().hex}")
+    part.mkdir()
+    try:
+        with locked(part):
+            yield part
+            for folder, _, names in os.walk(part):
+                for name in (*names, "."):
+                    _sync(Path(folder, name))
+            os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike, wait: bool = True) -> Iterator[None]:
+    """Keeps other processes that ask for the same folder out of it, where the file system knows locks.
+
+    Raises:
+        OSError: there is no such folder, or (without `wait`) another process has it or it cannot be locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            if not wait:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -1,11 +1,13 @@
 """Files appear whole, and only when they are on the disk."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from music_synth.files import replacing, write_whole
+from music_synth.files import locked, replacing, whole_folder, write_whole
 
 
 def test_what_is_written_takes_the_place_of_what_was_there(tmp_path):
@@ -56,3 +58,49 @@ def test_devices_are_written_to_and_not_replaced():
     assert Path("/dev/null").is_char_device()
     with pytest.raises(OSError, match="No space left"):
         write_whole("/dev/full", "text")
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with whole_folder(folder) as part:
+        (part / "below").mkdir()
+        (part / "below" / "file").write_text("text")
+        assert not folder.exists()
+    assert (folder / "below" / "file").read_text() == "text"
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "other") as part:
+        (part / "file").write_text("text")
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="not empty"), whole_folder(folder) as part:
+        (part / "file").write_text("text")
+    assert list(folder.iterdir()) == [folder / "below"]
+    with whole_folder(tmp_path / ("n" * 255)):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "n" * 255}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_what_killed_processes_left_of_a_folder_is_removed(tmp_path):
+    code = (
+        "import os, sys\nfrom music_synth.files import whole_folder\n"
+        "with whole_folder(sys.argv[1]) as part:\n    (part / 'file').write_text('text')\n"
+        "    print(part.name, flush=True)\n    sys.stdin.read()\n    os._exit(9)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "folder")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        left = tmp_path / process.stdout.readline().strip()
+        with whole_folder(tmp_path / "folder"):
+            assert left.is_dir()  # it is alive
+        (tmp_path / "folder").rmdir()
+        process.stdin.close()
+    assert left.is_dir()
+    with whole_folder(tmp_path / "other"):
+        assert left.is_dir()  # of another folder
+    with whole_folder(tmp_path / "folder"):
+        assert not left.exists()
+
+
+def test_a_locked_folder_is_refused_to_others(tmp_path):
+    with locked(tmp_path), pytest.raises(OSError, match="unavailable"), locked(tmp_path, wait=False):
+        pass
+    with locked(tmp_path, wait=False):
+        pass
