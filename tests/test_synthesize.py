@@ -32,7 +32,7 @@ MODELS = {"diffusion": Diffusion(NETWORK).with_sampling(num_steps=2), "autoregre
 NOTES = [Note(60, 90, 0, 0.0, 1.0), Note(64, 90, 33, 5.0, 6.5), Note(36, 90, 0, 5.0, 5.01, is_drum=True)]
 
 
-def clicks(mel):
+def clicks(mel, notes=None):
     """An inverter: one sample a frame."""
     audio = np.zeros(320 * len(mel), np.float32)
     audio[::320] = np.tanh(mel.mean(axis=1))

@@ -8,7 +8,7 @@ as ONNX kashif/soundstream_mel_decoder): take one array, the natural log-mel of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.interop.runtimes import DTYPES, SIGNATURE, open_onnx, open_saved_model, reason
+from music_synth.midi.notes import Note
 from music_synth.vocoder.inverter import checked_mel
 
 ANY_SHAPE = (None, None, None)  # of a model that does not say what it takes: it is given [1, T, 128]
@@ -55,7 +56,7 @@ class ForeignInverter:
         """That each call must have; None: any number."""
         return self.shape[-1] if self.bins_first else self.shape[-2]
 
-    def __call__(self, mel: np.ndarray) -> np.ndarray:
+    def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
         mel = checked_mel(mel)
         size = self.num_frames or max(1, len(mel))
         pieces = [self._play(mel[start : start + size], size) for start in range(0, len(mel), size)]

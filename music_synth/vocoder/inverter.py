@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,15 +11,21 @@ import numpy as np
 
 from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, NUM_MELS, frame, hann_window, mel_matrix
 from music_synth.errors import UserError
+from music_synth.midi.notes import Note
 
 GRIFFIN_LIM = "griffin_lim"
 MAGNITUDE_STEPS = 30  # updates of the inversion of the mel filters; more change nothing that is heard
 
 
 class Inverter(Protocol):
-    """Natural-log mel [T, 128] to audio, float32 [320 T]; frame k begins at sample 320 k."""
+    """Natural-log mel [T, 128] to audio, float32 [320 T]; frame k begins at sample 320 k.
 
-    def __call__(self, mel: np.ndarray) -> np.ndarray: ...
+    notes: what is played, in seconds from frame 0, where it is known: it tells the phases, which a mel does not. An
+    inverter may ignore it. One that can give audio before the mel is whole has a method
+    `stream(mels: Iterable[np.ndarray], notes: Sequence[Note] | None = None) -> Iterator[np.ndarray]` besides.
+    """
+
+    def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray: ...
 
 
 def checked_mel(mel: Any) -> np.ndarray:
@@ -55,8 +61,8 @@ class GriffinLim:
         if not 0 <= self.momentum <= 1:
             raise UserError(f"Griffin-Lim with momentum {self.momentum}: choose 0 to 1 (0.99 is usual)")
 
-    def __call__(self, mel: np.ndarray) -> np.ndarray:
-        """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
+    def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
+        """log-mel [T, 128] to float32 [320 T], whatever the notes. It may exceed 1 where the mel is louder than audio can be."""
         mel = checked_mel(mel)
         if len(mel) == 0:
             return np.zeros(0, np.float32)
@@ -112,12 +118,14 @@ def magnitude_from_mel(mel: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(magnitude.T)
 
 
-def stream_audio(inverter: Inverter, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def stream_audio(
+    inverter: Inverter, mels: Iterable[np.ndarray], notes: Sequence[Note] | None = None
+) -> Iterator[np.ndarray]:
     """Pieces of a mel as they come, [t, 128], to pieces of its audio: soon if `inverter` can, else all at the end."""
     if hasattr(inverter, "stream"):
-        yield from inverter.stream(mels, early=True)
+        yield from inverter.stream(mels, notes)
     else:
-        yield inverter(np.concatenate(list(mels)))
+        yield inverter(np.concatenate(list(mels)), notes)
 
 
 def load_inverter(name: str | None = None) -> Inverter:

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from music_synth import errors
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
+from music_synth.midi.notes import Note
 from music_synth.vocoder.inverter import checked_mel
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
@@ -47,13 +48,21 @@ class NeuralInverter:
     generator: MelGANGenerator | ISTFTGenerator
     params: Any
 
-    def __call__(self, mel: np.ndarray) -> np.ndarray:
+    def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
         """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
         stretches = -(-len(mel) // LONGEST_STRETCH) or 1
-        parts = list(self.stream([mel], -(-len(mel) // (stretches * STRETCH)) * STRETCH or STRETCH))
+        stretch = -(-len(mel) // (stretches * STRETCH)) * STRETCH or STRETCH
+        parts = list(self.stream([mel], notes, stretch=stretch, early=False))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
-    def stream(self, mels: Iterable[np.ndarray], stretch: int = STRETCH, early: bool = False) -> Iterator[np.ndarray]:
+    def stream(
+        self,
+        mels: Iterable[np.ndarray],
+        notes: Sequence[Note] | None = None,
+        *,
+        stretch: int = STRETCH,
+        early: bool = True,
+    ) -> Iterator[np.ndarray]:
         """Pieces of a mel as they come, [t, 128] of any lengths, to audio float32 [320 * stretch] as it can be made.
 
         Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends. With `early` the first
