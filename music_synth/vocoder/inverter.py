@@ -62,7 +62,7 @@ class GriffinLim:
             raise UserError(f"Griffin-Lim with momentum {self.momentum}: choose 0 to 1 (0.99 is usual)")
 
     def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
-        """log-mel [T, 128] to float32 [320 T], whatever the notes. It may exceed 1 where the mel is louder than audio can be."""
+        """log-mel [T, 128] to float32 [320 T], which may exceed 1 where the mel is too loud. Notes change nothing."""
         mel = checked_mel(mel)
         if len(mel) == 0:
             return np.zeros(0, np.float32)
