@@ -14,18 +14,8 @@ import jax
 import numpy as np
 
 from music_synth.errors import UserError
-from music_synth.midi.segments import pad_tokens
+from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.models.seam import Batch, Seam
-
-# Note tokens of a segment are padded to the next of these, so that a model compiles a few times at most.
-TOKEN_BUCKETS = (128, 256, 512, 1024, 2048)
-
-
-def token_bucket(num_tokens: int, max_tokens: int) -> int:
-    """The shortest bucket that holds `num_tokens`; the last one is `max_tokens`, the network's limit."""
-    if num_tokens > max_tokens:
-        raise ValueError(f"{num_tokens} tokens in a segment, and the network takes at most {max_tokens}")
-    return next((size for size in TOKEN_BUCKETS if num_tokens <= size < max_tokens), max_tokens)
 
 
 def pad_to_bucket(rows: Sequence[np.ndarray], max_tokens: int) -> np.ndarray:

@@ -30,11 +30,11 @@ from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE
 from music_synth.chaining import sample_pieces
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
-from music_synth.evaluation.report import PICTURE_SUFFIXES, plot_piece
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import DTYPES
 from music_synth.models.seam import Seam
+from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
 from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, load_inverter, stream_audio
 
 RING_OUT_SECONDS = 1.0  # what is kept after the end of the last note
@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
         mel, audio = write(targets, pieces, model, params, tokenizer, inverter, flags.seed, flags.batch_size, say)
     if flags.plot:
         title = f"{next(iter(targets)).name}: {type(model).__name__}, step {step}"
-        plot_piece(flags.plot, pieces[0], mel, audio, title=title)
+        plot_piece(flags.plot, {"sampled log-mel": mel}, pieces[0], audio, title)
         say(f"{flags.plot}: piano roll, mel and waveform")
 
 

@@ -46,13 +46,13 @@ import numpy as np
 
 from music_synth import config, errors
 from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE, log_mel, scale_mel
-from music_synth.chaining import sample_segment, token_bucket
+from music_synth.chaining import sample_segment
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.process import to_x_0
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
-from music_synth.midi.segments import pad_tokens
+from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.synthesize import check_writable, synthesize, synthesize_stream
 from music_synth.training.state import create_state, train_step

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import scale_mel
-from music_synth.chaining import token_bucket
 from music_synth.diffusion import process
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.schedule import alpha, sigma
 from music_synth.errors import UserError
+from music_synth.midi.segments import token_bucket
 from music_synth.models.seam import Batch, Params
 
 Array = jax.Array

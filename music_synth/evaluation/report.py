@@ -1,8 +1,7 @@
-"""What people see and hear: pictures of a piece, the table of an evaluation, and its report as a page."""
+"""The table of an evaluation, and its report as a page to be seen and heard."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,154 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE, MAX_LOG_MEL, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE
+from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE
 from music_synth.errors import UserError
 from music_synth.evaluation.clips import Folder
+from music_synth.pictures import data_uri, mel_webp, new_plot, piano_roll_svg, png
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from music_synth.midi.notes import Note
-
-PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
-MAX_LEGEND_ROWS = 10
-FREQUENCY_TICKS = (100, 250, 500, 1000, 2000, 4000, 8000)  # Hz
-
-
-def plot_piece(
-    path: str | Path,
-    notes: Sequence[Note],
-    sampled_mel: np.ndarray,
-    audio: np.ndarray,
-    target_mel: np.ndarray | None = None,
-    title: str = "",
-) -> None:
-    """Writes a picture of a piece: its notes, the target mel if there is one, the sampled mel and the audio.
-
-    Args:
-      path: `.png`, `.pdf` or `.svg`.
-      notes: may reach past the audio; what lies outside is not drawn.
-      sampled_mel: log-mel [T, M].
-      audio: [S] at 16 kHz, in [-1, 1].
-      target_mel: log-mel [T', M] of the recording, drawn above the sampled one on the same color scale.
-
-    Raises:
-      UserError: the suffix is no picture format or the file cannot be written.
-    """
-    # No pyplot: a bare Figure keeps no global state and needs no display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    path = Path(path)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise UserError(f"{path}: pictures are written as {', '.join(PICTURE_SUFFIXES)}, not {path.suffix!r}")
-    mels = {"sampled log-mel": sampled_mel}
-    if target_mel is not None:
-        mels = {"target log-mel": target_mel, **mels}
-    seconds = max(len(audio) / SAMPLE_RATE, *(len(mel) / FRAME_RATE for mel in mels.values()), 1 / FRAME_RATE)
-
-    heights = [3.0, *[2.6] * len(mels), 1.4]
-    width = float(np.clip(4 + 0.6 * seconds, 10, 40))  # inches
-    figure = Figure(figsize=(width, sum(heights) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights})
-    draw_piano_roll(grid[0], notes, seconds)
-    for axes, (name, mel) in zip(grid[1:], mels.items(), strict=False):
-        image = draw_mel(axes, mel)
-        axes.set_title(name, loc="left", fontsize=9)
-        # Beside the axes, not cut from them: the time axes of all rows stay aligned.
-        bar = figure.colorbar(image, cax=axes.inset_axes((1.005, 0.0, 0.01, 1.0)))
-        bar.set_label("ln magnitude", fontsize=8)
-    draw_waveform(grid[-1], audio)
-    grid[-1].set_xlim(0, seconds)
-    grid[-1].set_xlabel("time (s)")
-    if title:
-        figure.suptitle(title, fontsize=11)
-    try:
-        figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
-
-
-def draw_piano_roll(axes: Axes, notes: Sequence[Note], seconds: float) -> None:
-    """Notes as bars over MIDI pitch, a color a program; drum hits as black crosses at their drum pitch."""
-    from matplotlib import colormaps
-    from matplotlib.collections import LineCollection
-
-    shown = [note for note in notes if note.onset < seconds]
-    pitched = [note for note in shown if not note.is_drum]
-    drums = [note for note in shown if note.is_drum]
-    palette = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]  # strong colors first
-    programs = sorted({note.program for note in pitched})
-    for row, program in enumerate(programs):
-        own = [note for note in pitched if note.program == program]
-        bars = [[(note.onset, note.pitch), (min(note.offset, seconds), note.pitch)] for note in own]
-        label = program_name(program) if row < MAX_LEGEND_ROWS else None
-        color = palette[row % len(palette)]
-        axes.add_collection(LineCollection(bars, colors=[color], linewidths=2.5, label=label))
-        onsets, pitches = [note.onset for note in own], [note.pitch for note in own]
-        axes.plot(onsets, pitches, "|", color="black", markersize=4)  # keeps repeated notes apart
-    if len(programs) > MAX_LEGEND_ROWS:
-        axes.plot([], [], " ", label=f"and {len(programs) - MAX_LEGEND_ROWS} more programs")
-    if drums:
-        onsets, pitches = [note.onset for note in drums], [note.pitch for note in drums]
-        axes.plot(onsets, pitches, "x", color="black", markersize=4, markeredgewidth=0.8, label="drums")
-    if shown:
-        pitches = [note.pitch for note in shown]
-        axes.set_ylim(min(pitches) - 3, max(pitches) + 3)
-        axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), fontsize=7, frameon=False)
-    axes.set_ylabel("MIDI pitch")
-    axes.set_title("piano roll", loc="left", fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
-
-
-def draw_mel(axes: Axes, mel: np.ndarray):
-    """A log-mel [T, M] over seconds and frequency; returns the image for a color bar."""
-    num_frames, num_mels = mel.shape
-    image = axes.imshow(
-        mel.T,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0, max(num_frames, 1) / FRAME_RATE, -0.5, num_mels - 0.5),
-        vmin=MIN_LOG_MEL,
-        vmax=MAX_LOG_MEL,
-        cmap="magma",
-    )
-    axes.set_yticks([mel_bin(hertz) for hertz in FREQUENCY_TICKS], [f"{hertz}" for hertz in FREQUENCY_TICKS])
-    axes.set_ylim(-0.5, num_mels - 0.5)
-    axes.set_ylabel("frequency (Hz)")
-    return image
-
-
-def draw_waveform(axes: Axes, audio: np.ndarray) -> None:
-    """Audio [S] as its envelope, minimum to maximum of every frame."""
-    hop = SAMPLE_RATE // FRAME_RATE
-    frames = np.pad(audio, (0, -len(audio) % hop)).reshape(-1, hop)  # [T, hop]
-    times = np.arange(len(frames)) / FRAME_RATE
-    axes.fill_between(times, frames.min(axis=1, initial=0), frames.max(axis=1, initial=0), linewidth=0.4)
-    axes.set_ylim(-1.05, 1.05)
-    axes.set_ylabel("amplitude")
-    axes.set_title("audio", loc="left", fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
-
-
-def mel_bin(hertz: float) -> float:
-    """Where a frequency lies among the mel bins: bin k peaks at the f for which mel_bin(f) = k."""
-
-    def mel(frequency: float) -> float:
-        return 1127 * float(np.log1p(frequency / 700))
-
-    return mel(hertz) / mel(SAMPLE_RATE / 2) * (NUM_MELS + 1) - 1
-
-
-def program_name(program: int) -> str:
-    """`33 Electric Bass (finger)`: General MIDI's name beside the zero-based number."""
-    from pretty_midi import program_to_instrument_name
-
-    return f"{program} {program_to_instrument_name(program)}"
-
 
 # --- the table ---------------------------------------------------------------------------------------------------
 
@@ -382,7 +242,7 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
     for key in ("log_mel", "onset_f1"):
         points = [row for row in whole if all("value" in row["cells"].get(of, {}) for of in (key, "cost"))]
         if points:
-            figure, axes = new_figure(columns["cost"]["title"] + " of mel", columns[key]["title"])
+            figure, axes = new_plot(columns["cost"]["title"] + " of mel", columns[key]["title"])
             for row in points:
                 cell, color = row["cells"][key], colors[row["name"]]
                 axes.plot(row["cells"]["cost"]["value"], cell["value"], "o", color=color, label=row["name"])
@@ -391,8 +251,8 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
             costs = [row["cells"]["cost"]["value"] for row in points]
             if max(costs) > 10 * min(costs):
                 axes.set_xscale("log")
-            made.append(("Quality against sampling cost, whole pieces", legend(figure)))
-    figure, axes = new_figure("minutes of training", "log-mel error, dB")
+            made.append(("Quality against sampling cost, whole pieces", figure))
+    figure, axes = new_plot("minutes of training", "log-mel error, dB")
     drawn = []  # rows that differ in the sampler alone learned together
     for row in whole:
         points = [point for point in row["about"].get("training", ()) if "eval/sample_error_db" in point]
@@ -401,86 +261,26 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
             minutes, errors = zip(*((point["minutes"], point["eval/sample_error_db"]) for point in points), strict=True)
             axes.plot(minutes, errors, "o-", color=colors[row["name"]], label=row["name"])
     if axes.lines:
-        made.append(("Quality against training time, segments of the validation split", legend(figure)))
+        made.append(("Quality against training time, segments of the validation split", figure))
     for key, title in (("log_mel", "log-mel error, dB"), ("stft", "STFT log-magnitude error")):
-        figure, axes = new_figure("k-th 5.12 s of a piece", title)
+        figure, axes = new_plot("k-th 5.12 s of a piece", title)
         for row in models:
             values = [point["value"] for point in row["drift"].get(key, ())]
             style = {"marker": "o", "label": row["name"]} if row in whole else {"linestyle": ":"}
             axes.plot(range(1, len(values) + 1), values, color=colors.get(row["name"], "gray"), markersize=3, **style)
         if whole and any(len(line.get_xdata()) > 1 for line in axes.lines):
             axes.xaxis.get_major_locator().set_params(integer=True)
-            made.append(("Drift over whole pieces; dotted: single segments with true context", legend(figure)))
+            made.append(("Drift over whole pieces; dotted: single segments with true context", figure))
     return made
 
 
-def new_figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def legend(figure: Figure) -> Figure:
-    """Names the lines under the axes."""
-    figure.legend(loc="outside lower center", fontsize=8)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-# --- pictures and sounds in the page -------------------------------------------------------------------------------
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def mel_webp(mel: np.ndarray) -> bytes:
-    """A log-mel [T, M] as a picture of T by M pixels, low notes at the bottom, on the color scale of `draw_mel`."""
-    from matplotlib import colormaps
-    from PIL import Image
-
-    level = np.clip((mel.T[::-1] - MIN_LOG_MEL) / (MAX_LOG_MEL - MIN_LOG_MEL), 0, 1)  # [M, T]
-    buffer = io.BytesIO()
-    Image.fromarray(colormaps["magma"](level, bytes=True)[..., :3]).save(buffer, "WEBP", quality=80)
-    return buffer.getvalue()
+# --- sounds in the page -------------------------------------------------------------------------------------------
 
 
 def flac(audio: np.ndarray) -> bytes:
-    """Audio [S] at 16 kHz, 16 bits, without loss."""
+    """Encodes audio [S] at 16 kHz without loss, 16 bits."""
     import soundfile
 
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(audio, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
-
-
-def piano_roll_svg(notes: Sequence[Note], seconds: float) -> str:
-    """Notes as bars over time and pitch, a color a program, drum hits as ticks; stretches to any size."""
-    pitches = [note.pitch for note in notes] or [60]
-    low, high = min(pitches) - 2, max(pitches) + 2
-    height = high - low + 1
-    programs = sorted({note.program for note in notes if not note.is_drum})
-    bars = []
-    for note in notes:
-        hue = 137 * programs.index(note.program) % 360 if not note.is_drum else 0
-        color = "currentColor" if note.is_drum else f"hsl({hue} 65% 50%)"
-        length = max(0.03, 0.03 if note.is_drum else note.offset - note.onset)
-        bars.append(
-            f'<rect x="{note.onset:.3f}" y="{high - note.pitch}" width="{length:.3f}" height="0.9" fill="{color}"/>'
-        )
-    return (
-        f'<svg viewBox="0 0 {seconds:.3f} {height}" preserveAspectRatio="none" role="img" aria-label="piano roll">'
-        + "".join(bars)
-        + "</svg>"
-    )

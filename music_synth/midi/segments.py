@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +12,8 @@ HOP_LENGTH = 320  # samples a frame
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # 50 frames a second
 STEPS_PER_SECOND = 100  # resolution of event times
 STEPS_PER_FRAME = STEPS_PER_SECOND // FRAME_RATE
+# Note tokens of a segment are padded to the next of these, so that a model compiles a few times at most.
+TOKEN_BUCKETS = (128, 256, 384, 512, 1024, 2048)
 
 
 class SegmentTooLong(ValueError):
@@ -38,6 +41,17 @@ def segment_lengths(num_frames: int, segment_frames: int) -> np.ndarray:
         raise ValueError(f"{num_frames} frames in segments of {segment_frames}; both must be at least 1")
     starts = np.arange(0, num_frames, segment_frames)
     return np.minimum(segment_frames, num_frames - starts).astype(np.int32)
+
+
+def token_bucket(num_tokens: int, max_tokens: int, buckets: Sequence[int] = TOKEN_BUCKETS) -> int:
+    """Chooses the shortest bucket that holds `num_tokens`; the last one is `max_tokens`, the network's limit.
+
+    Raises:
+      SegmentTooLong: there are more.
+    """
+    if num_tokens > max_tokens:
+        raise SegmentTooLong(f"{num_tokens} tokens in a segment, and the network takes at most {max_tokens}")
+    return next((size for size in buckets if num_tokens <= size < max_tokens), max_tokens)
 
 
 def pad_tokens(tokens: np.ndarray, length: int) -> np.ndarray:

@@ -18,16 +18,18 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.mel import DB_PER_NEPER, MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import DB_PER_NEPER, SAMPLE_RATE, log_mel
 from music_synth.errors import UserError
 from music_synth.evaluation.embeddings import STATISTICS_FRAMES, log_mel_statistics
 from music_synth.evaluation.statistics import Gaussian, frechet_distance, reconstruction_distance
 from music_synth.files import write_whole
+from music_synth.midi.segments import TOKEN_BUCKETS, token_bucket
+from music_synth.pictures import mel_image
 from music_synth.training import partitioning
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import Optimizer
 from music_synth.training.state import TrainState, create_state, eval_step, train_step
-from music_synth.training.writer import NoWriter, Writer, last_value, mel_image
+from music_synth.training.writer import NoWriter, Writer, last_value
 from music_synth.vocoder.objective import stft_distance
 
 Batch = dict[str, np.ndarray]
@@ -47,7 +49,7 @@ def train(
     num_microbatches: int = 1,  # pieces a batch is computed in, to save memory
     ema_decay: float = 0.999,  # of the average of the parameters that evaluation and playing use; 0: none
     model_parallelism: int = 1,  # devices that share one copy of the parameters
-    token_buckets: Sequence[int] = (128, 256, 384, 512, 1024, 2048),  # lengths that note tokens are cut to
+    token_buckets: Sequence[int] = TOKEN_BUCKETS,  # lengths that note tokens are cut to
     log_every: int = 100,  # steps, as are the next two
     checkpoint_every: int = 1000,
     eval_every: int = 1000,
@@ -218,8 +220,7 @@ def cut_tokens(batch: Batch, buckets: Sequence[int]) -> Batch:
     tokens = batch["note_tokens"]
     used = np.flatnonzero(np.any(tokens != 0, axis=0))
     longest = int(used[-1]) + 1 if used.size else 1
-    length = min((bucket for bucket in buckets if bucket >= longest), default=tokens.shape[1])
-    return dict(batch, note_tokens=tokens[:, :length])
+    return dict(batch, note_tokens=tokens[:, : token_bucket(longest, tokens.shape[1], buckets)])
 
 
 def checked(batch: Batch, model: Any, mesh: Any, num_microbatches: int) -> Batch:
@@ -319,7 +320,7 @@ def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: Batch, 
     scores = mel_distances(*([one[kept] for one, kept in zip(all_, mask, strict=True)] for all_ in (target, mel)))
     stft_distances = []
     for i in range(len(mel)):
-        pair = [mel_image(one, MIN_LOG_MEL, MAX_LOG_MEL) for one in (target[i], mel[i])]  # [M, T, 3] each
+        pair = [mel_image(one) for one in (target[i], mel[i])]  # [M, T, 3] each
         writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
         if is_audio:
             sounds = {"sample": sampled[i], "target": batch["audio"][i]}

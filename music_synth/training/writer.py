@@ -12,8 +12,6 @@ import numpy as np
 from music_synth.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
-# Colors of a spectrogram from the floor to the loudest: black, purple, red, orange, pale yellow.
-_COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float64)
 
 
 class Writer:
@@ -84,13 +82,6 @@ def read_metrics(model_dir: str | Path) -> list[dict[str, float]]:
 def last_value(model_dir: str | Path, name: str) -> float:
     """The newest value of a scalar of a run; 0 if it was never written."""
     return next((line[name] for line in reversed(read_metrics(model_dir)) if name in line), 0.0)
-
-
-def mel_image(mel: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Picture of a log-mel [T, M], low notes at the bottom -> [M, T, 3] uint8; `low`..`high` is the color range."""
-    level = np.clip((np.asarray(mel, np.float64).T[::-1] - low) / (high - low), 0.0, 1.0)  # [M, T]
-    grid = np.linspace(0.0, 1.0, len(_COLORS))
-    return np.stack([np.interp(level, grid, channel) for channel in _COLORS.T], axis=-1).round().astype(np.uint8)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
