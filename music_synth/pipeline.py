@@ -298,7 +298,7 @@ def to_notes(source: Source) -> list[Note]:
         source.write(file)
         source = file.getvalue()
     if isinstance(source, (str, os.PathLike, bytes)):
-        return read_midi(source)
+        return read_midi(source, as_published=True)
     if isinstance(source, Sequence) and len(source) and all(isinstance(note, Note) for note in source):
         return list(source)
     raise UserError(f"{str(source)[:50]!r} is no path, no bytes, no pretty_midi and no notes")

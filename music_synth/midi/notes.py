@@ -56,17 +56,16 @@ class Pedal(NamedTuple):
     value: int  # 0..127
 
 
-def read_midi(source: str | Path | bytes, sustain: bool = True) -> list[Note]:
+def read_midi(source: str | Path | bytes, as_published: bool = False) -> list[Note]:
     """The notes of a MIDI file (a path, or a file's bytes), by instrument and then in order of their ends.
 
     Args:
-        sustain: lengthen notes by the sustain pedal.
+        as_published: read as note_seq over pretty_midi does, as the published models' data were read (golden 3.1, 3.2).
 
     Raises:
         MidiError: the file is missing, a folder, not MIDI, damaged, cut off, or holds no notes.
     """
-    notes, pedals = parse_midi(source)
-    return apply_sustain(notes, pedals) if sustain else notes
+    return apply_sustain(*parse_midi(source))
 
 
 def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:

@@ -50,7 +50,7 @@ def test_records_are_the_planned_pieces_in_order(built):
             assert record["audio"].dtype == np.int16
             np.testing.assert_allclose(record["audio"] / 32768, pieces.render(midi), atol=0.51 / 32768)
             assert np.abs(record["audio"]).max() > 1000
-            notes = read_midi(midi)
+            notes = read_midi(midi, as_published=True)
             assert notes_of_sequence(record["sequence"]) == notes
             assert record["programs"].tolist() == sorted({n.program for n in notes if not n.is_drum})
 

@@ -76,7 +76,7 @@ class Maestro:
     def labels(self, recording: Recording) -> list[Note]:
         """Notes as long as the sustain pedal lets them sound. UserError: see `read_midi`."""
         with naming(recording):
-            return read_midi(recording.files[0])
+            return read_midi(recording.files[0], as_published=True)
 
     def load(self, recording: Recording) -> Loaded:
         """Notes and audio. UserError: see `read_midi`, `read_audio`."""

@@ -132,7 +132,7 @@ class MusicNet:
         _, labels, *midi = recording.files
         with naming(recording):
             notes = _read_labels(labels)
-            return _with_known_programs(read_midi(midi[0]), notes) if midi else notes
+            return _with_known_programs(read_midi(midi[0], as_published=True), notes) if midi else notes
 
     def load(self, recording: Recording) -> Loaded:
         """Notes and audio of one recording. UserError: as `labels`, `read_audio` and `check`."""

@@ -85,7 +85,7 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
         specs = self.builder_config.plan(split)
         workers = min(4, os.cpu_count() or 1)
         for index, (spec, midi, audio) in enumerate(make_pieces(specs, workers)):
-            yield index, record.make_record(spec.id, read_midi(midi), audio)
+            yield index, record.make_record(spec.id, read_midi(midi, as_published=True), audio)
             if self.bar is not None:
                 self.bar.update()
 

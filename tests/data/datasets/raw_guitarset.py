@@ -47,7 +47,7 @@ def write_guitarset(
     """
     made = {}
     for excerpt, (notes, audio) in zip(excerpts, pieces, strict=False):
-        notes = _on_strings(read_midi(notes) if isinstance(notes, bytes) else notes)
+        notes = _on_strings(read_midi(notes, as_published=True) if isinstance(notes, bytes) else notes)
         made[excerpt] = notes, audio
         contents = {
             "annotation": (f"{excerpt}.jams", _jams(excerpt, notes, audio)),

@@ -48,7 +48,7 @@ def write_urmp(
     (extra / "Notes_1_vn_01_Jupiter.txt").write_text("not a note\n")
     (dataset / "._Supplementary_Files").write_bytes(HIDDEN)
     for index, ((number, title), (notes, audio)) in enumerate(zip(titles.items(), pieces, strict=False)):
-        notes = read_midi(notes) if isinstance(notes, bytes) else notes
+        notes = read_midi(notes, as_published=True) if isinstance(notes, bytes) else notes
         numbers = sorted({note.instrument for note in notes})
         notes = [note._replace(velocity=100, instrument=numbers.index(note.instrument)) for note in notes]
         parts = [[note for note in notes if note.instrument == part] for part in range(len(numbers))]

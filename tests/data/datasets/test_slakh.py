@@ -33,7 +33,7 @@ OF_EACH_SIZE = {3: 0, 4: 1, 5: 6, 6: 10, 7: 10, 48: 10}  # stems: sub-mixes
 def pieces():
     """The five parts of a short band piece, each (MIDI bytes, audio)."""
     parts = {}
-    for note in read_midi(compose(PieceSpec("x", "band", (26, 0, 48, 33), "slakh", 4.0))):
+    for note in read_midi(compose(PieceSpec("x", "band", (26, 0, 48, 33), "slakh", 4.0)), as_published=True):
         parts.setdefault((note.is_drum, note.program), []).append(note._replace(instrument=0))
     midis = [midi_bytes(notes) for notes in parts.values()]
     assert len(midis) == 5
@@ -72,7 +72,7 @@ def expected_notes(folder, names):
             program=BAND_PROGRAMS[int(name[1:])], is_drum=BAND[int(name[1:])]["inst_class"] == "Drums", instrument=i
         )
         for i, name in enumerate(names)
-        for note in read_midi(folder / "MIDI" / f"{name}.mid")
+        for note in read_midi(folder / "MIDI" / f"{name}.mid", as_published=True)
     )
 
 
@@ -315,7 +315,7 @@ def test_metadata_that_does_not_parse(song, text, message):
 
 def test_basses_sound_an_octave_below_their_labels(song):
     root, folder = song
-    labels = read_midi(folder / "MIDI/S01.mid")
+    labels = read_midi(folder / "MIDI/S01.mid", as_published=True)
     published, mended = (corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS))
     for notes, shift in ((published, 0), (mended, -12)):
         basses = sorted(n.pitch for n in notes if n.instrument == 1)

@@ -16,7 +16,7 @@ from music_synth.data.datasets import builder, reading, tf_example, tfrecords
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.note_sequences import parse_note_sequence, write_note_sequence
 from music_synth.errors import UserError
-from music_synth.midi.notes import Note, Pedal, midi_bytes, read_midi
+from music_synth.midi.notes import Note, Pedal, midi_bytes, parse_midi, read_midi
 from music_synth.midi.tokenizer import SLAKH_PROGRAMS
 from tests.data.datasets import raw_guitarset, raw_maestro, raw_musicnet, raw_slakh, raw_urmp
 from tests.data.datasets.raw_tfrecords import example, write_file, write_tfrecords
@@ -39,11 +39,11 @@ def archives(pieces, tmp_path_factory):
     """data set -> the folder that its archive unpacks into. Pianists and the band use the pedal."""
     folder = tmp_path_factory.mktemp("archives")
     midi, audio = pieces["piano"]
-    pedaled = midi_bytes([note._replace(instrument=0) for note in read_midi(midi, sustain=False)], PEDAL)
-    assert read_midi(pedaled) != read_midi(pedaled, sustain=False)
+    pedaled = midi_bytes([note._replace(instrument=0) for note in parse_midi(midi)[0]], PEDAL)
+    assert read_midi(pedaled, as_published=True) != parse_midi(pedaled)[0]
     roots = {"maestro": raw_maestro.write_maestro(folder, [(midi, audio), (pedaled, audio)] * 2)}
     parts = {}
-    for note in read_midi(pieces["band"][0]):
+    for note in read_midi(pieces["band"][0], as_published=True):
         parts.setdefault((note.is_drum, note.program), []).append(note._replace(instrument=0))
     band = [(midi_bytes(notes, PEDAL), pieces["band"][1] * (0.5 + i)) for i, notes in enumerate(parts.values())]
     roots["slakh"] = roots["cerberus4"] = raw_slakh.write_slakh(folder, band)
@@ -52,7 +52,7 @@ def archives(pieces, tmp_path_factory):
     roots["urmp"] = folder / "urmp"
     roots["urmp"].mkdir()
     raw_urmp.write_urmp(roots["urmp"], [pieces["strings"]] * 3)
-    strings = [note._replace(velocity=100) for note in read_midi(pieces["strings"][0])]
+    strings = [note._replace(velocity=100) for note in read_midi(pieces["strings"][0], as_published=True)]
     ids = dict.fromkeys(("1727", "1759", "1733", "2118"), (strings, pieces["strings"][1]))
     roots["musicnet"] = raw_musicnet.write_musicnet(folder, ids)
     raw_musicnet.write_musicnet_em(folder, dict.fromkeys(ids, strings))
