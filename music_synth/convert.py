@@ -36,7 +36,7 @@ from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers, model_card, published, t5x
 from music_synth.interop.decoders import KINDS, Decoder
 from music_synth.training.checkpoint import Checkpointer
-from music_synth.training.state import create_state
+from music_synth.training.step import create_state
 
 FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",)}  # that only one form has
 INVERTER_SUFFIXES = (".onnx", ".safetensors")

@@ -55,7 +55,7 @@ from music_synth.midi.notes import read_midi
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.synthesize import check_writable, synthesize, synthesize_stream
-from music_synth.training.state import create_state, train_step
+from music_synth.training.step import create_state, train_step
 from music_synth.vocoder.inverter import load_inverter
 
 CORES = len(os.sched_getaffinity(0))

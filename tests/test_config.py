@@ -15,7 +15,7 @@ from music_synth import config
 from music_synth.errors import UserError
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import adamw
-from music_synth.training.state import create_state
+from music_synth.training.step import create_state
 
 ROOT = Path(__file__).parents[1]
 

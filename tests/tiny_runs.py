@@ -15,7 +15,7 @@ from music_synth.data.examples import Piece
 from music_synth.data.prepared import write_folder
 from music_synth.midi.notes import Note
 from music_synth.training.checkpoint import Checkpointer
-from music_synth.training.state import create_state
+from music_synth.training.step import create_state
 
 
 def prepare(folder: Path, audio: bool = False) -> Path:

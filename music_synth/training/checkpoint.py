@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from music_synth.errors import UserError
-from music_synth.training.state import TrainState
+from music_synth.training.partitioning import in_all_processes
+from music_synth.training.step import TrainState
 
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"  # of an exported run, beside its config.gin
@@ -79,7 +79,7 @@ class Checkpointer:
                 restored = self._restore(path, like)
             except Damaged as damage:
                 error = damage
-            if _in_all_processes(restored is not None):
+            if in_all_processes(restored is not None):
                 break
             restored = None
             _warn_damaged(path, error)
@@ -92,7 +92,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             for path in damaged:
                 path.rename(path.with_name(DAMAGED + path.name))
-        _in_all_processes(True)  # none goes on before the damaged ones are out of the way
+        in_all_processes(True)  # none goes on before the damaged ones are out of the way
         return restored
 
     def _restore(self, path: Path, like: TrainState) -> tuple[TrainState, int]:
@@ -310,12 +310,6 @@ def _different(where: Any, difference: str, remedy: str = OTHER_RUN) -> UserErro
 def _warn_damaged(path: Path, error: Damaged | None) -> None:
     reason = " ".join(str(error or "seen by another process").split())[:200]
     warnings.warn(f"checkpoint {path} is damaged and passed over ({reason})", stacklevel=3)
-
-
-def _in_all_processes(truth: bool) -> bool:
-    if jax.process_count() == 1:
-        return truth
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(truth))))
 
 
 @jax.jit

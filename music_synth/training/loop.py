@@ -1,49 +1,44 @@
-"""The training loop. One step of it is `state.train_step`; everything a run writes lands in its `model_dir`."""
+"""The training loop. One step of it is `step.train_step`; everything a run writes lands in its `model_dir`."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from music_synth.audio.mel import DB_PER_NEPER, SAMPLE_RATE, log_mel
 from music_synth.errors import UserError
-from music_synth.evaluation.embeddings import STATISTICS_FRAMES, log_mel_statistics
-from music_synth.evaluation.statistics import Gaussian, frechet_distance, reconstruction_distance
-from music_synth.files import write_whole
-from music_synth.midi.segments import TOKEN_BUCKETS, token_bucket
-from music_synth.pictures import mel_image
+from music_synth.midi.segments import TOKEN_BUCKETS
 from music_synth.training import partitioning
+from music_synth.training.batches import cut_tokens, on_devices, prefetch
 from music_synth.training.checkpoint import Checkpointer
+from music_synth.training.held_out import HeldOut, first_held_out
+from music_synth.training.lock import lock_model_dir
 from music_synth.training.optimizer import Optimizer
-from music_synth.training.state import TrainState, create_state, eval_step, train_step
+from music_synth.training.step import Feed, Metrics, Model, TrainState, create_state, train_step
 from music_synth.training.writer import NoWriter, Writer, last_value
-from music_synth.vocoder.objective import stft_distance
 
-Batch = dict[str, np.ndarray]
 RUN_AHEAD = 2  # steps that may be queued on the device: enough to hide the host, few enough to bound memory
 
 
 def train(
-    model: Any,
-    feed: Any,
+    model: Model,
+    feed: Feed,
     optimizer: Optimizer,
     *,
     model_dir: str,
     num_steps: int,
-    initial: Callable[[Any], Any] | None = None,  # model -> parameters a new run starts from (or None: random ones)
+    initial: Callable[[Model], Any] | None = None,  # model -> parameters a new run starts from (or None: random ones)
     max_minutes: float | None = None,  # of updates with their compilation, not of evaluations; None: no limit
     seed: int = 0,  # of parameters, noise and dropout; the order of examples is the feed's own
     num_microbatches: int = 1,  # pieces a batch is computed in, to save memory
@@ -65,48 +60,47 @@ def train(
 
     Raises:
         UserError: stopped by SIGTERM or Ctrl-C (after saving), a loss that is not finite, a checkpoint of other
-            shapes, a batch size that the devices do not divide, a model_dir that cannot be written.
+            shapes, a batch size that the devices do not divide, a model_dir that cannot be written or that another
+            training is at work in.
     """
     check_counts(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
     check_counts(num_eval_batches=num_eval_batches, shortest_token_bucket=min(token_buckets, default=0))
     check_minutes(max_minutes)
     model.check_feed(feed)
     mesh = partitioning.make_mesh(model_parallelism)
-    rows, whole = partitioning.over_data(mesh), partitioning.whole(mesh)
-    checkpointer = Checkpointer(make_folder(model_dir), keep_checkpoints)
-    state, position = start_state(model, optimizer, mesh, checkpointer, seed, ema_decay, initial)
-    step = start_step = saved_step = int(state.step)
-    first = jax.process_index() == 0
-    writer = open_writer(model_dir, step, config_text) if first else NoWriter()
-    say(f"{num_params(state.params):,} parameters on {mesh.devices.size} {jax.default_backend()} device(s)")
-    say(f"going on from step {step} in {model_dir}" if step else f"starting in {model_dir}")
+    with contextlib.ExitStack() as run:
+        checkpointer = Checkpointer(run.enter_context(lock_model_dir(model_dir)), keep_checkpoints)
+        state, position = start_state(model, optimizer, mesh, checkpointer, seed, ema_decay, initial)
+        step = start_step = saved_step = int(state.step)
+        say(f"{num_params(state.params):,} parameters on {mesh.devices.size} {jax.default_backend()} device(s)")
+        say(f"going on from step {step} in {model_dir}" if step else f"starting in {model_dir}")
+        first = jax.process_index() == 0
+        writer = run.enter_context(contextlib.closing(Writer(model_dir, step) if first else NoWriter()))
+        writer.config(step, config_text)
 
-    @cache  # compiled once for each stage of the training that the model has
-    def update_of(stage: Any) -> Callable:
-        return jax.jit(
-            partial(train_step, stage, optimizer, num_microbatches, ema_decay),
-            donate_argnums=0,
-            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+        @cache  # compiled once for each stage of the training that the model has
+        def update_of(stage: Model) -> Callable:
+            layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+            return jax.jit(
+                partial(train_step, stage, optimizer, num_microbatches, ema_decay),
+                donate_argnums=0,
+                out_shardings=(layout, partitioning.whole(mesh)),
+            )
+
+        ready = partial(
+            on_devices, model=model, mesh=mesh, num_microbatches=num_microbatches, token_buckets=token_buckets
         )
+        # What will be sampled. Fetched now, so that data without a validation split fail here and not in an hour.
+        shown = cut_tokens(first_held_out(feed, num_samples), token_buckets)
+        held_out = HeldOut(model, feed, mesh, ready, shown, num_eval_batches, inverter)
 
-    evaluate = jax.jit(partial(eval_step, model), out_shardings=whole)
-    sample = jax.jit(model.sample, out_shardings=whole)
-    ready = lambda batch: partitioning.put(rows, cut_tokens(check(batch), token_buckets))
-    check = partial(checked, model=model, mesh=mesh, num_microbatches=num_microbatches)
-    # What will be sampled. Fetched now, so that data without a validation split fail here and not in an hour.
-    shown = cut_tokens(first_held_out(feed, num_samples), token_buckets)
-
-    window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last line of the log
-    minutes = last_value(model_dir, "train/minutes") if step else 0.0  # up to that line
-    budget = math.inf if max_minutes is None else max_minutes
-    clock = time.monotonic()
-    spent = lambda: {"train/minutes": minutes + (time.monotonic() - clock) / 60}  # up to now
-    with (
-        contextlib.closing(prefetch(map(ready, feed.train_batches(position)))) as batches,
-        StopSignal() as stop,
-        progress_bar(start_step, num_steps, first) as bar,
-        contextlib.closing(writer),
-    ):
+        window: list[Metrics] = []  # of the steps since the last line of the log
+        minutes = last_value(model_dir, "train/minutes") if step else 0.0  # up to that line
+        budget = math.inf if max_minutes is None else max_minutes
+        batches = run.enter_context(contextlib.closing(prefetch(map(ready, feed.train_batches(position)))))
+        stop = run.enter_context(StopSignal())
+        bar = run.enter_context(progress_bar(start_step, num_steps, first))
+        clock = time.monotonic()
         while step < num_steps and minutes < budget:
             batch = next(batches)
             state, metrics = update_of(model.at_step(step))(state, batch)
@@ -115,8 +109,8 @@ def train(
             if len(window) > RUN_AHEAD:
                 jax.block_until_ready(window[-1 - RUN_AHEAD])
             bar.update()
-            seconds = time.monotonic() - clock
-            stopping, last = stop.requested(step), step == num_steps or minutes + seconds / 60 >= budget
+            now = minutes + (time.monotonic() - clock) / 60
+            stopping, last = stop.requested(step), step == num_steps or now >= budget
 
             if step % log_every == 0 or stopping or last:
                 means = mean_metrics(window, step, saved_step, model_dir)  # the only transfer from the device
@@ -128,10 +122,11 @@ def train(
                 window, clock = [], time.monotonic()
             if step % checkpoint_every == 0 or stopping or last:
                 mean_metrics(window, step, saved_step, model_dir)  # never keeps parameters that are not finite
+                if window:  # no line of the log: a run that goes on from here counts on from this one
+                    writer.scalars(step, {"train/minutes": minutes + (time.monotonic() - clock) / 60})
+                writer.flush()
                 checkpointer.save(state, data_position=step)
                 saved_step = step
-                if window:  # no line of the log: a run that goes on from here counts on from this one
-                    writer.scalars(step, spent())
             if stopping:
                 raise UserError(
                     f"stopped by {stop.name} after step {step}: checkpoint saved in {model_dir}; the same command"
@@ -139,33 +134,30 @@ def train(
                 )
             if step % eval_every == 0 or last:
                 jax.block_until_ready(window)  # so that the clock of updates stops after the last of them
-                paused, so_far = time.monotonic(), spent()
+                paused = time.monotonic()
                 params = state.params if state.ema_params is None else state.ema_params
-                held_out = first_n(feed.eval_batches(), num_eval_batches)
-                means = mean_over_batches(evaluate, params, map(ready, held_out))
-                writer.scalars(step, prefixed("eval", means) | so_far)
-                if num_samples:
-                    sampled = np.asarray(sample(params, partitioning.put(whole, shown), eval_key(0)))
-                    write_samples(writer, step, sampled, shown, inverter)
+                so_far = {"train/minutes": minutes + (paused - clock) / 60}
+                writer.scalars(step, prefixed("eval", held_out.metrics(params)) | so_far)
+                held_out.write_samples(writer, step, params)
                 writer.flush()
                 clock += time.monotonic() - paused
     return state
 
 
-# --- the state, and where it goes --------------------------------------------------------------------------------
+# --- before the first step ---------------------------------------------------------------------------------------
 
 
 def start_state(
-    model: Any,
+    model: Model,
     optimizer: Optimizer,
-    mesh: Any,
+    mesh: Mesh,
     checkpointer: Checkpointer,
     seed: int,
     ema_decay: float,
-    initial: Callable[[Any], Any] | None = None,
+    initial: Callable[[Model], Any] | None = None,
 ) -> tuple[TrainState, int]:
-    """The newest checkpoint's state, or a fresh one, laid out over the mesh; and the number of its next batch."""
-    create = lambda params=None: create_state(model, optimizer, jax.random.key(seed), ema_decay, params)
+    """Returns the newest checkpoint's state or a fresh one, laid out over the mesh, and which batch comes next."""
+    create = partial(create_state, model, optimizer, jax.random.key(seed), ema_decay)
     shapes = jax.eval_shape(create)
     layout = partitioning.state_shardings(mesh, shapes, model.logical_axes())
     like = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout)
@@ -191,96 +183,11 @@ def check_minutes(max_minutes: float | None) -> None:
         raise UserError("train.max_minutes is for one process: the clocks of several would disagree; bound num_steps")
 
 
-def make_folder(model_dir: str) -> Path:
-    try:
-        Path(model_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to MODEL_DIR {model_dir}: {error.strerror}") from error
-    return Path(model_dir)
-
-
-def open_writer(model_dir: str, step: int, config_text: str) -> Writer:
-    writer = Writer(model_dir, step)
-    if config_text:
-        write_whole(Path(model_dir) / "config.gin", config_text)
-        writer.text(step, "config", "    " + config_text.replace("\n", "\n    "))
-    return writer
-
-
-# --- batches -----------------------------------------------------------------------------------------------------
-
-
-def cut_tokens(batch: Batch, buckets: Sequence[int]) -> Batch:
-    """Cuts the padding of note_tokens [B, N], if there are any, to the shortest bucket that holds the longest row.
-
-    Every process sees the whole batch, so all of them choose alike.
-    """
-    if "note_tokens" not in batch:
-        return batch
-    tokens = batch["note_tokens"]
-    used = np.flatnonzero(np.any(tokens != 0, axis=0))
-    longest = int(used[-1]) + 1 if used.size else 1
-    return dict(batch, note_tokens=tokens[:, : token_bucket(longest, tokens.shape[1], buckets)])
-
-
-def checked(batch: Batch, model: Any, mesh: Any, num_microbatches: int) -> Batch:
-    """The batch, if it suits the model and the devices; else a UserError."""
-    partitioning.check_batch_size(mesh, len(batch["mel"]), num_microbatches)
-    model.check_batch(batch)
-    return batch
-
-
-def first_held_out(feed: Any, num_rows: int) -> Batch:
-    """The first rows of the validation split; UserError if it is empty."""
-    for batch in feed.eval_batches():
-        return {name: array[:num_rows] for name, array in batch.items()}
-    raise UserError("the validation split holds no segment to evaluate on: prepare the data with one")
-
-
-def first_n(items: Iterable, n: int | None) -> Iterator:
-    return (item for _, item in zip(range(n), items, strict=False)) if n is not None else iter(items)
-
-
-def prefetch(items: Iterator, size: int = 2) -> Iterator:
-    """Yields the items, made up to `size` ahead in a thread, so that the device never waits for the host."""
-    made: queue.Queue = queue.Queue(size)
-    closed = threading.Event()
-
-    def offer(item) -> None:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                return made.put(item, timeout=0.1)
-
-    def make() -> None:
-        try:
-            for item in items:
-                offer((item, None))
-                if closed.is_set():
-                    return
-            offer((None, StopIteration()))
-        except BaseException as error:  # carried over to the thread that waits for the item
-            offer((None, error))
-
-    thread = threading.Thread(target=make, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        closed.set()
-        thread.join()  # an interpreter that ends under a thread inside JAX crashes
-
-
-# --- numbers, pictures, sounds -----------------------------------------------------------------------------------
+# --- numbers -----------------------------------------------------------------------------------------------------
 
 
 def mean_metrics(window: list[dict[str, jax.Array]], step: int, saved_step: int, model_dir: str) -> dict[str, float]:
-    """Means over the window that ends with `step`; UserError if a loss or a gradient in it is not finite."""
+    """Returns means over the window that ends with `step`; UserError if a loss or gradient in it is not finite."""
     values = jax.device_get(window)
     for number, metrics in enumerate(values, start=step - len(values) + 1):
         for name in ("loss", "grad_norm"):
@@ -291,66 +198,6 @@ def mean_metrics(window: list[dict[str, jax.Array]], step: int, saved_step: int,
                     f" clip the gradients (clip_norm), and start again; {kept} in {model_dir}"
                 )
     return {name: float(np.mean([m[name] for m in values])) for name in (values[0] if values else ())}
-
-
-def mean_over_batches(evaluate: Callable, params: Any, batches: Iterable) -> dict[str, float]:
-    """Means of evaluation metrics over all frames that count. Batch i has a key of its own, always the same."""
-    total: dict[str, float] = {}
-    counted = 0.0
-    for i, batch in enumerate(batches):
-        metrics, weight = jax.device_get(evaluate(params, batch, eval_key(i)))
-        counted += float(weight)
-        for name, value in metrics.items():
-            total[name] = total.get(name, 0.0) + float(weight) * float(value)
-    return {name: value / max(counted, 1.0) for name, value in total.items()}
-
-
-def eval_key(i: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(0), i)
-
-
-def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: Batch, inverter: Callable | None) -> None:
-    """Target above sample as one picture an example, both as sounds, and their distances.
-
-    sampled: log-mel [B, T, M], which needs an inverter to be heard; or audio [B, S], as that of a vocoder.
-    """
-    target, mask = batch["mel"], batch["mel_mask"]  # [B, T, M], [B, T]
-    is_audio = sampled.ndim == 2
-    mel = log_mel(sampled, np) if is_audio else sampled
-    scores = mel_distances(*([one[kept] for one, kept in zip(all_, mask, strict=True)] for all_ in (target, mel)))
-    stft_distances = []
-    for i in range(len(mel)):
-        pair = [mel_image(one) for one in (target[i], mel[i])]  # [M, T, 3] each
-        writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
-        if is_audio:
-            sounds = {"sample": sampled[i], "target": batch["audio"][i]}
-        else:
-            sounds = {"sample": inverter(mel[i]), "target": inverter(target[i])} if inverter is not None else {}
-        for name, audio in sounds.items():
-            writer.audio(step, f"{name}/{i}", audio, SAMPLE_RATE)
-        if sounds:
-            made, recorded = (np.asarray(sounds[name])[None] for name in ("sample", "target"))
-            stft_distances.append(float(jax.jit(stft_distance)(made, recorded)[0]))
-    if stft_distances:
-        scores["stft_distance"] = float(np.mean(stft_distances))
-    if scores:
-        writer.scalars(step, {f"eval/sample_{name}": value for name, value in scores.items()})
-
-
-def mel_distances(targets: Sequence[np.ndarray], sampled: Sequence[np.ndarray]) -> dict[str, float]:
-    """Distances of log-mels, [T, M] each, in pairs: the mean absolute error in dB over all frames; and between the
-    log-mel statistics of those that last 1 s the Fréchet distance and the mean Euclidean one."""
-    if not sum(map(len, targets)):
-        return {}
-    error = np.mean(np.abs(np.concatenate(sampled) - np.concatenate(targets)))
-    distances = {"error_db": float(error) * DB_PER_NEPER}
-    pairs = [pair for pair in zip(targets, sampled, strict=True) if len(pair[0]) >= STATISTICS_FRAMES]
-    if pairs and np.isfinite(error):
-        frames = [tuple(map(log_mel_statistics, pair)) for pair in pairs]
-        of_targets, of_sampled = (Gaussian.merged(map(Gaussian.of, side)) for side in zip(*frames, strict=True))
-        distances["frechet_log_mel"] = frechet_distance(of_targets, of_sampled)
-        distances["reconstruction_log_mel"] = float(np.mean([reconstruction_distance(*pair) for pair in frames]))
-    return distances
 
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
@@ -370,7 +217,7 @@ def say(line: str) -> None:
 
 
 def progress_bar(start_step: int, num_steps: int, shown: bool) -> tqdm:
-    """Steps done, time left and steps a second; a line now and then where the output is a file."""
+    """Shows steps done, time left and steps a second; a line now and then where the output is a file."""
     interval = 0.5 if sys.stderr.isatty() else 30.0
     return tqdm(
         total=num_steps,
@@ -402,7 +249,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer in all processes."""
+        """Tells whether to stop after `step`; the same answer in all processes."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

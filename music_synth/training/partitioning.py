@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from music_synth.errors import UserError
@@ -99,8 +100,17 @@ def put(sharding: NamedSharding, batch: dict[str, np.ndarray]) -> dict[str, jax.
     """Lays a global batch out over the mesh. Every process holds all of it and hands over the rows it must."""
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    place = lambda array: jax.make_array_from_callback(array.shape, sharding, lambda rows: array[rows])
-    return {name: place(np.asarray(array)) for name, array in batch.items()}
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, np.asarray(array).__getitem__)
+        for name, array in batch.items()
+    }
+
+
+def in_all_processes(truth: bool) -> bool:
+    """Tells whether something is true in every process of the run; each waits here for the others."""
+    if jax.process_count() == 1:
+        return truth
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(truth))))
 
 
 def state_shardings(mesh: Mesh, shapes: Any, logical_axes: Any) -> Any:

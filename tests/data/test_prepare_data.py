@@ -14,7 +14,7 @@ from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import adamw
-from music_synth.training.state import create_state
+from music_synth.training.step import create_state
 
 
 def test_folder_holds_the_data_set(made_tasks, made, made_data_dir, tmp_path, capsys):

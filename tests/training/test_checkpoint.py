@@ -15,7 +15,7 @@ from music_synth.errors import UserError
 from music_synth.training import loop, partitioning
 from music_synth.training.checkpoint import Checkpointer, check_shapes, load_params, saved_steps
 from music_synth.training.optimizer import adafactor, adamw
-from music_synth.training.state import create_state
+from music_synth.training.step import create_state
 from tests.training.toy import Toy
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

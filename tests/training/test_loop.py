@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.training import loop
+from music_synth.training import loop, partitioning
+from music_synth.training.batches import cut_tokens, on_devices, prefetch
 from music_synth.training.checkpoint import load_params, saved_steps
+from music_synth.training.held_out import first_held_out, mel_distances
 from music_synth.training.optimizer import adamw
 from tests.training.test_writer import events, lines
 from tests.training.toy import TOKENS, VOCAB, Toy, ToyFeed, train_toy
@@ -204,7 +206,7 @@ def test_samples_become_pictures_sounds_and_a_distance(tmp_path):
     assert {f"{kind}/{i}" for i in range(3) for kind in ("target", "sample")} <= set(tags)
     assert seen == [(6, 4)] * 6
     assert (tmp_path / "config.gin").read_text() == "a.b = 1\n"
-    batch = loop.first_held_out(ToyFeed(), 3)
+    batch = first_held_out(ToyFeed(), 3)
     assert len(batch["mel"]) == 3
     sampled = Toy()(load_params(tmp_path)[0], batch)
     error = np.abs(np.asarray(sampled) - batch["mel"])[batch["mel_mask"]].mean() * 8.685889638
@@ -215,15 +217,15 @@ def test_samples_become_pictures_sounds_and_a_distance(tmp_path):
 
 def test_distances_of_sampled_mels():
     target = np.random.default_rng(0).normal(-5, 1, (2, 60, 4)).astype(np.float32)
-    same = loop.mel_distances(target, target)
+    same = mel_distances(target, target)
     assert same == pytest.approx({"error_db": 0, "frechet_log_mel": 0, "reconstruction_log_mel": 0}, abs=1e-9)
-    louder = loop.mel_distances(target, target + 1)  # the means of 4 bins move by 1, their deviations do not
+    louder = mel_distances(target, target + 1)  # the means of 4 bins move by 1, their deviations do not
     assert louder == pytest.approx(
         {"error_db": 8.685889638, "frechet_log_mel": 4, "reconstruction_log_mel": 2}, rel=1e-4
     )
-    assert loop.mel_distances(target[:, :49], target[:, :49] + 1).keys() == {"error_db"}
-    assert loop.mel_distances(target[:, :0], target[:, :0]) == {}
-    assert np.isnan(loop.mel_distances(target, target * np.nan)["error_db"])
+    assert mel_distances(target[:, :49], target[:, :49] + 1).keys() == {"error_db"}
+    assert mel_distances(target[:, :0], target[:, :0]) == {}
+    assert np.isnan(mel_distances(target, target * np.nan)["error_db"])
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_line(tmp_path):
@@ -278,10 +280,12 @@ def test_a_tokenizer_that_the_note_roll_cannot_read_is_refused(tmp_path):
 
 
 def test_a_batch_that_does_not_suit_the_network_is_refused():
-    mesh = loop.partitioning.make_mesh()
     batch = ToyFeed().batch(0, 0)
-    check = lambda batch, pieces=1: loop.checked(batch, Toy(), mesh, pieces)
-    assert check(batch) is batch
+
+    def check(batch, pieces=1):
+        return on_devices(batch, Toy(), partitioning.make_mesh(), pieces, [TOKENS])
+
+    jax.tree.map(np.testing.assert_array_equal, check(batch), batch)
     with pytest.raises(UserError, match=f"note token {VOCAB} is beyond NetworkConfig.vocab_size"):
         check(dict(batch, note_tokens=np.full((8, TOKENS), VOCAB, np.int32)))
     with pytest.raises(UserError, match="brings no context"):
@@ -346,7 +350,7 @@ def test_tokens_are_cut_to_the_shortest_bucket_that_holds_them():
         tokens[0, :3] = 7
         tokens[1, : longest or 0] = 7
         tokens[0, : min(longest, 3)] = 7
-        return loop.cut_tokens({"note_tokens": tokens}, buckets)["note_tokens"]
+        return cut_tokens({"note_tokens": tokens}, buckets)["note_tokens"]
 
     assert [cut(n).shape[1] for n in (0, 1, 128, 129, 256, 512, 513)] == [128, 128, 128, 256, 256, 512, 2048]
     for n in (1, 128, 129, 513):
@@ -362,7 +366,7 @@ def test_prefetch_keeps_order_and_runs_ahead():
             made.append(i)
             yield i
 
-    ahead = loop.prefetch(items(), size=2)
+    ahead = prefetch(items(), size=2)
     assert next(ahead) == 0
     end = time.monotonic() + 10
     while len(made) < 4 and time.monotonic() < end:  # one taken, two waiting, one in hand
@@ -372,7 +376,7 @@ def test_prefetch_keeps_order_and_runs_ahead():
 
 
 def test_prefetch_stops_its_thread_when_closed():
-    endless = loop.prefetch(iter(lambda: 0, 1))
+    endless = prefetch(iter(lambda: 0, 1))
     next(endless)
     assert prefetching()
     endless.close()

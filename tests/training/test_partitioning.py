@@ -23,7 +23,7 @@ from music_synth.models.layers import NetworkConfig
 from music_synth.training import partitioning
 from music_synth.training.checkpoint import load_params, saved_steps
 from music_synth.training.optimizer import adafactor, adamw
-from music_synth.training.state import create_state
+from music_synth.training.step import create_state
 from tests import tiny_runs
 from tests.training.toy import Toy
 

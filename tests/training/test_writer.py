@@ -42,7 +42,7 @@ def test_event_files_hold_curves_pictures_sounds_and_text(tmp_path):
     writer.scalars(5, {"eval/loss": 0.25})
     writer.image(5, "mel", np.zeros((4, 6, 3), np.uint8))
     writer.audio(5, "sound", np.sin(np.arange(1600) / 10), 16000)
-    writer.text(5, "config", "train.num_steps = 3")
+    writer.config(5, "train.num_steps = 3")
     writer.close()
     values = {value.tag: (event.step, value) for event in events(tmp_path) for value in event.summary.value}
     assert values["eval/loss"][0] == 5

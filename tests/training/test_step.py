@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from music_synth.training.optimizer import adamw
-from music_synth.training.state import create_state, eval_step, mean_gradients, train_step
+from music_synth.training.step import create_state, eval_step, loss_and_gradients, train_step
 from tests.training.toy import Toy, ToyFeed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -25,7 +25,7 @@ def fresh(model, ema_decay):
 
 @functools.cache
 def compiled_gradients(model, pieces):
-    return jax.jit(partial(mean_gradients, model, num_microbatches=pieces))
+    return jax.jit(partial(loss_and_gradients, model, num_microbatches=pieces))
 
 
 def gradients(model, params, batch, key, pieces):
@@ -47,18 +47,18 @@ def test_microbatches_give_the_whole_batch_s_gradient(state, pieces):
     counts = BATCH["mel_mask"].reshape(-1, pieces, 6).sum((0, 2))
     assert len(set(counts)) > 1, "pieces must weigh differently for this test to mean anything"
     key = jax.random.key(1)
-    whole_metrics, whole = gradients(QUIET, state.params, BATCH, key, 1)
-    metrics, grads = gradients(QUIET, state.params, BATCH, key, pieces)
-    np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=1e-6)
+    (whole_loss, _), whole = gradients(QUIET, state.params, BATCH, key, 1)
+    (loss, _), grads = gradients(QUIET, state.params, BATCH, key, pieces)
+    np.testing.assert_allclose(loss, whole_loss, rtol=1e-6)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), grads, whole)
 
 
 def test_a_piece_without_any_frame_weighs_nothing(state):
     batch = dict(BATCH, mel_mask=np.arange(8)[:, None] % 2 * np.ones((1, 6)) > 0)  # even rows: piece 0 of 2
     key = jax.random.key(1)
-    whole_metrics, _ = gradients(QUIET, state.params, batch, key, 1)
-    metrics, _ = gradients(QUIET, state.params, batch, key, 2)
-    np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=1e-6)
+    (whole_loss, _), _ = gradients(QUIET, state.params, batch, key, 1)
+    (loss, _), _ = gradients(QUIET, state.params, batch, key, 2)
+    np.testing.assert_allclose(loss, whole_loss, rtol=1e-6)
 
 
 def test_microbatches_draw_apart(state):
@@ -70,7 +70,7 @@ def test_microbatches_draw_apart(state):
             return loss, {"draw": jnp.square(jax.random.normal(rng))}
 
     same = dict(BATCH, mel_mask=np.ones((8, 6), bool))
-    metrics, _ = gradients(Spy(), state.params, same, jax.random.key(1), 2)
+    (_, metrics), _ = gradients(Spy(), state.params, same, jax.random.key(1), 2)
     draws = [jnp.square(jax.random.normal(jax.random.fold_in(jax.random.key(1), i))) for i in range(2)]
     assert draws[0] != draws[1]
     np.testing.assert_allclose(metrics["draw"], np.mean(draws), rtol=1e-6)
