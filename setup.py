@@ -1,15 +1,19 @@
 """Metadata and dependencies of music_synth; tool settings are in pyproject.toml.
 
 The core plays MIDI files and trains from a folder of prepared arrays. Extras: `data` builds data sets (TensorFlow),
-`eval` scores checkpoints beyond the log-mel error, `dev` runs the tests.
+`eval` scores checkpoints beyond the log-mel error, `hub` fetches published models by name, `dev` runs the tests, `docs`
+builds the site of docs/.
 
 Tested with what a resolver picks in November 2026: on Python 3.11 (jax 0.10.2, flax 0.12.8) and on 3.12 (jax 0.12.0,
 flax 0.12.12). Upper bounds stand only where the next release is known to break something; the comment says what.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
 
 CORE = [
     "jax>=0.10",
@@ -57,13 +61,14 @@ EXTRAS = {
         "pre-commit>=4.0",
         "tensorboard>=2.18",
     ],
+    "docs": ["mkdocs-material>=9.6"],
 }
 
 setup(
     name="music_synth",
-    version="0.1.0",
-    description="MIDI in, music out: spectrogram decoders (diffusion and autoregressive) and a MelGAN inverter in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    version=re.search(r'^__version__ = "(.+?)"', (HERE / "music_synth/__init__.py").read_text(), re.MULTILINE)[1],
+    description="MIDI in, music out: spectrogram decoders (diffusion and autoregressive) and inverters in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

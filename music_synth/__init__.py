@@ -3,6 +3,8 @@
 from music_synth import MidiProcessor, SpectrogramDiffusionPipeline
 """
 
+__version__ = "0.1.0"  # read by setup.py and the docs; CHANGELOG.md says what is in it
+
 __all__ = ["MidiProcessor", "SpectrogramDiffusionPipeline"]
 
 

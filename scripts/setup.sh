@@ -70,7 +70,7 @@ fi
 say "installing Python packages into .venv (about 3 minutes the first time)"
 SECONDS=0
 # Twice quiet: errors only. Not compiled: Python compiles what it imports, pip would compile all of TensorFlow.
-.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[data,eval,hub,dev]' </dev/null ||
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[data,eval,hub,dev,docs]' </dev/null ||
   fail "pip could not install the packages; its messages stand above"
 # Only for the ONNX file that it carries: what it asks for clashes with every current TensorFlow.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps 'basic-pitch==0.4.0' </dev/null ||
