@@ -65,9 +65,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with locked(part):
             yield part
-            for folder, _, names in os.walk(part):
-                for name in (*names, "."):
-                    _sync(Path(folder, name))
+            sync_folder(part)
             os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -92,6 +90,13 @@ def locked(folder: str | os.PathLike, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: str | os.PathLike) -> None:
+    """Returns when a folder and all that lies in it is on the disk."""
+    for folder, _, names in os.walk(path):
+        for name in (*names, "."):
+            _sync(Path(folder, name))
 
 
 def _sync(path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
+import shutil
 import sys
 import time
 import warnings
@@ -24,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from music_synth.errors import UserError
+from music_synth.files import sync_folder
 from music_synth.training.partitioning import in_all_processes
 from music_synth.training.step import TrainState
 
@@ -48,7 +51,9 @@ class Checkpointer:
         self._manager = None
 
     def save(self, state: TrainState, data_position: int) -> None:
-        """Writes the state and the number of the feed's next batch; returns when it is safe on disk.
+        """Writes the state and the number of the feed's next batch; returns when they are on the disk (fsync).
+
+        Only then do the oldest checkpoints beyond `keep` go.
 
         Raises:
             UserError: it cannot be written; the checkpoints before it are untouched.
@@ -58,12 +63,26 @@ class Checkpointer:
         meta = {"step": step, "data_position": data_position, "checksums": _checksums(items)}
         arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         arguments["meta"] = ocp.args.JsonSave(meta)
-        try:
-            self._open_manager().save(step, args=ocp.args.Composite(**arguments), force=True)
-        except (OSError, ValueError) as error:  # TensorStore says ValueError when the disk is full
+        reason = None
+        with _quiet_orbax() as settle:
+            try:
+                manager = self._open_manager()
+                manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+                if jax.process_index() == 0:
+                    sync_folder(self.folder / str(step))
+                for old in sorted(manager.all_steps())[: -self.keep]:
+                    manager.delete(old)
+            except (OSError, ValueError) as error:  # TensorStore says ValueError when the disk is full
+                reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2].partition(" [")[0]
+            if reason is not None:
+                settle()
+        if reason is not None:
+            for part in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
             raise UserError(
-                f"cannot save checkpoint {step} in {self.folder}: {error}; make room, then go on"
-            ) from error
+                f"cannot save checkpoint {step} in {self.folder}: {reason}; when that is mended, the same command goes"
+                " on from the newest checkpoint"
+            )
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, int] | None:
         """Newest whole checkpoint as (state, data position), laid out as `like` (shapes with shardings) says.
@@ -115,9 +134,7 @@ class Checkpointer:
 
     def _open_manager(self) -> ocp.CheckpointManager:
         if self._manager is None:  # only now: opening clears half-written folders away, which a reader must not do
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self.keep, cleanup_tmp_directories=True, enable_async_checkpointing=False
-            )
+            options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, enable_async_checkpointing=False)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
@@ -272,21 +289,38 @@ def _stored_shapes(path: Path, name: str) -> dict[str, tuple[tuple[int, ...], An
 @contextlib.contextmanager
 def _damage_in(name: str) -> Iterator[None]:
     """Turns whatever Orbax and TensorStore raise, from KeyError to a bare Exception, into `Damaged`."""
-    hook = sys.unraisablehook
     reason = None
-    try:
-        yield
-    except Exception as error:
-        reason = str(error)
-    if reason is not None:
-        # A read that fails leaves others half done, whose threads would print pages about it for a moment.
-        sys.unraisablehook = lambda unraisable: None
+    with _quiet_orbax() as settle:
         try:
-            gc.collect()
-            time.sleep(0.2)
-        finally:
-            sys.unraisablehook = hook
+            yield
+        except Exception as error:
+            reason = str(error)
+        if reason is not None:
+            settle()
+    if reason is not None:
         raise Damaged(f"{name}: {reason}")
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[Callable[[], None]]:
+    """Keeps Orbax from printing a page for each of its threads that an error ends; the error tells it all.
+
+    Yields what is to be called after an error, outside of the `except` that holds what the threads hold.
+    """
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+
+    def settle() -> None:
+        gc.collect()
+        time.sleep(0.2)  # for the other reads and writes, which are half done
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield settle
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)
 
 
 def _check_shapes(

@@ -28,6 +28,7 @@ from music_synth.training.optimizer import Optimizer
 from music_synth.training.step import Feed, Metrics, Model, TrainState, create_state, train_step
 from music_synth.training.writer import NoWriter, Writer, last_value
 
+MAX_COUNT = 10**8  # of steps; the longest published runs have a million
 RUN_AHEAD = 2  # steps that may be queued on the device: enough to hide the host, few enough to bound memory
 
 
@@ -63,8 +64,10 @@ def train(
             shapes, a batch size that the devices do not divide, a model_dir that cannot be written or that another
             training is at work in.
     """
-    check_counts(num_steps=num_steps, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
-    check_counts(num_eval_batches=num_eval_batches, shortest_token_bucket=min(token_buckets, default=0))
+    check_range(1, MAX_COUNT, num_steps=num_steps, num_eval_batches=num_eval_batches)
+    check_range(1, MAX_COUNT, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
+    check_range(1, MAX_COUNT, shortest_token_bucket=min(token_buckets, default=0))
+    check_range(0, 2**32 - 1, seed=seed, num_samples=num_samples)
     check_minutes(max_minutes)
     model.check_feed(feed)
     mesh = partitioning.make_mesh(model_parallelism)
@@ -170,10 +173,11 @@ def start_state(
     return jax.jit(create, out_shardings=layout)(params), 0
 
 
-def check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise UserError(f"train.{name} = {count}: must be at least 1")
+def check_range(low: int, high: int, **values: int | None) -> None:
+    """Raises UserError for a value, except None, that is not in low..high."""
+    for name, value in values.items():
+        if value is not None and not low <= value <= high:
+            raise UserError(f"train.{name} = {value}: must be in {low}..{high}")
 
 
 def check_minutes(max_minutes: float | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -154,5 +153,5 @@ def _drop_lines_after(path: Path, step: int) -> None:
 
 
 def _append(file: FileIO, data: bytes) -> None:
-    if file.write(data) != len(data):  # as much as there was room for
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    while data:  # a write takes as much as there is room for, and the next one raises
+        data = data[file.write(data) :]

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from music_synth.errors import UserError
-from music_synth.training import loop, partitioning
+from music_synth.training import checkpoint, loop, partitioning
 from music_synth.training.checkpoint import Checkpointer, check_shapes, load_params, saved_steps
 from music_synth.training.optimizer import adafactor, adamw
 from music_synth.training.step import create_state
@@ -96,16 +97,38 @@ def test_params_stand_in_for_an_average_that_is_not_kept(tmp_path):
     assert_same(load_params(tmp_path)[0], jax.tree.map(np.asarray, state.params))
 
 
-def test_a_disk_that_is_full_is_told_and_loses_nothing(saved, monkeypatch):
+@pytest.fixture
+def no_room():
+    """Files of this process may not grow beyond 1,000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_without_room_is_told_in_one_line_and_loses_nothing(saved, no_room, capfd):
     checkpointer = Checkpointer(saved)
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(checkpointer._open_manager()), "save", full)
-    with pytest.raises(UserError, match=r"cannot save checkpoint 40 in .*No space left on device; make room"):
+    with pytest.raises(UserError) as told:
         checkpointer.save(some_state(40), data_position=40)
-    assert int(checkpointer.restore_latest(abstract())[0].step) == 30
+    reason = "File too large; when that is mended, the same command goes on from the newest checkpoint"
+    assert str(told.value) == f"cannot save checkpoint 40 in {saved / 'checkpoints'}: {reason}"
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["10", "20", "30"]
+    assert_same(checkpointer.restore_latest(abstract())[0], some_state(30))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_older_checkpoints_go_only_when_the_new_one_is_on_the_disk(saved, monkeypatch):
+    steps_at_sync = []
+    real = checkpoint.sync_folder
+
+    def watched(folder):
+        steps_at_sync.append(saved_steps(saved / "checkpoints"))
+        real(folder)
+
+    monkeypatch.setattr(checkpoint, "sync_folder", watched)
+    Checkpointer(saved, keep=1).save(some_state(40), data_position=40)
+    assert steps_at_sync == [[10, 20, 30, 40]]
+    assert saved_steps(saved / "checkpoints") == [40]
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

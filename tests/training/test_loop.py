@@ -317,7 +317,10 @@ def test_data_without_a_validation_split_fail_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"num_steps": 0}, r"train\.num_steps = 0"),
+        ({"num_steps": 0}, r"train\.num_steps = 0: must be in 1\.\.100000000"),
+        ({"num_steps": 10**9}, r"train\.num_steps = 1000000000"),
+        ({"num_samples": -1}, r"train\.num_samples = -1: must be in 0\.\."),
+        ({"seed": 2**70}, r"train\.seed = "),
         ({"log_every": 0}, r"train\.log_every = 0"),
         ({"token_buckets": (0, 5)}, r"shortest_token_bucket = 0"),
         ({"ema_decay": 1.0}, r"train\.ema_decay = 1\.0"),
