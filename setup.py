@@ -58,6 +58,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff>=0.9",
+        "mypy>=1.15",
         "pre-commit>=4.0",
         "tensorboard>=2.18",
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,10 +19,11 @@ def keep_compiled() -> Path | None:
     Returns:
       The folder in use, or None.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # its attributes are made as JAX is imported
+    if not settings.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if settings.jax_compilation_cache_dir:
+        return Path(settings.jax_compilation_cache_dir)
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "music_synth" / "jax"
         folder.mkdir(parents=True, exist_ok=True)

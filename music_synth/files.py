@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a new path beside `path`, of the same suffix; what the block writes there then takes the name `path`.
 
     It is on the disk (fsync) before it takes the name. If the block raises, it is removed, and what `path` held
@@ -37,14 +37,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         _sync(path.parent)
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file of bytes, or of UTF-8 text, that appears or replaces another when it is whole; see `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a new folder beside `path`; what the block puts there then takes the name `path`, on the disk by then.
 
     If the block raises, it is removed; what a killed process left of the same folder goes first. There may be an
@@ -74,7 +74,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike, wait: bool = True) -> Iterator[None]:
+def locked(folder: str | os.PathLike[str], wait: bool = True) -> Iterator[None]:
     """Keeps other processes that ask for the same folder out of it, where the file system knows locks.
 
     Raises:
@@ -92,7 +92,7 @@ def locked(folder: str | os.PathLike, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sync_folder(path: str | os.PathLike) -> None:
+def sync_folder(path: str | os.PathLike[str]) -> None:
     """Returns when a folder and all that lies in it is on the disk."""
     for folder, _, names in os.walk(path):
         for name in (*names, "."):

@@ -24,7 +24,7 @@ def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarra
     return soxr.resample(audio, source_rate, target_rate, quality="HQ")
 
 
-def read_audio(source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Reads WAV or FLAC (or what else libsndfile reads), a path or its bytes, as mono float32 [S] at `sample_rate`.
 
     Channels are averaged; samples lie in [-1, 1] if the file's do.
@@ -34,18 +34,18 @@ def read_audio(source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE
     """
     import soundfile
 
-    in_memory = isinstance(source, bytes)
-    path = "the audio" if in_memory else Path(source)
-    if not in_memory and not path.is_file():
-        raise UserError(f"no audio file at {path}")
+    name = "the audio" if isinstance(source, bytes) else os.fspath(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UserError(f"no audio file at {name}")
     try:
-        audio, file_rate = soundfile.read(io.BytesIO(source) if in_memory else path, dtype="float32", always_2d=True)
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source
+        audio, file_rate = soundfile.read(opened, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f"cannot read {path} as audio ({error}); give a WAV or FLAC file") from error
+        raise UserError(f"cannot read {name} as audio ({error}); give a WAV or FLAC file") from error
     if audio.size == 0:
-        raise UserError(f"{path} holds no audio samples")
+        raise UserError(f"{name} holds no audio samples")
     if not np.isfinite(audio).all():
-        raise UserError(f"{path} holds samples that are NaN or infinite; export it again")
+        raise UserError(f"{name} holds samples that are NaN or infinite; export it again")
     return resample(np.ascontiguousarray(audio.mean(axis=1)), file_rate, sample_rate)
 
 

@@ -125,8 +125,8 @@ def _timed_events(midi: bytes | str | os.PathLike) -> list[tuple[float, smf.Even
         raise smf.MidiError(f"{name}: {error}") from None
     except OSError as error:
         raise smf.MidiError(f"{name} cannot be read ({error.strerror})") from error
-    events = heapq.merge(*file.tracks, key=lambda event: event.tick)  # at one tick: in order of the tracks
-    events = [event for event in events if event.kind != smf.TEMPO]
+    merged = heapq.merge(*file.tracks, key=lambda event: event.tick)  # at one tick: in order of the tracks
+    events = [event for event in merged if event.kind != smf.TEMPO]
     seconds = smf.tick_times(file, np.array([event.tick for event in events], np.int64))
     return list(zip(seconds.tolist(), events, strict=True))
 

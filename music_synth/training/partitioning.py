@@ -47,7 +47,7 @@ def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
 
 def mesh_axis(mesh: Mesh, name: str | None, size: int) -> str | None:
     """Where a dimension of `size` with a logical name goes; None: whole on every device."""
-    axis = RULES.get(name)  # a name without a rule, such as "layers", stays whole
+    axis = RULES.get(name or "")  # a name without a rule, such as "layers", stays whole
     return axis if axis is not None and size % mesh.shape[axis] == 0 else None
 
 

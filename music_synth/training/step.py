@@ -27,6 +27,9 @@ class Model(Protocol):
     At most three calls lie between `loss` and the network.
     """
 
+    def __hash__(self) -> int:
+        """What is compiled is kept for each model."""
+
     def init(self, rng: Array) -> Any:
         """Returns fresh parameters."""
 
