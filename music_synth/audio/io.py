@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.errors import UserError
+from music_synth.files import replacing
 
 WRITABLE = {".wav": "WAV", ".flac": "FLAC"}
+MAX_WAV_SAMPLES = (2**32 - 64) // 2  # its header counts bytes in 32 bits
 
 
 def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
@@ -59,13 +63,15 @@ def audio_from_int16(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / np.float32(32768)
 
 
-def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Writes floats [S] in [-1, 1] as 16-bit WAV or FLAC, by the suffix of `path`.
+@contextlib.contextmanager
+def audio_writer(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends mono floats [S] in [-1, 1] to a 16-bit WAV or FLAC, by the suffix of `path`.
 
-    Samples outside [-1, 1] are clipped, with a warning that says how many.
+    The file takes its name when the block ends and it is on the disk; if the block raises, what was there stays.
+    Samples outside [-1, 1] are clipped, with a warning at the end that says how many.
 
     Raises:
-      UserError: unknown suffix, missing or unwritable folder, no samples, NaN or infinity.
+      UserError: unknown suffix, missing or unwritable folder, a full disk, NaN or infinity, no samples at the end.
     """
     import soundfile
 
@@ -74,20 +80,44 @@ def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = S
         raise UserError(f"cannot write {path}: the name must end in {' or '.join(WRITABLE)}")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    audio = np.asarray(audio)
-    if audio.ndim != 1:
-        raise ValueError(f"write_audio takes mono audio [S], not shape {audio.shape}")
-    if audio.size == 0:
-        raise UserError(f"nothing to write to {path}: the audio is empty")
-    if not np.isfinite(audio).all():
-        raise UserError(f"nothing written to {path}: the audio holds NaN or infinity")
-    num_clipped = int((np.abs(audio) > 1.0).sum())
-    if num_clipped:
-        message = f"{path.name}: {num_clipped} of {audio.size} samples exceed 1 and are clipped"
-        warnings.warn(message, stacklevel=2)
+    num_samples = num_clipped = 0
+
+    def write(audio: np.ndarray) -> None:
+        nonlocal num_samples, num_clipped
+        audio = np.asarray(audio)
+        if audio.ndim != 1:
+            raise ValueError(f"audio files take mono audio [S], not shape {audio.shape}")
+        if not np.isfinite(audio).all():
+            raise UserError(f"nothing written to {path}: the audio holds NaN or infinity")
+        num_samples += len(audio)
+        num_clipped += int((np.abs(audio) > 1.0).sum())
+        if path.suffix.lower() == ".wav" and num_samples > MAX_WAV_SAMPLES:
+            raise UserError(f"{path}: a WAV file ends at 4 GB; write a .flac")
+        try:
+            file.write(audio.clip(-1.0, 1.0))
+        except (soundfile.LibsndfileError, AssertionError) as error:  # fewer samples were written than given
+            with part.open("ab") as same:
+                same.write(bytes(1 << 16))  # says why, as an OSError, where libsndfile says "System error"
+            raise OSError(str(error)) from error
+
     try:
-        soundfile.write(
-            path, audio.clip(-1.0, 1.0), sample_rate, format=WRITABLE[path.suffix.lower()], subtype="PCM_16"
-        )
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise UserError(f"cannot write {path} ({error})") from error
+        with replacing(path) as part:
+            part.touch()  # says what is wrong, as above
+            kind = WRITABLE[path.suffix.lower()]
+            with soundfile.SoundFile(part, "w", sample_rate, 1, "PCM_16", format=kind) as file:
+                yield write
+            if not num_samples:
+                raise UserError(f"nothing to write to {path}: the audio is empty")
+            if part.is_file() and soundfile.info(part).frames != num_samples:
+                raise OSError("not all of it could be written")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"cannot write {path} ({getattr(error, 'strerror', None) or error})") from error
+    if num_clipped:
+        message = f"{path.name}: {num_clipped} of {num_samples} samples exceed 1 and are clipped"
+        warnings.warn(message, stacklevel=2)
+
+
+def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes floats [S] in [-1, 1] as 16-bit WAV or FLAC, by the suffix of `path`; see `audio_writer`."""
+    with audio_writer(path, sample_rate) as write:
+        write(audio)

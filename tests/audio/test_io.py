@@ -1,8 +1,11 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
 
-from music_synth.audio.io import read_audio, resample, write_audio
+from music_synth.audio.io import audio_writer, read_audio, resample, write_audio
 from music_synth.errors import UserError
 
 
@@ -109,3 +112,41 @@ def test_folder_in_the_way(tmp_path):
         write_audio(tmp_path / "a.wav", np.zeros(10))
     with pytest.raises(ValueError, match="mono"):
         write_audio(tmp_path / "b.wav", np.zeros((10, 2)))
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_audio_that_comes_in_parts_takes_its_name_when_it_is_whole(tmp_path, suffix):
+    path, audio = tmp_path / f"a{suffix}", sine(440, 16000)
+    path.write_bytes(b"old")
+    with audio_writer(path) as write:
+        for first in range(0, 16000, 3000):
+            write(audio[first : first + 3000])
+            assert path.read_bytes() == b"old"
+    np.testing.assert_allclose(read_audio(path), audio, atol=1.0 / 32768)
+    whole = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), audio_writer(path) as write:
+        write(audio)
+        raise KeyboardInterrupt
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_disk_that_fills_up_is_named_and_leaves_what_was_there(tmp_path, suffix):
+    """A process that may write no file of more than 100 kB stands for it."""
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"old")
+    code = """
+import resource, sys
+import numpy as np
+from music_synth import errors
+from music_synth.audio.io import audio_writer
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+def main(argv):
+    with audio_writer(argv[0]) as write:
+        for _ in range(20):
+            write(np.random.default_rng(0).uniform(-1, 1, 16000))
+errors.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"error: cannot write {path} (File too large)\n")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
