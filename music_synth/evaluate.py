@@ -31,6 +31,7 @@ from music_synth.evaluation.evaluator import Checkpoint
 from music_synth.evaluation.measures import Tools
 from music_synth.evaluation.transcription import BasicPitch
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.playing import Decoder
 from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import load_inverter
@@ -140,7 +141,7 @@ class OpenCheckpoint:
         settings = dict(self.sampling)
         said = "".join(f", {name} {value}" for name, value in settings.items())
         name = f"{type(model).__name__} ({self.model_dir}, step {step}{said})"
-        return Checkpoint(name, model.with_sampling(**settings), tokenizer, params)
+        return Checkpoint(name, Decoder(model.with_sampling(**settings), params, tokenizer))
 
     def about(self) -> dict[str, Any]:
         """For scores.json: which run, how it samples, and how it learned."""

@@ -25,7 +25,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.chaining import sample_chain
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
@@ -35,6 +34,7 @@ from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from music_synth.models.seam import Params, Seam
+from music_synth.playing import Decoder
 from music_synth.vocoder.inverter import Inverter, load_inverter, stream_audio
 
 PLATFORMS = ("cpu", "cuda", "gpu", "tpu")  # of JAX; gpu: whichever kind there is
@@ -182,6 +182,7 @@ class SpectrogramDiffusionPipeline:
         *,
         sampler: str | Sampler | None = None,
         guidance_scale: float | None = None,
+        temperature: float | None = None,
         streaming: bool = False,
     ) -> AudioPipelineOutput | tuple | Iterator[np.ndarray]:
         """Plays tokens, a MIDI file or notes: 5.12 s a segment, each with the one before it as its context.
@@ -198,6 +199,8 @@ class SpectrogramDiffusionPipeline:
           sampler: "ddim", "dpmpp_2m", ... or a `Sampler`; None: the pipeline's, DDPM for the port's folders.
           guidance_scale: of classifier-free guidance; None: the pipeline's, 1 (none) for the port's folders.
             A checkpoint of T5X plays as its gin file says, and without one as published: DDPM, 1,000 steps, guidance 2.
+          temperature: how far samples differ, of decoders that have it: 0 is the mean, 1 as trained; None: the
+            pipeline's.
           streaming: return at once, an iterator of parts [1, samples] of the audio (or of the mel, a segment each) as
             they are done. An ONNX inverter sees the whole mel first and gives one part at the end; ours streams
             (`from_pretrained(..., inverter=load_inverter())`).
@@ -209,42 +212,47 @@ class SpectrogramDiffusionPipeline:
             raise UserError(f"output_type = {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
         if not isinstance(callback_steps, int) or callback_steps < 1:
             raise UserError(f"callback_steps = {callback_steps!r}: must be a whole number, 1 or more")
-        model = self._with_sampling(num_inference_steps, sampler, guidance_scale)
-        mels = self._sample(model, self._tokens(input_tokens), seed_of(generator), callback, callback_steps)
+        model = self._with_sampling(num_inference_steps, sampler, guidance_scale, temperature)
+        notes = to_notes(input_tokens) if is_midi(input_tokens) else None
+        rows = self._tokens(input_tokens) if notes is None else self.tokenizer.encode(notes)
+        mels = self._sample(model, rows, seed_of(generator), callback, callback_steps)
         if streaming:
-            parts = mels if output_type == "mel" else stream_audio(self.inverter, mels)
+            parts = mels if output_type == "mel" else stream_audio(self.inverter, mels, notes)
             return (part[None] for part in parts)
         mel = np.concatenate(list(mels))
-        audios = mel[None] if output_type == "mel" else [self.inverter(mel)[None]]
+        audios = mel[None] if output_type == "mel" else [self.inverter(mel, notes)[None]]
         return AudioPipelineOutput(audios) if return_dict else (audios,)
 
     def _sample(
         self, model: Seam, rows: list[np.ndarray], seed: int, callback: Callable | None, callback_steps: int
     ) -> Iterator[np.ndarray]:
-        """The log-mel of each segment, float32 [256, 128], as it is sampled."""
+        """Samples the log-mel of each segment, float32 [256, 128]."""
         so_far = np.zeros((1, 0, model.network.num_mels), np.float32)
-        chain = sample_chain(model, self.params, [rows], [seed])
-        for i, mel in enumerate(tqdm(chain, **{"total": len(rows), "unit": "segment", **self._progress_bar_config})):
+        segments = Decoder(model, self.params, self.tokenizer).sample_pieces([rows], [seed])
+        bar = tqdm(segments, **{"total": len(rows), "unit": "segment", **self._progress_bar_config})
+        for i, ((_, _, mel),) in enumerate(bar):
             if callback is not None:
-                so_far = np.concatenate([so_far, mel], axis=1)
+                so_far = np.concatenate([so_far, mel[None]], axis=1)
                 if i % callback_steps == 0:
                     callback(i, so_far)
-            yield mel[0]
+            yield mel
 
     def _with_sampling(
-        self, num_inference_steps: int | None, sampler: str | Sampler | None, guidance_scale: float | None
+        self,
+        num_inference_steps: int | None,
+        sampler: str | Sampler | None,
+        guidance_scale: float | None,
+        temperature: float | None = None,
     ) -> Seam:
         settings = {"name": sampler} if isinstance(sampler, str) else dataclasses.asdict(sampler) if sampler else {}
-        asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale, "temperature": temperature}
         model = self.model.with_sampling(**(settings | {k: v for k, v in asked.items() if v is not None}))
         if self.device.platform == "cpu" and jax.default_backend() != "cpu":  # "auto" goes by the default device
             model = dataclasses.replace(model, network=dataclasses.replace(model.network, attention="einsum"))
         return model
 
-    def _tokens(self, source: Sequence[Sequence[int]] | Source) -> list[np.ndarray]:
-        """The tokens of each segment, int32 [n] with EOS, without padding."""
-        if is_midi(source):
-            return self.tokenizer.encode(to_notes(source))
+    def _tokens(self, source: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Checks what is to be the tokens of segments: int32 [n] each with EOS, without padding."""
         vocab_size, rows = self.model.network.vocab_size, []
         for i, row in enumerate(source):
             row = np.asarray(row)

@@ -13,20 +13,17 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
 from music_synth import errors
 from music_synth.data.datasets.reading import CORPORA
-from music_synth.data.examples import Piece, evaluation_batches
+from music_synth.data.examples import Piece
 from music_synth.data.prepared import check_target, write_folder
 from music_synth.errors import UserError
-from music_synth.midi.tokenizer import Events
 
 if TYPE_CHECKING:
     from music_synth.data.datasets.corpus import Found
@@ -140,26 +137,19 @@ def main(argv: list[str]) -> None:
 
 def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
     """Gives a piece the mel that a run's decoder samples of its notes, segment by segment, each with true context."""
-    import jax  # here alone: only this needs it, and what follows
-
-    from music_synth import config
-    from music_synth.chaining import check_finite
+    from music_synth import config  # here alone: only this needs JAX, and what follows
     from music_synth.compilation import keep_compiled
+    from music_synth.playing import Decoder, piece_seed, whole_mels
 
     keep_compiled()
     model, tokenizer, params, _ = config.load_run(model_dir)
-    sample = jax.jit(model.sample)
+    decoder = Decoder(model, params, tokenizer)
 
     def sampled(piece: Piece) -> Piece:
-        pieces, rows = [(piece.mel, Events.from_notes(piece.notes))], range(SAMPLED_TOGETHER)
-        frames = model.network.context_frames
-        batches = evaluation_batches(pieces, tokenizer, context_frames=frames, batch_size=len(rows), rows=rows)
-        rng = jax.random.key(zlib.crc32(piece.id.encode()))
-        mels = [
-            np.asarray(sample(params, batch, jax.random.fold_in(rng, number)))[batch["mel_mask"]]
-            for number, batch in enumerate(batches)
-        ]
-        return dataclasses.replace(piece, mel=check_finite(np.concatenate(mels), piece.id))
+        tokens = tokenizer.encode(piece.notes, len(piece.mel))
+        batches = decoder.sample_segments([tokens], [piece.mel], [piece_seed(piece.id)], SAMPLED_TOGETHER)
+        ((_, mel),) = whole_mels(batches, [len(piece.mel)])
+        return dataclasses.replace(piece, mel=mel)
 
     return sampled
 

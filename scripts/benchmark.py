@@ -46,7 +46,6 @@ import numpy as np
 
 from music_synth import config, errors
 from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE, log_mel, scale_mel
-from music_synth.chaining import sample_segment
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.process import to_x_0
@@ -54,6 +53,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.playing import sample_segments
 from music_synth.synthesize import check_writable, synthesize, synthesize_stream
 from music_synth.training.step import create_state, train_step
 from music_synth.vocoder.inverter import load_inverter
@@ -197,7 +197,7 @@ def decoder(flags: argparse.Namespace) -> Iterator[Work]:
         yield Work(
             f"{size}, segment",
             "segments",
-            once(sample_segment, model, params, batch, seed, index),
+            once(sample_segments, model, params, batch, seed, index),
             plain.share_of(1),
             about=sampling(model),
         )

@@ -34,11 +34,12 @@ from music_synth.data.feed import Piece, open_feed
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.evaluation.embeddings import log_mel_statistics
-from music_synth.evaluation.evaluator import Checkpoint, cut, sample_whole
+from music_synth.evaluation.evaluator import cut
 from music_synth.evaluation.measures import log_mel_error
 from music_synth.evaluation.statistics import Gaussian, bootstrap_interval, frechet_distance
 from music_synth.evaluation.transcription import BasicPitch, note_scores
 from music_synth.files import write_whole
+from music_synth.playing import Decoder, piece_seed, whole_mels
 from music_synth.vocoder.inverter import load_inverter
 
 METRICS = {  # title, and whether higher is better
@@ -52,9 +53,10 @@ def score(run: tuple, settings: dict[str, Any], pieces: Sequence[Piece], seed: i
     """One row: {name, work, and of each metric [value, low, high]}; `run` is what `config.load_run` gives."""
     model, tokenizer, params, _ = run
     model = model.with_sampling(**settings)
-    # Filled up to a power of two, or the chain would split the batch and compile once for each part.
-    filled = [*pieces, *pieces[: (1 << (len(pieces) - 1).bit_length()) - len(pieces)]]
-    sampled = dict(sample_whole(Checkpoint("", model, tokenizer, params), filled, len(filled), seed))
+    tokens = [tokenizer.encode(piece.notes, len(piece.mel)) for piece in pieces]
+    seeds = [piece_seed(piece.id, seed) for piece in pieces]
+    batches = Decoder(model, params, tokenizer).sample_pieces(tokens, seeds, len(pieces))
+    sampled = dict(whole_mels(batches, [len(piece.mel) for piece in pieces]))
     mels = [sampled[number] for number in range(len(pieces))]
     about = {"name": "distilled, " * model.distilled + name_of(model.sampler), "work": work(model.sampler)}
     return about | measure(mels, pieces, seed, vocode, transcribe)

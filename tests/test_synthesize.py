@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from music_synth import chaining
 from music_synth import synthesize as entry
 from music_synth.autoregressive.objective import Autoregressive
 from music_synth.diffusion.objective import Diffusion
@@ -82,28 +81,13 @@ def test_no_notes_are_refused():
         entry.synthesize([], MODELS["diffusion"], {}, TOKENIZER)
 
 
-def test_many_pieces_are_what_each_is_alone(decoder):
-    pieces = [NOTES, NOTES[:1], [Note(70, 90, 40, 0.0, 11.0)]]
-    together = dict(entry.sample_many(pieces, *decoder, TOKENIZER, seed=3, batch_size=2))
-    assert [len(together[i]) for i in range(3)] == [375, 100, 600]
-    for i, notes in enumerate(pieces):
-        np.testing.assert_allclose(together[i], entry.sample_piece(notes, *decoder, TOKENIZER, seed=3), atol=2e-3)
-
-
-def test_a_stream_begins_after_one_segment_and_equals_the_whole(decoder, monkeypatch):
+def test_a_stream_equals_the_whole(decoder):
     generator = ISTFTGenerator(dim=8, mlp_dim=16, num_layers=1, num_consistency_steps=1, num_projections=2)
     inverter = NeuralInverter(generator, tiny_runs.random_like(generator.init))
     audio, mel = entry.synthesize(NOTES, *decoder, TOKENIZER, inverter, seed=5)
-    sampled = []
-    counted = lambda *args, **settings: (
-        sampled.append(1) or item for item in chaining.sample_pieces(*args, **settings)
-    )
-    monkeypatch.setattr(entry, "sample_pieces", counted)
-    parts = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, inverter, seed=5)
-    first = next(parts)
-    assert len(sampled) == 1 and len(first) == (256 - generator.reach) * 320
-    np.testing.assert_allclose(np.concatenate([first, *parts]), audio, atol=1e-3 * np.abs(audio).max())
-    assert len(sampled) == 2
+    first, *rest = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, inverter, seed=5)
+    assert len(first) == (256 - generator.reach) * 320
+    np.testing.assert_allclose(np.concatenate([first, *rest]), audio, atol=1e-3 * np.abs(audio).max())
     (only,) = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, clicks, seed=5)  # cannot stream
     np.testing.assert_array_equal(only, clicks(mel))
 
@@ -178,19 +162,81 @@ def test_a_full_disk_behind_stdout_is_named(workspace, monkeypatch):
             entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", "--out", "-"])
 
 
+def test_a_folder_plays_what_can_be_played_and_names_the_rest(workspace, tmp_path, capsys, recwarn):
+    folder = tmp_path / "pieces"
+    folder.mkdir()
+    for name in ("a.kar", "b.rmi", "c.smf"):
+        write_midi(NOTES[:1], folder / name)
+    (folder / "broken.mid").write_bytes(b"MThd")
+    write_midi([Note(60, 90, 0, 3600.0, 3601.0)], folder / "long.mid")
+    with pytest.raises(UserError, match=r"2 of 5 files are not played: \S+/broken.mid, \S+/long.mid"):
+        entry.main([str(folder), f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/all"])
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["a.wav", "b.wav", "c.wav"]
+    assert "3 pieces: 3 notes, 6.0 s of music" in capsys.readouterr().out
+    told = [str(warning.message) for warning in recwarn]
+    assert any("broken.mid" in text for text in told)
+    assert any("long.mid is 1 h 0 min of music: --long plays" in text for text in told)
+
+
+def test_a_piece_of_more_than_an_hour_is_played_only_if_asked_for(workspace, tmp_path, monkeypatch):
+    write_midi([Note(60, 90, 0, 0.0, 1.0), Note(60, 90, 0, 86_000.0, 86_001.0)], tmp_path / "day.mid")
+    argv = [f"{tmp_path}/day.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/day.wav"]
+    with pytest.raises(UserError, match=r"day.mid is 23 h 53 min of music: --long"):
+        entry.main(argv)
+    monkeypatch.setattr(entry, "play", lambda *args, **kwargs: ("mel", "audio"))
+    entry.main([*argv, "--long"])
+
+
+def test_a_full_stdout_does_not_stop_the_music(workspace, tmp_path, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(UserError, match=r"stdout cannot be written \(No space left on device\); the music is"):
+            entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav"])
+    assert soundfile.info(tmp_path / "a.wav").frames == 375 * 320
+
+
+def test_a_closed_stdout_is_none_to_play_to(workspace, tmp_path, monkeypatch):
+    argv = [f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion"]
+    monkeypatch.setattr("sys.stdout", None)  # as Python has it under `>&-`
+    with pytest.raises(UserError, match="stdout is closed"):
+        entry.main([*argv, "--out", "-"])
+    entry.main([*argv, f"--out={tmp_path}/a.wav"])
+    assert (tmp_path / "a.wav").is_file()
+
+
+def test_what_is_broken_off_leaves_nothing_half(workspace, tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"old")
+
+    def broken(mel, notes=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "load_inverter", lambda *_: broken)
+    with pytest.raises(KeyboardInterrupt):
+        entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav"])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
 def test_flags_reach_the_sampler(workspace, tmp_path, monkeypatch):
     seen = {}
 
-    def sample(pieces, model, params, tokenizer, seed, batch_size, progress):
-        seen.update(dataclasses.asdict(model.sampler), seed=seed, batch_size=batch_size)
-        yield 0, np.zeros((1, 128), np.float32)
+    def play(decoder, pieces, targets, inverter, seed, batch_size, say, keep):
+        seen.update(dataclasses.asdict(decoder.model.sampler), seed=seed, batch_size=batch_size)
+        return None, None
 
-    monkeypatch.setattr(entry, "sample_many", sample)
-    monkeypatch.setattr(entry, "load_inverter", lambda name: clicks)
+    monkeypatch.setattr(entry, "play", play)
+    monkeypatch.setattr(entry, "load_inverter", lambda *_: clicks)
     flags = ["--sampler=ddpm", "--steps=7", "--guidance=1.5", "--seed=9", "--batch_size=3"]
     entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav", *flags])
     assert (seen["name"], seen["num_steps"], seen["guidance_scale"]) == ("ddpm", 7, 1.5)
     assert (seen["seed"], seen["batch_size"]) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(7.5, "7.5 s"), (59.94, "59.9 s"), (200.4, "3 min 20 s"), (3599.7, "1 h 0 min"), (86_040, "23 h 54 min")],
+)
+def test_lengths_are_said_in_words(seconds, words):
+    assert entry.in_words(seconds) == words
 
 
 def test_importing_is_light():

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +27,12 @@ import numpy as np
 from tqdm import tqdm
 
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
-from music_synth.chaining import check_finite, pad_to_bucket, sample_chain, sample_segment
 from music_synth.errors import UserError
 from music_synth.evaluation import measures
 from music_synth.evaluation.clips import MAX_SLUG, SCORES, Folder, Sound, Target, checksum, slug, target_name
 from music_synth.evaluation.measures import Cell, Tools
 from music_synth.midi.notes import Note
-from music_synth.midi.tokenizer import Tokenizer
-from music_synth.models.seam import Seam
+from music_synth.playing import Decoder, Segment, piece_seed, whole_mels
 
 WHOLE, SINGLE = "whole pieces", "single segments with true context"
 BASELINE, MODEL, CEILING = "baseline", "model", "ceiling"
@@ -51,12 +48,10 @@ class Piece(Protocol):
 
 
 class Checkpoint(NamedTuple):
-    """A trained decoder with what it takes to use it."""
+    """A trained decoder and its name in the table."""
 
-    name: str  # in the table
-    model: Seam
-    tokenizer: Tokenizer
-    params: Any
+    name: str
+    decoder: Decoder
 
 
 # --- where clips come from ---------------------------------------------------------------------------------------
@@ -95,7 +90,7 @@ class ThroughInverter:
 
     def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
         for index, target in enumerate(targets):
-            audio = tools.inverter(target.mel)
+            audio = tools.inverter(target.mel, target.notes)
             yield index, Sound(mel_of(audio, len(target.mel)), audio), {}
 
 
@@ -109,97 +104,28 @@ class Sampled:
     batch_size: int  # segments side by side: changes the speed, not the numbers
 
     def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
-        sample = {WHOLE: sample_whole, SINGLE: sample_single}[self.mode]
-        checkpoint = self.open_checkpoint()
+        decoder = self.open_checkpoint().decoder
+        tokens = [decoder.tokenizer.encode(target.notes, len(target.mel)) for target in targets]
+        mels = [target.mel for target in targets]
+        seeds = [piece_seed(target.id, self.seed) for target in targets]
+        if self.mode == WHOLE:
+            batches = decoder.sample_pieces(tokens, seeds, self.batch_size)
+        else:
+            batches = decoder.sample_segments(tokens, mels, seeds, self.batch_size)
         seconds: list[float] = []  # of each call, a second of mel
-        for index, mel in sample(checkpoint, targets, self.batch_size, self.seed, seconds):
+        for index, mel in whole_mels(timed(batches, seconds), [len(mel) for mel in mels]):
             # Without the first call, which compiles; the median, as a call of fewer rows may compile too.
             cost = float(np.median(seconds[1:] or seconds))
-            yield index, Sound(mel, tools.inverter(mel)), {measures.COST.key: cost}
+            yield index, Sound(mel, tools.inverter(mel, targets[index].notes)), {measures.COST.key: cost}
 
 
-def sample_whole(
-    checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int, seconds: list[float] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, sampled log-mel [T, M]) of each piece, longest first; context from the model's own output.
-
-    `seconds` gets, of every segment, how long a second of mel took.
-    """
-    order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index].mel))  # of similar length side by side
-    # Groups of even size: a size of its own for the last one would be compiled for once more.
-    for group in np.array_split(np.array(order), -(-len(pieces) // batch_size)):
-        chosen = [pieces[index] for index in group]
-        tokens = [checkpoint.tokenizer.encode(piece.notes, len(piece.mel)) for piece in chosen]
-        seeds = [piece_seed(piece.id, seed) for piece in chosen]
-        segments = sample_chain(checkpoint.model, checkpoint.params, tokens, seeds)
-        playing = [sum(index < len(own) for own in tokens) for index in range(max(map(len, tokens)))]
-        segments = timed(segments, playing, seconds)
-        mel = np.concatenate(list(segments), axis=1)  # [B, T, M]
-        for index, row in zip(group, mel, strict=True):
-            yield int(index), row[: len(pieces[index].mel)]
-
-
-def sample_single(
-    checkpoint: Checkpoint, pieces: Sequence[Piece], batch_size: int, seed: int, seconds: list[float] | None = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, log-mel [T, M]) of each piece, its segments sampled by themselves: context = the true segment before."""
-    network = checkpoint.model.network
-    segments = [
-        (piece, index, tokens)
-        for piece in range(len(pieces))
-        for index, tokens in enumerate(checkpoint.tokenizer.encode(pieces[piece].notes, len(pieces[piece].mel)))
-    ]
-    segments.sort(key=lambda segment: len(segment[2]))  # one bucket of tokens side by side
-    joined = [np.zeros_like(piece.mel) for piece in pieces]
-
-    def sampled() -> Iterator[np.ndarray]:
-        for first in range(0, len(segments), batch_size):
-            chosen = segments[first : first + batch_size]
-            filled = chosen + chosen[:1] * (batch_size - len(chosen))  # one shape for all batches
-            contexts = [true_context(pieces[piece].mel, index, network) for piece, index, _ in filled]
-            batch = {
-                "note_tokens": pad_to_bucket([tokens for _, _, tokens in filled], network.max_tokens),
-                "context_mel": np.stack([context for context, _ in contexts]),
-                "context_mask": np.stack([mask for _, mask in contexts]),
-            }
-            seeds = np.array([piece_seed(pieces[piece].id, seed) for piece, _, _ in filled], np.uint32)
-            indices = np.array([index for _, index, _ in filled], np.uint32)
-            yield np.asarray(sample_segment(checkpoint.model, checkpoint.params, batch, seeds, indices))
-
-    firsts = range(0, len(segments), batch_size)
-    for first, mel in zip(firsts, timed(sampled(), [batch_size] * len(firsts), seconds), strict=True):
-        check_finite(mel, "single segments")
-        for (piece, index, _), row in zip(segments[first : first + batch_size], mel, strict=False):  # not the filling
-            place = joined[piece][index * network.target_frames :][: network.target_frames]
-            place[:] = row[: len(place)]
-    yield from enumerate(joined)
-
-
-def timed(batches: Iterable[np.ndarray], num_rows: Sequence[int], seconds: list[float] | None) -> Iterator[np.ndarray]:
-    """The batches of log-mel [B, T, M]; `seconds` gets how long a second of mel took in each.
-
-    `num_rows` says of each batch how many of its rows were computed: those of pieces that have ended were not.
-    """
+def timed(batches: Iterable[list[Segment]], seconds: list[float]) -> Iterator[list[Segment]]:
+    """Yields the batches; `seconds` gets how long a second of mel took in each."""
     start = time.perf_counter()
-    for batch, computed in zip(batches, num_rows, strict=True):
-        if seconds is not None:
-            seconds.append((time.perf_counter() - start) / (computed * batch.shape[1] / FRAME_RATE))
+    for batch in batches:
+        seconds.append((time.perf_counter() - start) / (len(batch) * len(batch[0].mel) / FRAME_RATE))
         yield batch
         start = time.perf_counter()
-
-
-def true_context(mel: np.ndarray, index: int, network) -> tuple[np.ndarray, np.ndarray]:
-    """Context [C, M] and mask [C] of segment `index` of a piece's log-mel; before the first: nothing."""
-    start = index * network.target_frames
-    if index == 0:
-        shape = (network.context_frames, network.num_mels)
-        return np.zeros(shape, np.float32), np.zeros(network.context_frames, bool)
-    return mel[start - network.context_frames : start], np.ones(network.context_frames, bool)
-
-
-def piece_seed(piece_id: str, seed: int) -> int:
-    """Seed of a piece: from its id, so that order and batching of the pieces change nothing."""
-    return zlib.crc32(f"{seed} {piece_id}".encode())
 
 
 def mel_of(audio: np.ndarray, num_frames: int) -> np.ndarray:
@@ -263,7 +189,8 @@ def store_targets(pieces: Iterable[Piece], folder: Path, tools: Tools, inverter_
         name = target_name(piece, heard=inverter_sum if piece.audio is None else "recording")
         needed = len(piece.mel) * HOP_LENGTH
         if not kept.has_target(name):
-            audio = tools.inverter(piece.mel) if piece.audio is None else piece.audio[: needed + HOP_LENGTH]
+            audio = tools.inverter(piece.mel, piece.notes) if piece.audio is None else piece.audio
+            audio = audio[: needed + HOP_LENGTH]
             audio = np.pad(audio, (0, max(0, needed - len(audio))))
             kept.write_target(name, Target(piece.id, piece.notes, piece.mel, audio))
         names.append(name)
@@ -325,7 +252,8 @@ def model_rows(
 ) -> list[Row]:
     """Whole pieces and single segments of a checkpoint. `about` is kept with the scores."""
     checkpoint = open_checkpoint()
-    identity = (checkpoint.params, repr(checkpoint.model), repr(checkpoint.tokenizer), inverter_sum, seed)
+    decoder = checkpoint.decoder
+    identity = (decoder.params, repr(decoder.model), repr(decoder.tokenizer), inverter_sum, seed)
     return [
         Row(
             checkpoint.name,

@@ -20,6 +20,7 @@ from music_synth.evaluation.measures import Tools
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
+from music_synth.playing import Decoder, Segment
 
 DB = 20 / np.log(10)  # a log-mel difference of 1
 NETWORK = NetworkConfig(target_frames=4, context_frames=4, max_tokens=64, num_mels=128)
@@ -77,10 +78,10 @@ def staircase_piece(name, num_frames):
 
 
 def checkpoint(model):
-    return Checkpoint("it", model, TOKENIZER, {})
+    return Checkpoint("it", Decoder(model, {}, TOKENIZER))
 
 
-def silence(mel):
+def silence(mel, notes=None):
     return np.zeros(320 * len(mel), np.float32)
 
 
@@ -173,7 +174,7 @@ def test_what_was_made_is_not_made_again(tmp_path):
 def test_a_recording_takes_the_place_of_what_an_inverter_made(tmp_path):
     piece = staircase_piece("a", 10)
     recorded = Piece("a", piece.notes, piece.mel, np.full(3520, 0.5, np.float32))
-    loud = Tools(lambda mel: silence(mel) + 0.25)
+    loud = Tools(lambda mel, notes=None: silence(mel) + 0.25)
     heard = []
     for one, tools, inverter_sum in ((piece, Tools(silence), "0"), (piece, loud, "1"), (recorded, loud, "1")):
         targets = evaluator.store_targets([one], tmp_path, tools, inverter_sum)
@@ -184,8 +185,8 @@ def test_a_recording_takes_the_place_of_what_an_inverter_made(tmp_path):
 def test_the_cost_is_of_rows_that_are_computed(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(evaluator.time, "perf_counter", lambda: next(clock))
-    seconds = []
-    assert len(list(evaluator.timed([np.zeros((4, 50, 1))] * 2, [4, 1], seconds))) == 2
+    segment, seconds = Segment(0, 0, np.zeros((50, 1))), []
+    assert len(list(evaluator.timed([[segment] * 4, [segment]], seconds))) == 2
     assert seconds == [0.25, 1]  # a second of the clock each
 
 
@@ -230,10 +231,10 @@ def peak_of(num_clips, folder):
     rng = np.random.default_rng(0)
     pieces = (Piece(str(k), [], rng.normal(size=(3000, 128)).astype(np.float32)) for k in range(num_clips))
     noise = rng.normal(0, 0.1, 320).astype(np.float32)  # hardly any sound, as it is memory that is measured
-    tools = Tools(lambda mel: noise)
+    tools = Tools(lambda mel, notes=None: noise)
     targets = evaluator.store_targets(pieces, folder, tools, "0")
-    open_checkpoint = lambda: Checkpoint("it", Dice(LONG), Tokenizer(segment_frames=500, max_tokens=64), {})
-    rows = evaluator.model_rows(open_checkpoint, folder, "0", 0, 4)
+    decoder = Decoder(Dice(LONG), {}, Tokenizer(segment_frames=500, max_tokens=64))
+    rows = evaluator.model_rows(lambda: Checkpoint("it", decoder), folder, "0", 0, 4)
     assert all(row.cells["log_mel"].clips == num_clips for row in evaluator.score(rows, targets, lambda: tools, 4))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
