@@ -149,8 +149,8 @@ def workspace(tmp_path_factory, quick_compilation):
         (folder / name).parent.mkdir(exist_ok=True)
         write_midi([Note(60, 90, 40, 0.0, 0.5), Note(64, 90, 40, 0.5, 1.0)], folder / name)
     prepared = tiny_runs.prepare(folder / "runs/prepared", audio=True)
-    for kind in ("diffusion", "autoregressive"):
-        tiny_runs.start(folder / "runs" / kind, f"{kind}.gin", prepared)
+    for model_dir in ("runs/diffusion", "runs/demo/diffusion"):
+        tiny_runs.start(folder / model_dir, "diffusion.gin", prepared)
     return folder
 
 
