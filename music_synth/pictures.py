@@ -109,7 +109,8 @@ def draw_piano_roll(axes: Axes, notes: Sequence[Note], seconds: float) -> None:
     shown = [note for note in notes if note.onset < seconds]
     pitched = [note for note in shown if not note.is_drum]
     drums = [note for note in shown if note.is_drum]
-    palette = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]  # strong colors first
+    tab20 = colormaps["tab20"]
+    palette = [tab20(place) for place in (*range(0, 20, 2), *range(1, 20, 2))]  # strong colors first
     programs = sorted({note.program for note in pitched})
     for row, program in enumerate(programs):
         own = [note for note in pitched if note.program == program]

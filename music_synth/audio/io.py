@@ -19,7 +19,7 @@ WRITABLE = {".wav": "WAV", ".flac": "FLAC"}
 MAX_WAV_SAMPLES = (2**32 - 64) // 2  # its header counts bytes in 32 bits
 
 
-def resample(audio: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+def resample(audio: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
     """Band-limited resampling of float32 [S] by soxr, without delay; S * target / source samples, rounded."""
     import soxr
 

@@ -57,7 +57,12 @@ def closed_at_exit(function: Callable[..., Generator]) -> Callable[..., Generato
     def begin(*args, **kwargs):
         generator = function(*args, **kwargs)
         reference = weakref.ref(generator)
-        atexit.register(lambda: (left := reference()) and left.close())
+
+        def close() -> None:
+            if (left := reference()) is not None:
+                left.close()
+
+        atexit.register(close)
         return generator
 
     return begin

@@ -141,7 +141,8 @@ def stft_error(audio: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 def _stft_sums(audio: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`stft_sums` of audio [S] each, [resolutions] of each."""
     sums = [stft_sums(audio[None], target[None], *resolution) for resolution in RESOLUTIONS]
-    return tuple(jnp.concatenate(values) for values in zip(*sums, strict=True))
+    difference, power, log_error = map(jnp.concatenate, zip(*sums, strict=True))
+    return difference, power, log_error
 
 
 def measure_clip(row: Folder, targets: Folder, name: str, tools: Tools) -> None:
@@ -163,12 +164,14 @@ def measure_clip(row: Folder, targets: Folder, name: str, tools: Tools) -> None:
 def _measures(
     row: Folder, targets: Folder, name: str, target: Target, sound: Sound, tools: Tools
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    found: dict[str, Callable] = {"log_mel": lambda: log_mel_error(sound.mel, target.mel)}
-    if sound.audio is None:
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        "log_mel": functools.partial(log_mel_error, sound.mel, target.mel)
+    }
+    if sound.audio is None or target.audio is None:
         return found
-    found["stft"] = lambda: stft_error(sound.audio, target.audio)
+    found["stft"] = functools.partial(stft_error, sound.audio, target.audio)
     if not isinstance(tools.transcriber, str):
-        found[notes_key(tools)] = lambda: note_scores(target.notes, _transcribe(tools.transcriber, sound.audio))
+        found[notes_key(tools)] = functools.partial(_score_notes, tools.transcriber, target.notes, sound.audio)
     for key, embedding in embeddings_of(tools).items():
         found[key] = functools.partial(_embed, row, targets, name, target, sound, key, embedding)
     return found
@@ -191,14 +194,15 @@ def notes_key(tools: Tools) -> str:
     return f"notes-{tools.transcriber_name}"
 
 
-def _transcribe(transcriber: Transcriber, audio: np.ndarray) -> list[Note]:
-    """UserError for whatever goes wrong in it: it may be anyone's."""
+def _score_notes(transcriber: Transcriber, notes: Sequence[Note], audio: np.ndarray) -> dict[str, float]:
+    """Scores what a transcriber hears; UserError for whatever goes wrong in it: it may be anyone's."""
     try:
-        return [Note(*note) for note in transcriber(audio)]
+        heard = [Note(*note) for note in transcriber(audio)]
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the transcriber fails: {type(error).__name__}: {error}") from error
+    return note_scores(notes, heard)
 
 
 def embeddings_of(tools: Tools) -> dict[str, Embedding]:
@@ -268,7 +272,10 @@ def _mean_cell(scores: Sequence[dict], key: str, seed: int, value: str = "value"
     if not good:
         return Cell(missing=_failed(left_out))
     pairs = [(score[value], score[weight] if weight else 1) for score in good]
-    mean = lambda pairs: float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
+
+    def mean(pairs: Sequence[tuple[float, float]]) -> float:
+        return float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
+
     low, high = bootstrap_interval(pairs, np.random.default_rng(seed), mean)
     return Cell(mean(pairs), _number(low), _number(high), len(good), left_out=left_out)
 
@@ -296,18 +303,22 @@ def _distance_cells(
         pairs = [groups[number] for number in chosen]
         return frechet_distance(*(Gaussian.merged(side) for side in zip(*pairs, strict=True)))
 
-    common = {"clips": len(names), "left_out": distance.left_out}
+    cell = functools.partial(Cell, clips=len(names), left_out=distance.left_out)
+
+    def drawn(chosen: Sequence[int]) -> float:
+        return distance_of(tuple(sorted(chosen)))
 
     def frechet() -> Cell:
-        drawn = lambda chosen: distance_of(tuple(sorted(chosen)))
         low, high = bootstrap_interval(range(num_groups), rng, drawn, num_resamples=FRECHET_RESAMPLES)
-        return Cell(drawn(range(num_groups)), _number(low), _number(high), **common)
+        return cell(drawn(range(num_groups)), _number(low), _number(high))
 
     def at_infinity() -> Cell:
         limit, r_squared = frechet_distance_at_infinity(reference, judged, rng)
-        return Cell(limit, r_squared=r_squared, **common)
+        return cell(limit, r_squared=r_squared)
 
-    kernel = lambda: Cell(kernel_distance(reference, judged, rng), **common)
+    def kernel() -> Cell:
+        return cell(kernel_distance(reference, judged, rng))
+
     cells = {"distance": distance}
     for kind, take in (("frechet", frechet), ("frechet_infinity", at_infinity), ("kernel", kernel)):
         try:
@@ -326,7 +337,7 @@ def _frames(row: Folder, targets: Folder, names: Sequence[str], key: str) -> Ite
 
 
 def _failed(reasons: Mapping[str, int]) -> str:
-    return f"failed: {max(reasons, key=reasons.get)}" if reasons else "failed: no clips"
+    return f"failed: {max(reasons, key=reasons.__getitem__)}" if reasons else "failed: no clips"
 
 
 def _number(value: float) -> float | None:

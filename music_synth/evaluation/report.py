@@ -13,6 +13,7 @@ import numpy as np
 from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE
 from music_synth.errors import UserError
 from music_synth.evaluation.clips import Folder
+from music_synth.files import write_whole
 from music_synth.pictures import data_uri, mel_webp, new_plot, piano_roll_svg, png
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
         raise UserError(f"the report needs jinja2 ({error}): pip install 'music_synth[eval]'") from error
     columns = [column for column in scores["columns"] if column["essential"] or has_numbers(scores, column)]
     best = best_cells(scores["rows"], columns)
-    settings = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    undefined = jinja2.StrictUndefined
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     rows = []
     for number, row in enumerate(scores["rows"]):
@@ -155,35 +157,31 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
             for column in columns
         ]
         rows.append({"name": row_name(row), "kind": row["kind"], "cells": cells})
-    page = (
-        jinja2.Environment(**settings)
-        .from_string(template)
-        .render(
-            title=title,
-            heading=heading(scores).replace("`", ""),
-            not_taken=not_taken(scores),
-            titles=[column_title(column) for column in columns],
-            rows=rows,
-            plots=[(name, data_uri(png(figure), "image/png")) for name, figure in plots(scores)],
-            examples=[
-                {
-                    "title": example.title,
-                    "roll": piano_roll_svg(example.notes, example.seconds),
-                    "sounds": [
-                        {
-                            "name": sound.name,
-                            "image": data_uri(mel_webp(sound.mel), "image/webp"),
-                            "audio": data_uri(flac(sound.audio), "audio/flac"),
-                        }
-                        for sound in example.sounds
-                    ],
-                }
-                for example in examples
-            ],
-        )
+    page = environment.from_string(template).render(
+        title=title,
+        heading=heading(scores).replace("`", ""),
+        not_taken=not_taken(scores),
+        titles=[column_title(column) for column in columns],
+        rows=rows,
+        plots=[(name, data_uri(png(figure), "image/png")) for name, figure in plots(scores)],
+        examples=[
+            {
+                "title": example.title,
+                "roll": piano_roll_svg(example.notes, example.seconds),
+                "sounds": [
+                    {
+                        "name": sound.name,
+                        "image": data_uri(mel_webp(sound.mel), "image/webp"),
+                        "audio": data_uri(flac(sound.audio), "audio/flac"),
+                    }
+                    for sound in example.sounds
+                ],
+            }
+            for example in examples
+        ],
     )
     try:
-        path.write_text(page, encoding="utf-8")
+        write_whole(path, page)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error})") from error
 
@@ -206,6 +204,8 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
     for number in range(num_examples if names else 0):
         name, turn = names[number % len(names)], number // len(names)
         target = targets.read_target(name)
+        if target.audio is None:
+            continue
         first = max(0, len(target.mel) - EXCERPT_FRAMES) * turn // rounds
         if turn and first < EXCERPT_FRAMES:
             continue  # a short clip was heard before
@@ -214,8 +214,7 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
         )
         sounds = [Excerpt("target", target.mel[frames], target.audio[samples])]
         for system, folder in systems:
-            if folder.has_sound(name):
-                sound = folder.read_sound(name)
+            if folder.has_sound(name) and (sound := folder.read_sound(name)).audio is not None:
                 sounds.append(Excerpt(system, sound.mel[frames], sound.audio[samples]))
         seconds, start = len(sounds[0].mel) / FRAME_RATE, first / FRAME_RATE
         notes = [
@@ -232,6 +231,8 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
 
 def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
     """(caption, figure) of what there is to plot: quality against sampling cost and training time, and drift."""
+    from matplotlib.ticker import MaxNLocator
+
     columns = {column["key"]: column for column in scores["columns"]}
     models = [row for row in scores["rows"] if row["kind"] == "model"]
     first = models[0]["mode"] if models else ""  # whole pieces
@@ -268,8 +269,8 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
             values = [point["value"] for point in row["drift"].get(key, ())]
             style = {"marker": "o", "label": row["name"]} if row in whole else {"linestyle": ":"}
             axes.plot(range(1, len(values) + 1), values, color=colors.get(row["name"], "gray"), markersize=3, **style)
-        if whole and any(len(line.get_xdata()) > 1 for line in axes.lines):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+        if whole and any(len(np.asarray(line.get_xdata())) > 1 for line in axes.lines):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             made.append(("Drift over whole pieces; dotted: single segments with true context", figure))
     return made
 

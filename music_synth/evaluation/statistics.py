@@ -34,13 +34,13 @@ class Gaussian:
 
     Attributes:
       n: frames so far.
-      mean: float64 [D]; None before the first frame.
+      mean: float64 [D]; empty before the first frame.
     """
 
     def __init__(self):
         self.n = 0
-        self.mean: np.ndarray | None = None
-        self._scatter: np.ndarray | None = None  # sum of (x - mean)(x - mean)^T, or of its diagonal
+        self.mean = np.zeros(0)
+        self._scatter = np.zeros(0)  # sum of (x - mean)(x - mean)^T, or of its diagonal
 
     @classmethod
     def of(cls, frames: np.ndarray) -> Gaussian:

@@ -221,8 +221,8 @@ def note_scores(reference: Iterable[Note], estimate: Iterable[Note]) -> dict[str
     Notes that do not last (onset = offset) are passed over.
     """
     reference, estimate = ([note for note in notes if note.offset > note.onset] for notes in (reference, estimate))
-    pitched = [without_drums(notes) for notes in (reference, estimate)]
-    scores = {}
+    pitched = without_drums(reference), without_drums(estimate)
+    scores: dict[str, float] = {}
     for name, offset, velocity in (
         ("onset", False, False),
         ("onset_offset", True, False),
@@ -241,7 +241,7 @@ def note_scores(reference: Iterable[Note], estimate: Iterable[Note]) -> dict[str
 
 def offset_scores(reference: Iterable[Note], estimate: Iterable[Note], tolerance: float) -> dict[str, float]:
     """Scores by onset and offset at another tolerance in seconds: precision, recall, f1; drums left out."""
-    pitched = [without_drums(notes) for notes in (reference, estimate)]
+    pitched = without_drums(reference), without_drums(estimate)
     return dict(zip(MEASURES, match(*pitched, tolerance=tolerance), strict=True))
 
 
@@ -266,7 +266,7 @@ def program_scores(reference: dict, estimate: dict, drums: bool | None) -> tuple
     for program, is_drum in {**reference, **estimate}:
         if drums is not None and drums != is_drum:
             continue
-        tracks = [notes.get((program, is_drum), []) for notes in (reference, estimate)]
+        tracks = reference.get((program, is_drum), []), estimate.get((program, is_drum), [])
         precision, recall, _ = match(*tracks, offset_ratio=None if is_drum else OFFSET_RATIO)
         num_references, num_estimates = num_references + len(tracks[0]), num_estimates + len(tracks[1])
         correct_references += recall * len(tracks[0])
@@ -306,7 +306,8 @@ def match(
             )  # fmt: skip
         else:
             scores = transcription.precision_recall_f1_overlap(times, pitches, est_times, est_pitches, **settings)
-    return tuple(float(score) for score in scores[:3])
+    precision, recall, f1 = map(float, scores[:3])
+    return precision, recall, f1
 
 
 def as_arrays(notes: Sequence[Note]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

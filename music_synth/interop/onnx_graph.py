@@ -7,9 +7,9 @@ any size when the graph runs. `onnx` is imported when a graph is finished.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,8 @@ class Graph:
     def __init__(self, outer: Graph | None = None):
         self.nodes: list[tuple[str, list[str], list[str], dict]] = []  # operator, inputs, outputs, attributes
         self.constants: dict[str, np.ndarray] = outer.constants if outer else {}
-        self.numbers = outer.numbers if outer else itertools.count()  # in names: none may come twice, in bodies either
+        # In names: none may come twice, in bodies either.
+        self.numbers: Iterator[int] = outer.numbers if outer else itertools.count()
 
     def constant(self, value) -> str:
         """A name for an array, for use in several places."""
@@ -33,14 +34,14 @@ class Graph:
         self.constants[name] = np.asarray(value)
         return name
 
-    def add(self, operator: str, *inputs, outputs: int = 1, name: str = "", **attributes):
+    def add(self, operator: str, *inputs: Any, outputs: int = 1, name: str = "", **attributes: Any) -> Any:
         """A node on values (names) and arrays; the name of its output, or a list of names where it has several.
 
         `name` is for an output of the whole graph.
         """
-        inputs = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        taken = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         names = [name or f"{operator}_{next(self.numbers)}" for _ in range(outputs)]
-        self.nodes.append((operator, inputs, names, attributes))
+        self.nodes.append((operator, taken, names, attributes))
         return names[0] if outputs == 1 else names
 
     def loop(self, count: int, body: Callable[..., Sequence[str]], *values: str) -> list[str]:
@@ -66,10 +67,15 @@ class Graph:
         given = [f"given_{next(self.numbers)}" for _ in (*state, *sequences)]
         after = body(inner, *given)
         made = [inner.add("Identity", value) for value in (*after, *after)]  # for the next frame, and for the outside
-        axes = {"scan_input_axes": [1] * len(sequences), "scan_output_axes": [1] * size}
-        body = Body(inner, floats(given), floats(made))
         results = self.add(
-            "Scan", *state, *sequences, outputs=2 * size, num_scan_inputs=len(sequences), body=body, **axes
+            "Scan",
+            *state,
+            *sequences,
+            outputs=2 * size,
+            num_scan_inputs=len(sequences),
+            scan_input_axes=[1] * len(sequences),
+            scan_output_axes=[1] * size,
+            body=Body(inner, floats(given), floats(made)),
         )
         return results[size:]
 
@@ -91,11 +97,14 @@ class Graph:
             for operator, taken, made, attributes in graph.nodes:
                 attributes = {k: proto(*v) if isinstance(v, Body) else v for k, v in attributes.items()}
                 nodes.append(helper.make_node(operator, taken, made, **attributes))
-            info = lambda name, kind, shape: helper.make_tensor_value_info(
-                name, onnx.TensorProto.DataType.Value(kind), shape
+            given, given_back = (
+                [
+                    helper.make_tensor_value_info(name, onnx.TensorProto.DataType.Value(kind), shape)
+                    for name, kind, shape in side
+                ]
+                for side in (inputs, outputs)
             )
-            values = [[info(*value) for value in side] for side in (inputs, outputs)]
-            return helper.make_graph(nodes, "inverter", *values, constants)
+            return helper.make_graph(nodes, "inverter", given, given_back, constants)
 
         constants = [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()]
         graph = proto(self, floats(inputs), floats(outputs), constants)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,8 @@ def overlap_add(frames: Array, hop: int) -> Array:
     parts = frames.shape[-1] // hop
     leading = [(0, 0)] * (frames.ndim - 2)
     split = frames.reshape(*frames.shape[:-1], parts, hop)
-    hops = sum(jnp.pad(split[..., i, :], [*leading, (i, parts - 1 - i), (0, 0)]) for i in range(parts))
+    shifted = (jnp.pad(split[..., i, :], [*leading, (i, parts - 1 - i), (0, 0)]) for i in range(parts))
+    hops = functools.reduce(jnp.add, shifted)
     return hops.reshape(*hops.shape[:-2], -1)
 
 

@@ -15,7 +15,7 @@ from music_synth.data.composer.score import Tone
 from music_synth.data.composer.theory import PHRASE_BARS, Chord, Phrase, nearest, pitches_in, voicings
 
 # One bar of melody rhythm, lengths in beats; a negative length is a rest. By meter and mood.
-RHYTHMS = {
+RHYTHMS: dict[int, dict[str, tuple[tuple[float, ...], ...]]] = {
     4: {
         "calm": ((2, 2), (3, 1), (2, 1, 1), (1, 1, 2), (-1, 1, 2), (4,), (1.5, 0.5, 2)),
         "flowing": (

@@ -91,13 +91,12 @@ def _without_overlaps(score: Score, played: list[Played]) -> list[Played]:
 
     kept = []
     for _, group in itertools.groupby(sorted(played, key=lambda n: (voice(n), n)), key=voice):
-        last = None
-        for note in group:
+        last, *later = group
+        for note in later:
             rate = score.ticks_per_second(note.start / TICKS_PER_BEAT)
-            if last is not None:
-                if note.start < last.start + MIN_SECONDS * rate:
-                    continue  # a unison, or too soon to be heard as a second stroke
-                kept.append(last._replace(end=min(last.end, note.start - max(1, round(GAP_SECONDS * rate)))))
+            if note.start < last.start + MIN_SECONDS * rate:
+                continue  # a unison, or too soon to be heard as a second stroke
+            kept.append(last._replace(end=min(last.end, note.start - max(1, round(GAP_SECONDS * rate)))))
             last = note
         kept.append(last)
     return kept

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def quartets(song: Song) -> Iterator[tuple[Stem, ...]]:
     """Its subsets of one bass, drums, guitar and piano each, in this order; the order of subsets is fixed."""
     groups = [[_as(program, stem) for stem in song.stems if _plays(program, stem)] for program in PROGRAMS]
     shape = [len(group) for group in groups]
-    numbers = range(math.prod(shape))
+    numbers: Sequence[int] = range(math.prod(shape))
     if len(numbers) > MAX_SUBSETS:  # drawn by number, so the product is never listed
         numbers = sorted(random.Random(f"cerberus4/{song.track}").sample(numbers, MAX_SUBSETS))
     for number in numbers:

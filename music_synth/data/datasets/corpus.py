@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 class Found(NamedTuple):
     """What a folder holds of a corpus."""
 
-    recordings: list[Recording]  # in fixed order; every file of each is there
+    recordings: Sequence[Recording]  # in fixed order; every file of each is there
     missing: list[str]  # one line for each item that the corpus lists and the folder lacks: what, and of which item
 
 

@@ -60,8 +60,9 @@ class GuitarSet:
                 f"folders down; unpack {', '.join(self.archives)} there"
             )
         recordings, missing = [], []
-        for excerpt in sorted({FILE.fullmatch(name)["excerpt"] for name in files}):
-            split = "validation" if EXCERPT.fullmatch(excerpt)["progression"] == "3" else "train"
+        for excerpt in sorted({match["excerpt"] for match in map(FILE.fullmatch, files) if match}):
+            parts = EXCERPT.fullmatch(excerpt)
+            split = "validation" if parts and parts["progression"] == "3" else "train"
             labels = f"{excerpt}.jams"
             if labels not in files:
                 missing.append(f"{excerpt}: no {labels} (from annotation.zip)")

@@ -115,7 +115,8 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
         for column in COLUMNS:
             if not isinstance(line, dict) or not isinstance(line.get(column), str) or not line[column]:
                 raise UserError(f"{path}: row {row} has no {column}; unpack it again")
-    return [tuple(line[column] for column in COLUMNS) for line in lines]
+    split, midi, audio = COLUMNS
+    return [(line[split], line[midi], line[audio]) for line in lines]
 
 
 def _records(table: dict[str, dict[str, object]]) -> list[dict[str, object]]:

@@ -118,7 +118,7 @@ class Record(Recording):
     end: int
 
 
-def files(name: str, root: Path) -> list[tuple[Path, re.Match]]:
+def files(name: str, root: Path) -> list[tuple[Path, re.Match[str]]]:
     """The TFRecords of a data set, with their names taken apart: in `root` and its folders, or that which is called
     `name`, which may stand beside those of other data sets."""
     for folder in (root / name, root):
@@ -144,12 +144,13 @@ def find(name: str, corpus: Corpus, root: Path) -> Found:
     series: dict[str, dict[tuple[Path, str, int], dict[int, Path]]] = {split: {} for split in SPLITS}
     for path, match in files(name, root):
         _refuse_other_names(name, corpus.title, path, match["stem"])
-        split = SPLIT.search(match["stem"]) or SPLIT.search(path.parent.name)
-        if split is None:
+        named = SPLIT.search(match["stem"]) or SPLIT.search(path.parent.name)
+        if named is None:
             raise UserError(f"{path}: neither its name nor its folder's says {', '.join(SPLITS)}; rename it")
         key = path.parent, match["stem"], int(match["total"] or 1)
-        series[split[0]].setdefault(key, {})[int(match["number"] or 0)] = path
-    records, missing = [], []
+        series[named[0]].setdefault(key, {})[int(match["number"] or 0)] = path
+    records: list[Record] = []
+    missing: list[str] = []
     for split, found in series.items():
         if len(found) > 1:
             one, two = (next(iter(paths.values())) for paths in list(found.values())[:2])
@@ -263,8 +264,10 @@ def _refuse_other_names(name: str, title: str, path: Path, stem: str) -> None:
     """UserError where a file's name or folder names another data set of KINDS, or another version."""
     others = {path.parent.name, stem.partition("-")[0]} & KINDS.keys() - {name}
     version = re.search(r"-(v[\d.]*\d)", stem)
-    if others or (version and version[1] not in title):
-        what = others.pop() if others else f"version {version[1]}"
+    what = others.pop() if others else ""
+    if not what and version and version[1] not in title:
+        what = f"version {version[1]}"
+    if what:
         raise UserError(f"{path} is of {what} by its name, not of {title}; give --source the folder of {name}")
 
 
