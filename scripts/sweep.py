@@ -218,9 +218,10 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM; the same command goes on from there"))
     failures = {}
     for number, run in enumerate(runs, start=1):
-        say = lambda text, run=run, number=number: print(
-            f"[{number} of {len(runs)}] {run.name}, seed {run.seed}: {text}", flush=True
-        )
+
+        def say(text: str, run: Run = run, number: int = number) -> None:
+            print(f"[{number} of {len(runs)}] {run.name}, seed {run.seed}: {text}", flush=True)
+
         if not (run.model_dir / TRAINED).is_file():
             say(f"training; log: {run.model_dir / 'train.log'}")
         failure = train(run)

@@ -33,7 +33,10 @@ def test_rows_are_sampled_once_and_the_cheapest_is_named(script, tmp_path, capsy
     assert "cheapest that is no worse than ddpm, 2 steps: " in shown
     written = out.stat().st_mtime_ns
     script["main"](argv)
-    of_table = lambda text: text[text.index("| sampler") :]  # above it stands the date
+
+    def of_table(text):
+        return text[text.index("| sampler") :]  # above it stands the date
+
     assert of_table(capsys.readouterr().out) == of_table(shown) and out.stat().st_mtime_ns == written
     for wrong, said in (
         (f"--out={tmp_path / 'nowhere' / 'samplers.json'}", "no folder"),

@@ -35,7 +35,11 @@ def test_programs_are_kept_and_found_again(tmp_path, monkeypatch):
     assert folder == tmp_path / "music_synth" / "jax" and folder.is_dir()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     hits = []
-    listener = lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None
+
+    def listener(event, **_):
+        if event.endswith("cache_hits"):
+            hits.append(event)
+
     jax.monitoring.register_event_listener(listener)
     try:
         compile_something()

@@ -20,7 +20,7 @@ MAX_WAV_SAMPLES = (2**32 - 64) // 2  # its header counts bytes in 32 bits
 
 
 def resample(audio: np.ndarray, source_rate: float, target_rate: float) -> np.ndarray:
-    """Band-limited resampling of float32 [S] by soxr, without delay; S * target / source samples, rounded."""
+    """Resamples float32 [S] by soxr, band-limited, without delay: S * target / source samples, rounded."""
     import soxr
 
     if source_rate == target_rate:
@@ -54,12 +54,12 @@ def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE
 
 
 def audio_to_int16(audio: np.ndarray) -> np.ndarray:
-    """Floats in [-1, 1] to int16, clipped: round(32768 * sample)."""
+    """Rounds floats in [-1, 1] to int16, clipped: round(32768 * sample)."""
     return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def audio_from_int16(samples: np.ndarray) -> np.ndarray:
-    """The float32 in [-1, 1] that `audio_to_int16` rounded; of any integers (tfds hands out 64-bit ones)."""
+    """Returns the float32 in [-1, 1] that `audio_to_int16` rounded, of any integers (tfds hands out 64-bit ones)."""
     return samples.astype(np.float32) / np.float32(32768)
 
 

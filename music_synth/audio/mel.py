@@ -48,7 +48,7 @@ def num_piece_frames(num_samples: int) -> int:
 
 @functools.cache
 def hann_window(length: int = FRAME_LENGTH) -> np.ndarray:
-    """Periodic Hann window, float32 [length]."""
+    """Computes a periodic Hann window, float32 [length]."""
     n = np.arange(length)
     return (0.5 - 0.5 * np.cos(2 * np.pi * n / length)).astype(np.float32)
 
@@ -57,7 +57,7 @@ def hann_window(length: int = FRAME_LENGTH) -> np.ndarray:
 def mel_matrix(
     num_mels: int = NUM_MELS, fft_size: int = FFT_SIZE, min_hz: float = MIN_HZ, max_hz: float = MAX_HZ
 ) -> np.ndarray:
-    """Filter bank, float32 [fft_size / 2 + 1, num_mels], of 16 kHz audio: mel = magnitude @ mel_matrix().
+    """Computes the filter bank, float32 [fft_size / 2 + 1, num_mels], of 16 kHz audio: mel = magnitude @ mel_matrix().
 
     HTK mel scale m = 1127 ln(1 + f/700); triangles whose slopes are linear in mel, not in Hz, with height 1
     (no area normalization); the DC bin has weight 0. Models of others use other sizes than ours.
@@ -86,7 +86,7 @@ def frame(audio, xp: ModuleType = jnp):
 
 
 def log_mel(audio, xp: ModuleType = jnp):
-    """Natural-log mel magnitude.
+    """Computes natural-log mel magnitudes.
 
     Args:
       audio: floats in [-1, 1], 16 kHz, [..., S].
@@ -109,11 +109,11 @@ def log_mel(audio, xp: ModuleType = jnp):
 
 
 def scale_mel(mel, clip: bool = True):
-    """Log-mel to model range: ln 1e-5 to -1, 4.0 to +1; values outside are clipped unless `clip` is False."""
+    """Maps log-mel to the model's range: ln 1e-5 to -1, 4.0 to +1. They are clipped, unless `clip` is False."""
     x = (mel - MIN_LOG_MEL) * (2.0 / (MAX_LOG_MEL - MIN_LOG_MEL)) - 1.0
     return x.clip(-1.0, 1.0) if clip else x
 
 
 def unscale_mel(x):
-    """Model range to log-mel; the inverse of `scale_mel`. Values outside [-1, 1] are not clipped."""
+    """Maps the model's range to log-mel; the inverse of `scale_mel`. Values outside [-1, 1] are not clipped."""
     return (x + 1.0) * ((MAX_LOG_MEL - MIN_LOG_MEL) / 2.0) + MIN_LOG_MEL

@@ -201,8 +201,13 @@ def kernel_distance(
     bandwidth2 = float(np.median(np.sqrt(within[np.triu_indices(len(x), 1)]))) ** 2
     if bandwidth2 == 0:
         raise UserError("at least half of the reference frames are equal: the kernel distance has no bandwidth")
-    kernel = lambda squares: np.exp(-squares / (2 * bandwidth2))
-    mean_of_others = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+    def kernel(squares: np.ndarray) -> np.ndarray:
+        return np.exp(-squares / (2 * bandwidth2))
+
+    def mean_of_others(k: np.ndarray) -> float:
+        return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
     across = kernel(squared_distances(x, y))
     mean_across = mean_of_others(across) if paired else across.mean()
     mmd2 = mean_of_others(kernel(within)) + mean_of_others(kernel(squared_distances(y, y))) - 2 * mean_across

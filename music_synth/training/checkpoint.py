@@ -85,7 +85,7 @@ class Checkpointer:
             )
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, int] | None:
-        """Newest whole checkpoint as (state, data position), laid out as `like` (shapes with shardings) says.
+        """Reads the newest whole checkpoint as (state, data position), laid out as `like` (shapes with shardings) says.
 
         None where there is none. UserError for a checkpoint of other shapes, and where every one is damaged.
         """
@@ -140,7 +140,7 @@ class Checkpointer:
 
 
 def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Any, int]:
-    """Parameters of a run as a nested dictionary of NumPy arrays, and the step they are of.
+    """Reads the parameters of a run as a nested dictionary of NumPy arrays, and the step they are of.
 
     Args:
         model_dir: the run's MODEL_DIR, or the folder that a run was exported to (`interop.model_card`).
@@ -156,7 +156,7 @@ def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True
 
 
 def load_progress(model_dir: str | Path, step: int | None = None) -> dict[str, Any]:
-    """What a run keeps beside its parameters: "step", "rng" and "opt_state", with dictionaries for named tuples.
+    """Reads what a run keeps beside its parameters: "step", "rng" and "opt_state" (dictionaries for named tuples).
 
     Arguments and errors as of `load_params`.
     """
@@ -195,7 +195,7 @@ def _load_item(path: Path, choose: Callable[[Collection[str]], str]) -> Any:
 
 
 def save_exported(path: Path, params: Any, step: int, dtype: str) -> None:
-    """Parameters as one safetensors file, of dtype "float32", "float16" or "bfloat16".
+    """Writes parameters as one safetensors file, of dtype "float32", "float16" or "bfloat16".
 
     Raises:
         UserError: a value that is not finite, or not in that dtype.
@@ -226,7 +226,7 @@ def _load_exported(path: Path, step: int | None) -> tuple[Any, int]:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a run's checkpoint folder, damaged or not, ascending."""
+    """Lists the steps of the checkpoints in a run's checkpoint folder, damaged or not, ascending."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
@@ -236,7 +236,7 @@ OTHER_RUN = "use the config.gin beside it, or another MODEL_DIR"
 
 
 def check_shapes(params: Any, model: Any, where: Any, remedy: str = OTHER_RUN) -> None:
-    """UserError naming the first tensor in which loaded parameters and those of `model` differ, and the remedy."""
+    """Raises UserError that names the first tensor in which parameters differ from those of `model`, and the remedy."""
     wanted = jax.eval_shape(model.init, jax.random.key(0))
     _check_shapes({k: (tuple(v.shape), v.dtype) for k, v in _paths(params).items()}, wanted, where, remedy)
 

@@ -181,6 +181,7 @@ def check_range(low: int, high: int, **values: int | None) -> None:
 
 
 def check_minutes(max_minutes: float | None) -> None:
+    """Raises UserError for a limit that is none, or that several processes cannot keep alike."""
     if max_minutes is not None and not max_minutes > 0:
         raise UserError(f"train.max_minutes = {max_minutes}: must be positive, or None")
     if max_minutes is not None and jax.process_count() > 1:

@@ -24,18 +24,18 @@ class Optimizer(NamedTuple):
 
 
 def constant_rate(learning_rate: float) -> Schedule:
-    """The same rate at every step: what the published runs really did (golden/README.md 3.16.3)."""
+    """Keeps the same rate at every step: what the published runs really did (golden/README.md 3.16.3)."""
     rate = _positive("constant_rate.learning_rate", learning_rate)
     return lambda step: jnp.full(jnp.shape(step), rate, jnp.float32)
 
 
 def warmup_constant(learning_rate: float, warmup_steps: int) -> Schedule:
-    """Linear warm-up over `warmup_steps` updates, then constant: what the published configuration asked for."""
+    """Rises linearly over `warmup_steps` updates, then stays: what the published configuration asked for."""
     return _after_warmup("warmup_constant", learning_rate, warmup_steps, lambda step: jnp.ones_like(step))
 
 
 def warmup_cosine(learning_rate: float, warmup_steps: int, num_steps: int, final_fraction: float = 0.0) -> Schedule:
-    """Linear warm-up, then half a cosine down to `final_fraction` of the rate at step `num_steps`."""
+    """Rises linearly, then falls by half a cosine to `final_fraction` of the rate at step `num_steps`."""
     if not 0 <= final_fraction <= 1:
         raise ValueError(f"warmup_cosine.final_fraction = {final_fraction}: must be in [0, 1]")
     if num_steps < 1:
@@ -49,7 +49,7 @@ def warmup_cosine(learning_rate: float, warmup_steps: int, num_steps: int, final
 
 
 def warmup_rsqrt(learning_rate: float, warmup_steps: int) -> Schedule:
-    """Linear warm-up, then learning_rate * sqrt(warmup_steps / step) (Vaswani et al. 2017, eq. 3)."""
+    """Rises linearly, then falls as learning_rate * sqrt(warmup_steps / step) (Vaswani et al. 2017, eq. 3)."""
     start = max(warmup_steps, 1)
     return _after_warmup(
         "warmup_rsqrt", learning_rate, warmup_steps, lambda step: jnp.sqrt(start / jnp.maximum(step, start))
@@ -79,7 +79,7 @@ def adafactor(
     min_dim_to_factor: int = 128,  # a matrix is factored only when both its largest dimensions reach this
     clip_norm: float | None = None,  # of all gradients together, before anything else
 ) -> Optimizer:
-    """Adafactor as published (Shazeer and Stern 2018; golden/README.md 3.16.4).
+    """Builds Adafactor as published (Shazeer and Stern 2018; golden/README.md 3.16.4).
 
     No momentum, no weight decay; each update is divided by max(1, its RMS) and scaled by max(1e-3, RMS(parameter)).
     """
@@ -105,7 +105,7 @@ def adamw(
     weight_decay: float = 0.01,  # times the learning rate, on kernels only
     clip_norm: float | None = 1.0,  # of all gradients together
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); norms, embeddings and position tables do not decay."""
+    """Builds AdamW (Loshchilov and Hutter 2019); norms, embeddings and position tables do not decay."""
     for name, beta in (("b1", b1), ("b2", b2)):
         if not 0 <= beta < 1:
             raise ValueError(f"adamw.{name} = {beta}: must be in [0, 1)")
@@ -124,7 +124,7 @@ def muon(
     weight_decay: float = 0.01,  # times the learning rate, on the layers' matrices only
     clip_norm: float | None = 1.0,  # of all gradients together
 ) -> Optimizer:
-    """Muon (Jordan et al. 2024) for the matrices inside layers, Adam for everything else.
+    """Builds Muon (Jordan et al. 2024) for the matrices inside layers, Adam for everything else.
 
     Momentum orthogonalized by five Newton-Schulz steps, scaled to the RMS of an Adam update (Liu et al. 2025), so
     that Adam's learning rates serve. Small networks need about a third fewer steps than with AdamW.
@@ -146,7 +146,7 @@ def muon(
 
 
 def layer_matrices(params: Any) -> Any:
-    """Tree that gives the input and output axes of kernels inside layers (stacked or not), None elsewhere."""
+    """Names the input and output axes of the kernels inside layers (stacked or not), in a tree with None elsewhere."""
 
     def axes(path, leaf):
         inside = path[-1].key == "kernel" and any(str(part.key).startswith("layers") for part in path)
@@ -156,7 +156,7 @@ def layer_matrices(params: Any) -> Any:
 
 
 def decays(params: Any) -> Any:
-    """Tree of bool: True for the kernels, the only parameters that weight decay pulls to zero."""
+    """Marks the kernels in a tree of bool, the only parameters that weight decay pulls to zero."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: path[-1].key == "kernel", params)
 
 

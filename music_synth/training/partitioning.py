@@ -24,7 +24,7 @@ RULES = {
 
 
 def make_mesh(model_parallelism: int = 1, devices: list | None = None) -> Mesh:
-    """Mesh [data, model] over all devices of all processes; `model_parallelism` of them share one copy."""
+    """Makes a mesh [data, model] over all devices of all processes; `model_parallelism` of them share one copy."""
     devices = jax.devices() if devices is None else devices
     if model_parallelism < 1 or len(devices) % model_parallelism:
         raise UserError(f"model_parallelism = {model_parallelism}: must divide the number of devices, {len(devices)}")
@@ -33,7 +33,7 @@ def make_mesh(model_parallelism: int = 1, devices: list | None = None) -> Mesh:
 
 
 def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
-    """Tree of shardings of the parameters, from the logical names of their dimensions."""
+    """Lays the parameters out: a tree of shardings, from the logical names of their dimensions."""
 
     def one(leaf, names: tuple[str | None, ...]) -> NamedSharding:
         if len(names) != len(leaf.shape):
@@ -46,13 +46,13 @@ def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:
 
 
 def mesh_axis(mesh: Mesh, name: str | None, size: int) -> str | None:
-    """Where a dimension of `size` with a logical name goes; None: whole on every device."""
+    """Returns the mesh axis for a dimension of `size` with a logical name; None: whole on every device."""
     axis = RULES.get(name or "")  # a name without a rule, such as "layers", stays whole
     return axis if axis is not None and size % mesh.shape[axis] == 0 else None
 
 
 def like_params(mesh: Mesh, tree: Any, abstract_params: Any, shardings: Any) -> Any:
-    """Shardings for a tree that holds copies of the parameters among other things, such as an optimizer state.
+    """Lays out a tree that holds copies of the parameters among other things, such as an optimizer state.
 
     A leaf at the end of whose path stands a parameter's path, with the parameter's shape, is laid out as that
     parameter is (Adam's moments, say); all others (counters, factored moments) are whole on every device.
@@ -75,17 +75,17 @@ def like_params(mesh: Mesh, tree: Any, abstract_params: Any, shardings: Any) -> 
 
 
 def over_data(mesh: Mesh) -> NamedSharding:
-    """Rows spread over the data axis."""
+    """Spreads rows over the data axis."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Puts the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, num_microbatches: int) -> None:
-    """UserError unless every micro-batch spreads evenly over the data axis."""
+    """Raises UserError unless every micro-batch spreads evenly over the data axis."""
     if num_microbatches < 1:
         raise UserError(f"num_microbatches = {num_microbatches}: must be at least 1")
     rows = mesh.shape["data"] * num_microbatches
@@ -114,7 +114,7 @@ def in_all_processes(truth: bool) -> bool:
 
 
 def state_shardings(mesh: Mesh, shapes: Any, logical_axes: Any) -> Any:
-    """Shardings of a whole `TrainState`, given its shapes and the parameters' logical axes."""
+    """Lays out a whole `TrainState`, given its shapes and the parameters' logical axes."""
     params = param_shardings(mesh, shapes.params, logical_axes)
     return shapes.replace(
         step=whole(mesh),

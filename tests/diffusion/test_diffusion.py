@@ -138,7 +138,10 @@ def test_scan_equals_loop(params):
     model = MODEL.with_sampling(name="ddpm", num_steps=5, guidance_scale=2.0)
     batch, shape = make_batch(), (3, 32, 128)
     x = jax.random.normal(jax.random.key(5), shape)
-    noise_fn = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(6), i), shape)
+
+    def noise_fn(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(6), i), shape)
+
     scanned = jax.jit(model.sample_from, static_argnums=3)(params, batch, x, noise_fn)
     denoise_fn = model.denoiser(params, model._encode(params, batch, None))
     for i in range(4, -1, -1):
@@ -191,7 +194,10 @@ def test_wiener_gain_is_the_best_linear_estimate():
 
 def test_logical_axes_cover_every_parameter(params):
     axes = MODEL.logical_axes()
-    is_leaf = lambda leaf: isinstance(leaf, tuple)
+
+    def is_leaf(leaf):
+        return isinstance(leaf, tuple)
+
     ranks = jax.tree.map(len, axes, is_leaf=is_leaf)
     assert ranks == jax.tree.map(jnp.ndim, params)
     known = {"vocab", "embed", "heads", "mlp", "mel", "length", "time", None}

@@ -47,7 +47,10 @@ def conversion_inputs(golden):
 def test_conversions(golden):
     (x_0, eps, x_t), log_snr = conversion_inputs(golden)
     output = jnp.asarray(golden["conv/some_output"])
-    close = lambda a, name: np.testing.assert_allclose(a, golden[f"conv/{name}"], rtol=1e-5, atol=1e-5)
+
+    def close(a, name):
+        return np.testing.assert_allclose(a, golden[f"conv/{name}"], rtol=1e-5, atol=1e-5)
+
     close(process.diffuse(x_0, eps, log_snr), "z")
     close(process.eps_from_x_0(x_t, output, log_snr), "eps_from_x0")
     close(process.x_0_from_eps(x_t, output, log_snr), "x0_from_eps")
@@ -141,7 +144,10 @@ def test_each_step_of_a_trajectory(golden, run):
     for i in range(7, -1, -1):
         lt, ls = (model.schedule.log_snr(jnp.float32(j / 8)) for j in (i + 1, i))
         following = golden[f"traj/{run}/z_after_step_i{i}"]
-        step = lambda x_0: x_0 if i == 0 else samplers.ddpm_step(state, x_0, lt, ls, noise_fn(i), "large")  # noqa: B023
+
+        def step(x_0):
+            return x_0 if i == 0 else samplers.ddpm_step(state, x_0, lt, ls, noise_fn(i), "large")  # noqa: B023
+
         key = f"traj/{run}/step{i}"
         if f"{key}/cond_output" in golden:
             output = golden[f"{key}/cond_output"]

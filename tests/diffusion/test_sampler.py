@@ -62,7 +62,10 @@ def errors(name, grid):
         log_snr = SCHEDULE.log_snr(samplers.grid_times(settings, SCHEDULE)[:-1])
         if grid == "t":
             log_snr = log_snr[num_steps // 16 : num_steps + 1 - num_steps // 16]
-        denoise = lambda x, j, log_snr=log_snr: denoise_fn(x, log_snr[j], None)
+
+        def denoise(x, j, log_snr=log_snr):
+            return denoise_fn(x, log_snr[j], None)
+
         walk = jax.jit(functools.partial(samplers.SAMPLERS[name], denoise, noise=None, sampler=settings))
         exact = flow(np.asarray(x, np.float64), float(log_snr[0]), float(log_snr[-1]))
         found.append(np.sqrt(np.mean((np.asarray(walk(x=x, log_snr=log_snr)) - exact) ** 2)))
@@ -81,12 +84,17 @@ def test_order_of_convergence(name, order, grid):
 def test_samplers_draw_from_the_mixture(name):
     """Means, spreads and quantiles of many draws; one step lands on the mean whatever the sampler."""
     x_1 = jax.random.normal(jax.random.key(0), (20000,))
-    noise_fn = lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x_1.shape)
+
+    def noise_fn(i):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(1), i), x_1.shape)
 
     def draw(settings):
         times = samplers.grid_times(settings, SCHEDULE)
         nothing = jnp.zeros(settings.num_steps)
-        walk = lambda x: samplers.sample(denoise_fn, x, times, nothing, noise_fn, SCHEDULE, settings)
+
+        def walk(x):
+            return samplers.sample(denoise_fn, x, times, nothing, noise_fn, SCHEDULE, settings)
+
         return np.asarray(jax.jit(walk)(x_1))
 
     x_0 = draw(Sampler(name, 100, variance="small"))
@@ -137,7 +145,10 @@ def test_rescaled_guidance_keeps_spread_and_mean():
     plain = samplers.guide(conditional, unconditional, 4.0, 0.0)
     np.testing.assert_allclose(plain, 4.0 * conditional - 3.0 * unconditional, atol=1e-5)
     half, whole = (samplers.guide(conditional, unconditional, 4.0, rescale) for rescale in (0.5, 1.0))
-    spread = lambda a: np.asarray(a).std(axis=(1, 2))
+
+    def spread(a):
+        return np.asarray(a).std(axis=(1, 2))
+
     assert np.all(spread(plain) > 3 * spread(conditional))
     np.testing.assert_allclose(spread(whole), spread(conditional), rtol=1e-4)
     np.testing.assert_allclose(spread(half), (spread(plain) + spread(conditional)) / 2, rtol=1e-4)

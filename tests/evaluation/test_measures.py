@@ -153,9 +153,9 @@ def test_every_transcriber_has_scores_of_its_own_and_fails_alone(tmp_path):
     def broken(audio):
         raise KeyError("no model")
 
-    made = lambda name, transcriber: cells(
-        tmp_path, [play(NOTES)], tools=Tools(None, {}, transcriber, transcriber_name=name)
-    )
+    def made(name, transcriber):
+        return cells(tmp_path, [play(NOTES)], tools=Tools(None, {}, transcriber, transcriber_name=name))
+
     assert made("half", lambda audio: NOTES[:5])["onset_f1"].value == pytest.approx(2 / 3)
     assert made("all", lambda audio: NOTES)["onset_f1"].value == 1  # beside the scores of the other
     assert made("half", broken)["onset_f1"].value == pytest.approx(2 / 3)  # which are kept

@@ -153,5 +153,8 @@ def test_the_order_of_clips_and_how_they_are_grouped_change_nothing():
         streamed = [Gaussian.merged(map(Gaussian.of, side)) for side in zip(*pairs[::-1], strict=True)]
         assert frechet_distance(*streamed) == pytest.approx(distance, rel=1e-6)
         turned = [np.concatenate(side) for side in zip(*pairs[::-1], strict=True)]
-        rng = lambda: np.random.default_rng(0)
+
+        def rng():
+            return np.random.default_rng(0)
+
         assert kernel_distance(*turned, rng()) == pytest.approx(kernel_distance(*together, rng()), rel=1e-6)

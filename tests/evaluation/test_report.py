@@ -22,7 +22,10 @@ NOTES = [
 
 def scores():
     """scores.json of two models in two modes between a baseline and a ceiling; one of them failed."""
-    cell = lambda value: {"value": value, "low": value - 0.1, "high": value + 0.1, "clips": 2}
+
+    def cell(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "clips": 2}
+
     columns = [
         {"key": "log_mel", "title": "log-mel error, dB", "higher_is_better": False, "digits": 2, "essential": True},
         {"key": "onset_f1", "title": "note F1", "higher_is_better": True, "digits": 3, "essential": True},

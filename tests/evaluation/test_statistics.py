@@ -95,7 +95,10 @@ def test_parts_and_their_order_change_nothing(dims):
 
 def test_frechet_distance_of_known_gaussians():
     """Frames at +-s sqrt(D) e_i have mean 0 and covariance diag(s^2)."""
-    spread = lambda s: np.concatenate([np.diag(s), -np.diag(s)]) * np.sqrt(len(s))
+
+    def spread(s):
+        return np.concatenate([np.diag(s), -np.diag(s)]) * np.sqrt(len(s))
+
     s, t = np.array([1.0, 2.0, 0.5]), np.array([3.0, 1.0, 0.5])
     a = Gaussian.of(spread(s))
     np.testing.assert_allclose(a.covariance, np.diag(s**2), atol=1e-12)
@@ -165,10 +168,16 @@ def test_the_limit_of_few_or_equal_frames():
 
 def test_kernel_distance_by_hand():
     """Reference 0, 1, 3 (distances 1, 2, 3: median 2), judged 1, 4."""
-    k = lambda d: np.exp(-(d**2) / 8)
+
+    def k(d):
+        return np.exp(-(d**2) / 8)
+
     within_x, within_y = (k(1) + k(2) + k(3)) / 3, k(3)
     across = (k(1) + k(4) + k(0) + k(3) + k(2) + k(1)) / 6
-    column = lambda *values: np.array(values, float)[:, None]
+
+    def column(*values):
+        return np.array(values, float)[:, None]
+
     got = kernel_distance(column(0, 1, 3), column(1, 4), rng())
     assert got == pytest.approx(100 * (within_x + within_y - 2 * across), rel=1e-12)
     # Pairs (0, 1), (1, 4), (3, 0): the pairs themselves stay out.
@@ -225,6 +234,9 @@ def test_bootstrap_interval_of_a_mean():
 
 def test_bootstrap_interval_of_a_frechet_distance():
     clips = [(Gaussian.of(normal(i, 40, 4)), Gaussian.of(normal(i + 100, 40, 4) + 1)) for i in range(20)]
-    distance = lambda pairs: frechet_distance(*(Gaussian.merged(side) for side in zip(*pairs, strict=True)))
+
+    def distance(pairs):
+        return frechet_distance(*(Gaussian.merged(side) for side in zip(*pairs, strict=True)))
+
     low, high = bootstrap_interval(clips, rng(), distance, num_resamples=100)
     assert 3 < low < distance(clips) < high < 5  # 4 is true

@@ -86,8 +86,13 @@ def test_scores_of_hand_made_notes():
         Note(36, 80, 0, 0.5, 0.9, True),  # right: drums have no offset
     ]
     scores = note_scores(reference + drums, estimate)
-    of = lambda name: tuple(scores[f"{name}_{measure}"] for measure in MEASURES)
-    f1 = lambda p, r: (p, r, 2 * p * r / (p + r))
+
+    def of(name):
+        return tuple(scores[f"{name}_{measure}"] for measure in MEASURES)
+
+    def f1(p, r):
+        return (p, r, 2 * p * r / (p + r))
+
     assert of("onset") == pytest.approx(f1(3 / 4, 3 / 3))
     assert of("onset_offset") == pytest.approx(f1(2 / 4, 2 / 3))
     assert of("drum") == pytest.approx(f1(1 / 1, 1 / 2))

@@ -73,7 +73,9 @@ def test_reads_what_the_tokenizer_wrote(velocity_bins, notes):
 
 
 def timed(onset, offset, is_drum=False, is_note=True):
-    one = lambda value, dtype: jnp.full((1, 1), value, dtype)
+    def one(value, dtype):
+        return jnp.full((1, 1), value, dtype)
+
     ids = one(0, jnp.int32)
     return note_roll.TimedNotes(
         one(is_note, bool), one(is_drum, bool), ids, ids, one(onset, jnp.float32), one(offset, jnp.float32)
@@ -151,7 +153,10 @@ def test_cached_decoding_equals_full_decoding():
 def test_every_parameter_of_the_roll_learns():
     net, params = network(CONFIG, False)
     module = net.clone(parent=None)
-    loss = lambda p: jnp.sum(module.apply({"params": p}, jnp.asarray(TOKENS), FRAMES_IN, jnp.zeros(2)) ** 2)
+
+    def loss(p):
+        return jnp.sum(module.apply({"params": p}, jnp.asarray(TOKENS), FRAMES_IN, jnp.zeros(2)) ** 2)
+
     gradients = jax.jit(jax.grad(loss))(params)
     learned = jax.tree.leaves([gradients["note_roll"], gradients["decoder"]["roll_projection"]])
     assert len(learned) == 3 and all(np.any(leaf) for leaf in learned)

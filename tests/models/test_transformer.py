@@ -244,13 +244,18 @@ def test_causality_by_gradient(autoregressive):
     """Autoregressive: frame 10 depends on frames up to 10 only; diffusion: on all."""
     tokens, frames, *rest = random_inputs()
     apply = forward(ONE_LAYER, autoregressive)
-    frame_ten = lambda x: jnp.sum(apply(initialized(ONE_LAYER, autoregressive), (tokens, x, *rest), KEY)[:, 10])
+
+    def frame_ten(x):
+        return jnp.sum(apply(initialized(ONE_LAYER, autoregressive), (tokens, x, *rest), KEY)[:, 10])
+
     touched = np.abs(np.asarray(jax.jit(jax.grad(frame_ten))(frames))).max(axis=(0, 2)) > 0
     np.testing.assert_array_equal(touched, np.arange(32) <= 10 if autoregressive else True)
 
 
 def test_dropout_acts_only_when_not_deterministic():
-    dropped = lambda key: forward(deterministic=False)(initialized(), random_inputs(), jax.random.key(key))
+    def dropped(key):
+        return forward(deterministic=False)(initialized(), random_inputs(), jax.random.key(key))
+
     plain = forward()(initialized(), random_inputs(), KEY)
     np.testing.assert_array_equal(dropped(1), dropped(1))
     assert float(jnp.abs(dropped(1) - dropped(2)).max()) > 1e-3

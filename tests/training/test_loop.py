@@ -69,7 +69,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, uninterrupted):
 def test_a_new_run_starts_from_given_parameters_and_one_that_goes_on_does_not(tmp_path, uninterrupted, capsys):
     """The first loss is that of the parameters of another run."""
     params, asked = load_params(uninterrupted)[0], []
-    initial = lambda model: asked.append(model) or params
+
+    def initial(model):
+        asked.append(model)
+        return params
+
     train_toy(str(tmp_path), num_steps=1, log_every=1, initial=initial)
     assert "parameters from" in capsys.readouterr().out
     key = jax.random.fold_in(jax.random.split(jax.random.key(0))[1], 0)

@@ -139,7 +139,10 @@ def test_the_real_decoders_split_their_kernels(scan_layers):
     network = NetworkConfig(scan_layers=scan_layers)
     for model in (Diffusion(network), Autoregressive(network)):
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        is_split = lambda leaf, names: any(map(partial(partitioning.mesh_axis, TwoModelDevices), names, leaf.shape))
+
+        def is_split(leaf, names):
+            return any(map(partial(partitioning.mesh_axis, TwoModelDevices), names, leaf.shape))
+
         leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(is_split, shapes, model.logical_axes()))
         split = {"/".join(key.key for key in path): truth for path, truth in leaves}
         heavy = {name for name in split if re.search(r"attention/|Attention_0/|mlp/|token_embedder/", name)}

@@ -59,7 +59,10 @@ def by_id(found):
 
 def assert_same_notes(notes, expected):
     """Equal, with times to a microsecond: files hold durations, not ends."""
-    order = lambda note: (round(note.onset, 6), note.pitch, note.instrument)
+
+    def order(note):
+        return (round(note.onset, 6), note.pitch, note.instrument)
+
     notes, expected = sorted(notes, key=order), sorted(expected, key=order)
     assert [n._replace(onset=0, offset=0) for n in notes] == [n._replace(onset=0, offset=0) for n in expected]
     for attribute in ("onset", "offset"):
