@@ -1,7 +1,8 @@
 """Notes, and how they come out of a MIDI file and go back into one.
 
-Reading follows golden/README.md 3.1 (which notes a file holds) and 3.2 (sustain pedal), so that note times,
-order and instrument numbers equal those of note_seq over pretty_midi.
+There are two readings. Playing takes what a player sounds (`players`). Training data, and what is compared with
+published models, take the notes of note_seq over pretty_midi: golden/README.md 3.1 says which notes a file holds and
+3.2 what the sustain pedal does; note times, order and instrument numbers are equal.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_synth.midi import smf
-from music_synth.midi.smf import MidiError
+from music_synth.midi import players, smf
+from music_synth.midi.players import PEDAL_DOWN, SUSTAIN_CONTROL
+from music_synth.midi.smf import DRUM_CHANNEL, MidiError, MidiWarning
 
 __all__ = [
     "MidiError",
+    "MidiWarning",
     "Note",
     "Pedal",
     "apply_sustain",
@@ -29,15 +32,12 @@ __all__ = [
     "write_midi",
 ]
 
-DRUM_CHANNEL = 9  # "channel 10" to musicians
-SUSTAIN_CONTROL = 64
-PEDAL_DOWN = 64  # from this value on the pedal is down
 MAX_HOURS = 24  # a longer piece is a damaged file
-TICKS_PER_BEAT, MICROSECONDS_PER_BEAT = 500, 500_000  # written files: 1 tick = 1 ms
+TICKS_PER_BEAT = 500  # of written files, which have 120 beats a minute: 1 tick = 1 ms
 
 
 class Note(NamedTuple):
-    """One note. `instrument` numbers the (program, channel, track) of the file that it came from."""
+    """One note. `instrument` numbers the part of the file that it came from."""
 
     pitch: int  # 0..127
     velocity: int  # 1..127
@@ -57,42 +57,38 @@ class Pedal(NamedTuple):
 
 
 def read_midi(source: str | Path | bytes, as_published: bool = False) -> list[Note]:
-    """The notes of a MIDI file (a path, or a file's bytes), by instrument and then in order of their ends.
+    """The notes of a MIDI file (a path, or a file's bytes), as a player sounds them, in order of their onsets.
+
+    The velocity of a note is the loudness that its channel's volume and expression leave of it: see
+    `players.Channel.loudness`. Files that break the standard are read as far as they make sense, with a `MidiWarning`.
 
     Args:
-        as_published: read as note_seq over pretty_midi does, as the published models' data were read (golden 3.1, 3.2).
+        as_published: instead read as note_seq does, which training data need: by instrument and then in order of
+            their ends, with the velocities of the keys. A damaged file is an error.
 
     Raises:
-        MidiError: the file is missing, a folder, not MIDI, damaged, cut off, or holds no notes.
+        MidiError: the file is missing, a folder, too large, not MIDI, or holds no notes.
     """
-    return apply_sustain(*parse_midi(source))
+    if as_published:
+        return apply_sustain(*parse_midi(source))
+    notes = [Note(*sound) for sound in players.sounds(smf.load(source))]
+    _check(source, notes)
+    return notes
 
 
 def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:
     """Notes as the keys were held, and the pedal movements (golden 3.1). Raises as `read_midi` does."""
-    name = "MIDI data" if isinstance(source, bytes) else str(source)
-    try:
-        midi = smf.parse(source if isinstance(source, bytes) else _read_bytes(Path(source)))
-        notes, pedals = _collect(midi)
-        if not notes:
-            raise MidiError("no notes in this MIDI file")
-        last = max(note.offset for note in notes)
-        if not last < MAX_HOURS * 3600:
-            raise MidiError(f"damaged MIDI file: its last note ends after {last / 3600:.0f} hours")
-    except MidiError as error:
-        raise MidiError(f"{name}: {error}") from None
+    notes, pedals = _collect(smf.load(source, strict=True))
+    _check(source, notes)
     return notes, pedals
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise MidiError("no such MIDI file") from None
-    except IsADirectoryError:
-        raise MidiError("a folder, not a MIDI file") from None
-    except (OSError, ValueError) as error:  # no permission, a null character in the name, ...
-        raise MidiError(f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
+def _check(source: str | Path | bytes, notes: list[Note]) -> None:
+    if not notes:
+        raise MidiError(f"{smf.source_name(source)}: no notes in this MIDI file")
+    hours = max(note.offset for note in notes) / 3600
+    if not hours < MAX_HOURS:
+        raise MidiError(f"{smf.source_name(source)}: damaged MIDI file: its last note ends after {hours:.0f} hours")
 
 
 def _collect(midi: smf.MidiFile) -> tuple[list[Note], list[Pedal]]:
@@ -137,7 +133,7 @@ def _collect(midi: smf.MidiFile) -> tuple[list[Note], list[Pedal]]:
 
 def _notes_of(midi: smf.MidiFile, rows, heads) -> list[Note]:
     ticks = np.array([row[2:] for part in rows for row in part], np.int64).reshape(-1, 2)
-    times = iter(smf.tick_times(midi, ticks).tolist())
+    times = iter(smf.tick_times(midi, ticks, first_track_only=True).tolist())
     return [
         Note(pitch, velocity, program, *next(times), is_drum, instrument)
         for instrument, ((program, is_drum), part) in enumerate(zip(heads, rows, strict=True))
@@ -146,8 +142,10 @@ def _notes_of(midi: smf.MidiFile, rows, heads) -> list[Note]:
 
 
 def _pedals_of(midi: smf.MidiFile, pedal_lists) -> list[Pedal]:
+    if sum(map(len, pedal_lists)) > smf.MAX_EVENTS:  # instruments share what came before their first note
+        raise MidiError(f"damaged MIDI file: more than {smf.MAX_EVENTS:,} pedal movements")
     ticks = np.array([tick for part in pedal_lists for tick, _ in part], np.int64)
-    times = iter(smf.tick_times(midi, ticks).tolist())
+    times = iter(smf.tick_times(midi, ticks, first_track_only=True).tolist())
     return [Pedal(next(times), i, value) for i, part in enumerate(pedal_lists) for _, value in part]
 
 
@@ -164,30 +162,36 @@ def apply_sustain(notes: Sequence[Note], pedals: Iterable[Pedal]) -> list[Note]:
     events += [(p.time, pedal_down if p.value >= PEDAL_DOWN else pedal_up, i) for i, p in enumerate(pedals)]
     events.sort()
     offsets = [note.offset for note in notes]
-    active: dict[int, dict[int, None]] = defaultdict(dict)  # instrument -> its notes held by key or pedal
+    # (instrument, pitch) -> its notes held by key or pedal; instrument -> those that only the pedal holds
+    active: dict[tuple[int, int], set[int]] = defaultdict(set)
+    ringing: dict[int, set[int]] = defaultdict(set)
     held: set[int] = set()  # instruments with the pedal down
     dropped: set[int] = set()
     time = 0.0
     for time, kind, i in events:
+        instrument = pedals[i].instrument if kind < note_on else notes[i].instrument
         if kind == pedal_down:
-            held.add(pedals[i].instrument)
+            held.add(instrument)
         elif kind == pedal_up:
-            held.discard(pedals[i].instrument)
-            mine = active[pedals[i].instrument]
-            for j in [j for j in mine if offsets[j] < time]:
+            held.discard(instrument)
+            for j in ringing.pop(instrument, ()):
                 offsets[j] = time
-                del mine[j]
+                active[instrument, notes[j].pitch].discard(j)
         elif kind == note_on:
-            mine = active[notes[i].instrument]
-            if notes[i].instrument in held:
-                for j in [j for j in mine if notes[j].pitch == notes[i].pitch]:
+            mine = active[instrument, notes[i].pitch]
+            if instrument in held:
+                for j in mine:
                     offsets[j] = time
-                    del mine[j]
+                    ringing[instrument].discard(j)
                     if notes[j].onset == time:
                         dropped.add(j)
-            mine[i] = None
-        elif notes[i].instrument not in held:
-            active[notes[i].instrument].pop(i, None)
+                mine.clear()
+            mine.add(i)
+        elif i in (mine := active[instrument, notes[i].pitch]):
+            if instrument in held:
+                ringing[instrument].add(i)
+            else:
+                mine.discard(i)
     for mine in active.values():
         for j in mine:
             offsets[j] = time
@@ -232,7 +236,7 @@ def midi_bytes(notes: Sequence[Note], pedals: Iterable[Pedal] = ()) -> bytes:
     channel_of = {key: channels[i % len(channels)] for i, key in enumerate(pitched)}
     shared = len(pitched) > len(channels)
     pedals = list(pedals)
-    tracks = [[smf.Event(0, smf.TEMPO, 0, MICROSECONDS_PER_BEAT, 0)]]
+    tracks = [[smf.Event(0, smf.TEMPO, 0, smf.DEFAULT_TEMPO, 0)]]
     for instrument, is_drum, program in order:
         channel = channel_of.get((instrument, is_drum, program), DRUM_CHANNEL)
         events = [smf.Event(0, smf.PROGRAM_CHANGE, channel, program, 0)]
@@ -252,7 +256,7 @@ def midi_bytes(notes: Sequence[Note], pedals: Iterable[Pedal] = ()) -> bytes:
 
 
 def _tick(seconds: float) -> int:
-    return round(seconds * TICKS_PER_BEAT * 1e6 / MICROSECONDS_PER_BEAT)
+    return round(seconds * TICKS_PER_BEAT * 1e6 / smf.DEFAULT_TEMPO)
 
 
 def _tick_notes(notes: Sequence[Note]) -> list[tuple[int, int, int, int]]:
