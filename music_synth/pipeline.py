@@ -12,7 +12,6 @@ Arguments mean what they mean there. What is not there are keyword arguments, wh
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import re
 import tempfile
@@ -30,7 +29,7 @@ from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
 from music_synth.interop import decoders, diffusers
 from music_synth.interop.runtimes import reason
-from music_synth.midi.notes import Note, read_midi
+from music_synth.midi.notes import Note, check_notes, from_pretty_midi, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import EOS_ID, PAD_ID, Tokenizer
 from music_synth.models.seam import Params, Seam
@@ -299,16 +298,14 @@ def to_notes(source: Source) -> list[Note]:
     """Notes from a path, the bytes of a MIDI file, an object of pretty_midi, or notes.
 
     Raises:
-      UserError: it is none of these, cannot be read, or has no notes.
+      UserError: it is none of these, cannot be read, has no notes, or one that no MIDI file can hold.
     """
     if hasattr(source, "instruments"):
-        file = io.BytesIO()
-        source.write(file)
-        source = file.getvalue()
+        return from_pretty_midi(source)
     if isinstance(source, (str, os.PathLike, bytes)):
         return read_midi(source, as_published=True)
     if isinstance(source, Sequence) and len(source) and all(isinstance(note, Note) for note in source):
-        return list(source)
+        return check_notes(source)
     raise UserError(f"{str(source)[:50]!r} is no path, no bytes, no pretty_midi and no notes")
 
 

@@ -22,7 +22,7 @@ from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning, pad_tokens
 from music_synth.midi.tokenizer import EOS_ID, Tokenizer
 from music_synth.models.layers import NetworkConfig
-from music_synth.pipeline import find_device, seed_of
+from music_synth.pipeline import find_device, seed_of, to_notes
 from music_synth.vocoder.inverter import load_inverter
 from tests import golden_arrays, tiny_runs
 from tests.golden_arrays import GOLDEN
@@ -85,6 +85,32 @@ def test_whatever_holds_notes_is_processed():
     for wrong in (3, [], [1, 2]):
         with pytest.raises(UserError, match="no path, no bytes, no pretty_midi and no notes"):
             MidiProcessor()(wrong)
+
+
+def test_an_object_of_pretty_midi_is_taken_as_it_is():
+    midi = pretty_midi.PrettyMIDI(resolution=24)  # a coarse grid that must not matter
+    part = pretty_midi.Instrument(40)
+    midi.instruments.append(part)
+    part.notes.append(pretty_midi.Note(90, 60, 0.5, 0.5001))
+    part.notes.append(pretty_midi.Note(90, 62, 1.0, 1.2))
+    part.control_changes += [pretty_midi.ControlChange(64, 127, 1.1), pretty_midi.ControlChange(64, 0, 2.0)]
+    assert to_notes(midi) == [Note(60, 90, 40, 0.5, 0.5001), Note(62, 90, 40, 1.0, 2.0)]
+    assert MidiProcessor()(midi) == MidiProcessor()(to_notes(midi))
+    for impossible in ((90, 200, 0, 1), (300, 60, 0, 1), (0, 60, 0, 1), (90, 60, 1, 1), (90, 60, -1, 1)):
+        part.notes[0] = pretty_midi.Note(*impossible)
+        with pytest.raises(UserError, match="is no note"):
+            MidiProcessor()(midi)
+    for impossible in ((90, 60, float("nan"), 1), (90, 60, 0, float("inf")), (90, 60.5, 0, 1), ("a", 60, 0, 1)):
+        part.notes[0] = pretty_midi.Note(*impossible)
+        with pytest.raises(UserError, match="is no note"):
+            MidiProcessor()(midi)
+    part.control_changes[0].time = float("nan")
+    with pytest.raises(UserError, match="a pedal at nan"):
+        MidiProcessor()(midi)
+    with pytest.raises(UserError, match="is no note"):
+        MidiProcessor()([Note(60, 90, 200, 0.0, 1.0)])
+    with pytest.raises(UserError, match="no notes"):
+        MidiProcessor()(pretty_midi.PrettyMIDI())
 
 
 # --- playing -----------------------------------------------------------------------------------------------------

@@ -118,13 +118,7 @@ def _send(synth, event: smf.Event) -> None:
 
 def _timed_events(midi: bytes | str | os.PathLike) -> list[tuple[float, smf.Event]]:
     """All channel events of all tracks with their seconds, in order; the clock is that of the notes."""
-    name = "MIDI data" if isinstance(midi, bytes) else str(midi)
-    try:
-        file = smf.parse(midi if isinstance(midi, bytes) else Path(midi).read_bytes())
-    except smf.MidiError as error:
-        raise smf.MidiError(f"{name}: {error}") from None
-    except OSError as error:
-        raise smf.MidiError(f"{name} cannot be read ({error.strerror})") from error
+    file = smf.load(midi if isinstance(midi, bytes) else Path(midi))
     merged = heapq.merge(*file.tracks, key=lambda event: event.tick)  # at one tick: in order of the tracks
     events = [event for event in merged if event.kind != smf.TEMPO]
     seconds = smf.tick_times(file, np.array([event.tick for event in events], np.int64))

@@ -7,14 +7,17 @@ published models, take the notes of note_seq over pretty_midi: golden/README.md 
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from music_synth.errors import UserError
 from music_synth.midi import players, smf
 from music_synth.midi.players import PEDAL_DOWN, SUSTAIN_CONTROL
 from music_synth.midi.smf import DRUM_CHANNEL, MidiError, MidiWarning
@@ -25,6 +28,8 @@ __all__ = [
     "Note",
     "Pedal",
     "apply_sustain",
+    "check_notes",
+    "from_pretty_midi",
     "midi_bytes",
     "parse_midi",
     "read_midi",
@@ -81,6 +86,42 @@ def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:
     notes, pedals = _collect(smf.load(source, strict=True))
     _check(source, notes)
     return notes, pedals
+
+
+def from_pretty_midi(midi: Any) -> list[Note]:
+    """The notes of an object of pretty_midi, as note_seq takes them: exact times, lengthened by the sustain pedal.
+
+    Raises UserError naming a note that no MIDI file can hold, and where there are none.
+    """
+    notes, pedals = [], []
+    for number, part in enumerate(midi.instruments):
+        for n in part.notes:
+            notes.append(Note(n.pitch, n.velocity, part.program, n.start, n.end, bool(part.is_drum), number))
+        for control in part.control_changes:
+            if control.number == SUSTAIN_CONTROL:
+                if not (isinstance(control.time, Real) and 0 <= control.time and isinstance(control.value, Real)):
+                    raise UserError(f"a pedal at {control.time} s with value {control.value} is none")
+                pedals.append(Pedal(control.time, number, control.value))
+    if not notes:
+        raise UserError("no notes in this object of pretty_midi")
+    return apply_sustain(check_notes(notes), pedals)
+
+
+def check_notes(notes: Sequence[Note]) -> list[Note]:
+    """The notes, if a MIDI file can hold them; else UserError names the first that it cannot."""
+    for note in notes:
+        pitch, velocity, program, onset, offset = note[:5]
+        try:
+            whole = all(operator.index(value) in range(128) for value in (pitch, velocity, program))
+            right = whole and velocity > 0 and 0 <= onset < offset < MAX_HOURS * 3600
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise UserError(
+                f"pitch {pitch}, velocity {velocity}, program {program}, from {onset} to {offset} s is no note: "
+                f"numbers must be 0..127, velocity at least 1, and it must end after it begins, within {MAX_HOURS} h"
+            )
+    return list(notes)
 
 
 def _check(source: str | Path | bytes, notes: list[Note]) -> None:

@@ -125,10 +125,16 @@ def test_from_a_path(tmp_path):
     np.testing.assert_array_equal(render_midi(tmp_path / "a.mid"), render_midi(data))
 
 
-@pytest.mark.parametrize("data", [b"", b"nonsense", midi(*note(60, 0.0, 0.2))[:-9]])
+@pytest.mark.parametrize("data", [b"", b"nonsense", midi(*note(60, 0.0, 0.2))[:9]])
 def test_bad_midi(data):
     with pytest.raises(UserError, match="MIDI"):
         render_midi(data)
+
+
+def test_what_is_whole_of_a_cut_file_is_played():
+    data = midi(*note(60, 0.0, 0.2), *note(64, 0.3, 0.5))[:-9]
+    with pytest.warns(smf.MidiWarning, match="bytes, .* are left"):
+        np.testing.assert_array_equal(render_midi(data), render_midi(midi(*note(60, 0.0, 0.2))))
 
 
 def test_missing_files(tmp_path):
