@@ -31,7 +31,8 @@ from music_synth.interop import decoders, diffusers
 from music_synth.interop.runtimes import reason
 from music_synth.midi.notes import Note, check_notes, from_pretty_midi, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
-from music_synth.midi.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from music_synth.midi.tokenizer import Tokenizer
+from music_synth.midi.vocabulary import EOS_ID, PAD_ID
 from music_synth.models.seam import Params, Seam
 from music_synth.playing import Decoder
 from music_synth.vocoder.inverter import Inverter, load_inverter, stream_audio

@@ -20,7 +20,8 @@ from music_synth.errors import UserError
 from music_synth.interop import diffusers
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning, pad_tokens
-from music_synth.midi.tokenizer import EOS_ID, Tokenizer
+from music_synth.midi.tokenizer import Tokenizer
+from music_synth.midi.vocabulary import EOS_ID
 from music_synth.models.layers import NetworkConfig
 from music_synth.pipeline import find_device, seed_of, to_notes
 from music_synth.vocoder.inverter import load_inverter

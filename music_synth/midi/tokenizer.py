@@ -16,22 +16,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from music_synth.midi import segments as seg
+from music_synth.midi.decoding import Decoded, Decoder
 from music_synth.midi.notes import Note
-
-PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
-NUM_SPECIAL_IDS = 3
-NUM_EXTRA_IDS = 100  # unused ids after the vocabulary, which published checkpoints have
-NUM_PITCHES = NUM_PROGRAMS = 128
-MAX_VELOCITY = 127
-EMBEDDING_MULTIPLE = 128  # embedding tables are rounded up to this many rows
-DRUM_INSTRUMENT = 9  # of decoded drums
-DEFAULT_VELOCITY = 100  # of a decoder that has seen no velocity token
-MIN_NOTE_STEPS = 1  # decoded notes last at least 10 ms; drums exactly that
+from music_synth.midi.vocabulary import EOS_ID, MAX_VELOCITY, NUM_PITCHES, NUM_PROGRAMS, Vocabulary
 
 # Programs that stand for the 34 instrument classes of Slakh2100; each class reaches up to the next.
 SLAKH_PROGRAMS = (
@@ -41,71 +33,6 @@ SLAKH_PROGRAMS = (
 
 Granularity = Literal["full", "midi_class", "flat", "slakh"]
 OnOverflow = Literal["truncate", "error", "keep"]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Token ids (golden 3.3): 0 padding, 1 EOS, 2 unknown, then shift, pitch, velocity, tie, program, drum.
-
-    Every `*_id` property is the first id of its kind, so `pitch_id + 60` is the token of middle C.
-    """
-
-    velocity_bins: int = 1  # 1: only on and off; 127: every MIDI velocity
-    max_shift_steps: int = 1000  # longest single shift, in steps of 10 ms
-    steps_per_second: ClassVar[int] = seg.STEPS_PER_SECOND
-
-    def __post_init__(self):
-        if not 1 <= self.velocity_bins <= MAX_VELOCITY:
-            raise ValueError(f"velocity_bins={self.velocity_bins}: must be 1..{MAX_VELOCITY}")
-        if self.max_shift_steps < 1:
-            raise ValueError(f"max_shift_steps={self.max_shift_steps}: must be at least 1")
-
-    @property
-    def shift_id(self) -> int:
-        return NUM_SPECIAL_IDS
-
-    @property
-    def pitch_id(self) -> int:
-        return self.shift_id + self.max_shift_steps + 1
-
-    @property
-    def velocity_id(self) -> int:
-        return self.pitch_id + NUM_PITCHES
-
-    @property
-    def tie_id(self) -> int:
-        return self.velocity_id + self.velocity_bins + 1  # bin 0 is note-off
-
-    @property
-    def program_id(self) -> int:
-        return self.tie_id + 1
-
-    @property
-    def drum_id(self) -> int:
-        return self.program_id + NUM_PROGRAMS
-
-    @property
-    def end_id(self) -> int:
-        """One past the last id that means something."""
-        return self.drum_id + NUM_PITCHES
-
-    @property
-    def size(self) -> int:
-        """Ids, with the unused extra ones: 1491 for 1 velocity bin."""
-        return self.end_id + NUM_EXTRA_IDS
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of an embedding table: `size` rounded up, 1536 for 1 velocity bin."""
-        return -(-self.size // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
-
-    def velocity_to_bin(self, velocity):
-        """ceil(bins * velocity / 127); 0 stays 0. Takes ints and integer arrays."""
-        return -(-self.velocity_bins * velocity // MAX_VELOCITY)
-
-    def bin_to_velocity(self, velocity_bin):
-        """floor(127 * bin / bins). Takes ints and integer arrays."""
-        return MAX_VELOCITY * velocity_bin // self.velocity_bins
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,14 +120,6 @@ def _columns(notes: Sequence[Note]) -> tuple[np.ndarray, ...]:
     if wrong.any():
         raise ValueError(f"{notes[int(wrong.argmax())]}: out of range, or it does not end after it begins")
     return pitch, velocity, program, onset, offset, is_drum
-
-
-class Decoded(NamedTuple):
-    """What `Tokenizer.decode` returns."""
-
-    notes: list[Note]
-    num_invalid: int  # tokens that make no sense where they stand
-    num_dropped: int  # tokens in a segment's tail that lies after the start of the next segment
 
 
 @dataclass(frozen=True)
@@ -362,7 +281,7 @@ class Tokenizer:
         Velocities are those of the bins, times whole steps. Tokens that make no sense are passed over and
         counted (golden 3.10).
         """
-        decoder = _Decoder(self.vocabulary)
+        decoder = Decoder(self.vocabulary)
         segment_steps = self.segment_frames * seg.STEPS_PER_FRAME
         for j, tokens in enumerate(segments):
             end = (j + 1) * segment_steps if j < len(segments) - 1 else None
@@ -382,99 +301,3 @@ def _slakh_table() -> np.ndarray:
     """Slakh class of each program, int32 [128]: the largest class program that is not above it."""
     classes = np.array(SLAKH_PROGRAMS, np.int32)
     return classes[np.searchsorted(classes, np.arange(NUM_PROGRAMS), side="right") - 1]
-
-
-class _Decoder:
-    """The state of decoding (golden 3.10), which lives on from segment to segment. Times are steps."""
-
-    def __init__(self, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
-        self.time, self.velocity, self.program = 0, DEFAULT_VELOCITY, 0
-        self.active: dict[tuple[int, int], tuple[int, int]] = {}  # (pitch, program) -> (onset, velocity)
-        self.tied: set[tuple[int, int]] | None = None  # None outside a tie section
-        self.notes: list[Note] = []
-        self.instruments: dict[int, int] = {}  # program -> instrument
-        self.num_invalid = self.num_dropped = 0
-
-    def decode_segment(self, tokens: np.ndarray, start: int, end: int | None, ties: bool) -> None:
-        ids = np.asarray(tokens).tolist()
-        if EOS_ID in ids:
-            ids = ids[: ids.index(EOS_ID)]
-        vocabulary = self.vocabulary
-        if ties:
-            self.tied = set()
-        now, shift = start, 0
-        for i, token in enumerate(ids):
-            if not vocabulary.shift_id <= token < vocabulary.end_id:
-                self.num_invalid += 1
-            elif token < vocabulary.pitch_id:
-                shift += token - vocabulary.shift_id
-                now = start + shift
-                if end is not None and now > end:
-                    self.num_dropped += len(ids) - i
-                    return
-            else:
-                shift = 0
-                if now < self.time:
-                    self.num_invalid += 1
-                else:
-                    self.time = now
-                    self.num_invalid += not self._apply(token)
-
-    def _apply(self, token: int) -> bool:
-        """Applies a token other than a shift at `self.time`; False where it makes no sense."""
-        vocabulary = self.vocabulary
-        if token < vocabulary.velocity_id:
-            return self._pitch(token - vocabulary.pitch_id)
-        if token < vocabulary.tie_id:
-            self.velocity = vocabulary.bin_to_velocity(token - vocabulary.velocity_id)
-        elif token == vocabulary.tie_id:
-            if self.tied is None:
-                return False
-            for key in [key for key in self.active if key not in self.tied]:
-                self._end(key)
-            self.tied = None
-        elif token < vocabulary.drum_id:
-            self.program = token - vocabulary.program_id
-        elif self.velocity:
-            pitch = token - vocabulary.drum_id
-            self._add(pitch, self.velocity, 0, self.time, self.time + MIN_NOTE_STEPS, is_drum=True)
-        else:
-            return False
-        return True
-
-    def _pitch(self, pitch: int) -> bool:
-        key = (pitch, self.program)
-        if self.tied is not None:
-            valid = key in self.active and key not in self.tied
-            self.tied.add(key)
-            return valid
-        if not self.velocity and key not in self.active:
-            return False
-        if key in self.active:
-            self._end(key)
-        if self.velocity:
-            self.active[key] = self.time, self.velocity
-        return True
-
-    def _end(self, key: tuple[int, int]) -> None:
-        onset, velocity = self.active.pop(key)
-        pitch, program = key
-        self._add(pitch, velocity, program, onset, max(self.time, onset + MIN_NOTE_STEPS), is_drum=False)
-
-    def _add(self, pitch: int, velocity: int, program: int, onset: int, offset: int, is_drum: bool) -> None:
-        if is_drum:
-            instrument = DRUM_INSTRUMENT
-        else:  # in order of appearance, leaving out the drums' number
-            count = len(self.instruments)
-            instrument = self.instruments.setdefault(program, count + (count >= DRUM_INSTRUMENT))
-        seconds = (onset / seg.STEPS_PER_SECOND, offset / seg.STEPS_PER_SECOND)
-        self.notes.append(Note(pitch, velocity, program, *seconds, is_drum, instrument))
-
-    def finish(self) -> Decoded:
-        """Ends what still sounds, all at one time."""
-        for onset, _ in self.active.values():
-            self.time = max(self.time, onset + MIN_NOTE_STEPS)
-        for key in list(self.active):
-            self._end(key)
-        return Decoded(self.notes, self.num_invalid, self.num_dropped)
