@@ -118,7 +118,9 @@ def _send(synth, event: smf.Event) -> None:
 
 def _timed_events(midi: bytes | str | os.PathLike) -> list[tuple[float, smf.Event]]:
     """All channel events of all tracks with their seconds, in order; the clock is that of the notes."""
-    file = smf.load(midi if isinstance(midi, bytes) else Path(midi))
+    source = midi if isinstance(midi, bytes) else Path(midi)
+    file = smf.load(source)
+    smf.warn_of_problems(file, source)
     merged = heapq.merge(*file.tracks, key=lambda event: event.tick)  # at one tick: in order of the tracks
     events = [event for event in merged if event.kind != smf.TEMPO]
     seconds = smf.tick_times(file, np.array([event.tick for event in events], np.int64))

@@ -76,15 +76,18 @@ def read_midi(source: str | Path | bytes, as_published: bool = False) -> list[No
     """
     if as_published:
         return apply_sustain(*parse_midi(source))
-    notes = [Note(*sound) for sound in players.sounds(smf.load(source))]
-    _check(source, notes)
+    midi = smf.load(source)
+    notes = [Note(*sound) for sound in players.sounds(midi)]
+    _check(source, midi, notes)
+    smf.warn_of_problems(midi, source)
     return notes
 
 
 def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:
     """Notes as the keys were held, and the pedal movements (golden 3.1). Raises as `read_midi` does."""
-    notes, pedals = _collect(smf.load(source, strict=True))
-    _check(source, notes)
+    midi = smf.load(source, strict=True)
+    notes, pedals = _collect(midi)
+    _check(source, midi, notes)
     return notes, pedals
 
 
@@ -124,9 +127,10 @@ def check_notes(notes: Sequence[Note]) -> list[Note]:
     return list(notes)
 
 
-def _check(source: str | Path | bytes, notes: list[Note]) -> None:
+def _check(source: str | Path | bytes, midi: smf.MidiFile, notes: list[Note]) -> None:
     if not notes:
-        raise MidiError(f"{smf.source_name(source)}: no notes in this MIDI file")
+        damage = f" ({smf.in_words(midi.problems)})" if midi.problems else ""
+        raise MidiError(f"{smf.source_name(source)}: no notes in this MIDI file{damage}")
     hours = max(note.offset for note in notes) / 3600
     if not hours < MAX_HOURS:
         raise MidiError(f"{smf.source_name(source)}: damaged MIDI file: its last note ends after {hours:.0f} hours")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,23 +65,30 @@ class MidiFile(NamedTuple):
     division: int
     tick_seconds: float
     ends: list[int]  # the tick at which each track ends
+    problems: list[str]  # what breaks the standard and was passed over
 
 
 def load(source: str | Path | bytes, strict: bool = False) -> MidiFile:
     """The events of a MIDI file, given by its path or its bytes.
 
-    Warns (`MidiWarning`), in one line, of what is passed over. Raises `MidiError` as `parse` does, and where the
-    file is missing, a folder, not readable or larger than `MAX_BYTES`.
+    Raises `MidiError` as `parse` does, naming the source, and where it is missing, a folder or cannot be read.
     """
-    problems: list[str] = []
     try:
-        midi = parse(source if isinstance(source, bytes) else _read_bytes(Path(source)), strict, problems.append)
+        return parse(source if isinstance(source, bytes) else _read_bytes(Path(source)), strict)
     except MidiError as error:
         raise MidiError(f"{source_name(source)}: {error}") from None
-    if problems:
-        shown = "; ".join(problems[:3]) + "; and more" * (len(problems) > 3)
-        warnings.warn(f"{source_name(source)} breaks the MIDI standard, read nevertheless: {shown}", MidiWarning, 3)
-    return midi
+
+
+def warn_of_problems(midi: MidiFile, source: str | Path | bytes) -> None:
+    """Warns (`MidiWarning`), in one line, of what was passed over while reading."""
+    if midi.problems:
+        message = f"{source_name(source)} breaks the MIDI standard, read nevertheless: {in_words(midi.problems)}"
+        warnings.warn(message, MidiWarning, stacklevel=3)
+
+
+def in_words(problems: list[str]) -> str:
+    """The first problems of a file."""
+    return "; ".join(problems[:3]) + "; and more" * (len(problems) > 3)
 
 
 def source_name(source: str | Path | bytes) -> str:
@@ -103,7 +109,7 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def parse(data: bytes, strict: bool = False, report: Callable[[str], object] = lambda problem: None) -> MidiFile:
+def parse(data: bytes, strict: bool = False) -> MidiFile:
     """The events of every track, in file order.
 
     Files in the wild break the standard. What can be read is read: bytes before the header (MacBinary, RMID),
@@ -112,13 +118,12 @@ def parse(data: bytes, strict: bool = False, report: Callable[[str], object] = l
     do. Of format 2 the tracks are played one after the other, each at first with 120 beats a minute.
 
     Args:
-        strict: raise where something breaks the standard so that notes may be wrong, instead of `report`ing it.
-        report: is told, in words, what was passed over, `MAX_PROBLEMS` times at most.
+        strict: raise where something breaks the standard so that notes may be wrong.
 
     Raises:
         MidiError: (without a file name) this is no MIDI file, or more than `MAX_BYTES` or `MAX_EVENTS`.
     """
-    problems = _Problems(strict, report)
+    problems = _Problems(strict)
     if not data:
         raise MidiError("empty (0 bytes)")
     if len(data) > MAX_BYTES:
@@ -146,21 +151,22 @@ def parse(data: bytes, strict: bool = False, report: Callable[[str], object] = l
             tracks = _one_after_the_other(tracks)
         else:
             problems.add(f"format {file_format} is unknown: taken for format 1")
-    return MidiFile([track.events for track in tracks], division, tick_seconds, [track.end for track in tracks])
+    ends = [track.end for track in tracks]
+    return MidiFile([track.events for track in tracks], division, tick_seconds, ends, problems.found)
 
 
 class _Problems:
-    """Reports what breaks the standard, or raises it where reading is strict."""
+    """What breaks the standard, in words, `MAX_PROBLEMS` times at most; or an error, where reading is strict."""
 
-    def __init__(self, strict: bool, report: Callable[[str], object]):
-        self.strict, self.report, self.count = strict, report, 0
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.found: list[str] = []
 
     def add(self, problem: str, kind: str = "damaged") -> None:
         if self.strict:
             raise MidiError(f"{kind} MIDI file: {problem}")
-        self.count += 1
-        if self.count <= MAX_PROBLEMS:
-            self.report(problem)
+        if len(self.found) < MAX_PROBLEMS:
+            self.found.append(problem)
 
 
 def _is_rmid(data: bytes) -> bool:

@@ -168,7 +168,7 @@ def test_build_and_parse_are_inverse(tracks, division):
     tempo = [[Event(0, smf.TEMPO, 0, 400_000, 0), Event(1 << 20, smf.TEMPO, 0, 1, 0)]]
     tracks = tempo + tracks
     ends = [track[-1].tick if track else 0 for track in tracks]
-    assert smf.parse(smf.build(tracks, division), strict=True) == (tracks, division, 0.0, ends)
+    assert smf.parse(smf.build(tracks, division), strict=True) == (tracks, division, 0.0, ends, [])
 
 
 def test_wrong_track_counts_and_lengths_are_read_and_reported():
@@ -207,6 +207,6 @@ def test_build_rejects_what_no_file_can_hold():
 
 def test_tick_times_are_exact_for_repeated_and_simultaneous_tempos():
     tempos = [(0, 1), (0, 250_000), (10, 250_000), (20, 100_000), (20, 500_000), (30, 250_000)]
-    midi = smf.MidiFile([[Event(tick, smf.TEMPO, 0, value, 0) for tick, value in tempos]], 100, 0.0, [30])
+    midi = smf.MidiFile([[Event(tick, smf.TEMPO, 0, value, 0) for tick, value in tempos]], 100, 0.0, [30], [])
     times = smf.tick_times(midi, np.array([0, 10, 20, 21, 30, 34]))
     np.testing.assert_allclose(times, [0, 0.025, 0.05, 0.055, 0.1, 0.11], rtol=0, atol=1e-15)
