@@ -30,6 +30,7 @@ from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
+from music_synth.midi.smf import SUFFIXES as MIDI_SUFFIXES
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import DTYPES
 from music_synth.models.seam import Params, Seam
@@ -37,7 +38,6 @@ from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
 from music_synth.playing import Decoder, Segment, frames_of
 from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, load_inverter, stream_audio
 
-MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi", ".smf")  # of the files of a folder
 STDOUT = Path("-")
 ACCELERATED_BATCH = 16  # pieces side by side on an accelerator; on a CPU one after the other is as fast
 LONG_SECONDS = 3600  # of a piece that is played only if --long asks for it

@@ -31,7 +31,7 @@ DRUM_CHANNEL = 9  # "channel 10" to musicians
 
 MAX_BYTES = 1 << 24  # 16 MiB; the longest piano recordings have 1 MiB
 MAX_EVENTS = 1_000_000  # kept ones; 270 a second for an hour
-MAX_TRACKS = 0xFFFF  # what a header can announce
+MAX_TRACKS = 0xFFFF  # that a header can announce
 MAX_NUMBER_BYTES = 8  # of a variable-length quantity; the standard allows 4, some programs write more
 MAX_PROBLEMS = 20  # that are put down of one file
 
@@ -129,9 +129,10 @@ def parse(data: bytes, strict: bool = False) -> MidiFile:
     if len(data) > MAX_BYTES:
         raise MidiError(f"larger than {MAX_BYTES >> 20} MiB, which no MIDI file of a piece is")
     start = data.find(b"MThd")
-    if start < 0 or (strict and start > 0 and not _is_rmid(data)):
+    junk = start > 0 and not (data[:4] == b"RIFF" and data[8:12] == b"RMID")
+    if start < 0 or (strict and junk):
         raise MidiError("not a MIDI file: it does not begin with 'MThd'")
-    if start > 0 and not _is_rmid(data):
+    if junk:
         problems.add(f"{start} byte{'s' * (start > 1)} before the header")
     if len(data) < start + 14:
         raise MidiError(f"truncated MIDI file: the header needs 14 bytes, there are {len(data) - start}")
@@ -167,10 +168,6 @@ class _Problems:
             raise MidiError(f"{kind} MIDI file: {problem}")
         if len(self.found) < MAX_PROBLEMS:
             self.found.append(problem)
-
-
-def _is_rmid(data: bytes) -> bool:
-    return data[:4] == b"RIFF" and data[8:12] == b"RMID"
 
 
 def _division(division: int) -> tuple[int, float]:
