@@ -56,6 +56,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.3",
         "pytest-xdist>=3.6",
+        "pytest-cov>=6.0",
         "hypothesis>=6.100",
         "ruff>=0.9",
         "mypy>=1.15",
