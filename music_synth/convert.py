@@ -5,7 +5,8 @@
 SOURCE is recognized: the MODEL_DIR of a run, an exported model, a checkpoint of T5X (a folder checkpoint_<step>, or one
 that holds such folders) or a pipeline folder of diffusers. TARGET is a new folder. Without --to, a run is exported to
 one folder with weights and a model card, and everything else becomes a run, which plays and trains on. An inverter
-(a run of istft.gin or melgan.gin, or a .safetensors file) is converted to what TARGET ends in, .onnx or .safetensors.
+(a run of istft.gin or melgan.gin, a .safetensors file, or "shipped") is converted to what TARGET ends in, .onnx or
+.safetensors.
 
 What was written is read again, and both sides compute the same segment.
 """
@@ -28,17 +29,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from music_synth import config, errors
+from music_synth import config, errors, runs
 from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
-from music_synth.interop import decoders, diffusers, model_card, published, t5x
-from music_synth.interop.decoders import KINDS, Decoder
+from music_synth.gin_files import CONFIG_FILE
+from music_synth.interop import diffusers, model_card, published, t5x
+from music_synth.interop.decoders import KINDS, Trained
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.step import create_state
 
-FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",)}  # that only one form has
+FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",), "file": ("about",)}  # of one form alone
+FORMS = KINDS | {"file": "an inverter's .safetensors file"}
 INVERTER_SUFFIXES = (".onnx", ".safetensors")
 MAX_DIFFERENCE = 0.1  # of what is written from its source, as a share of the largest output; bfloat16 makes about 0.01
 
@@ -46,13 +49,13 @@ MAX_DIFFERENCE = 0.1  # of what is written from its source, as a share of the la
 # --- the forms ---------------------------------------------------------------------------------------------------
 
 
-def write_run(decoder: Decoder, folder: Path, target: Path) -> None:
+def write_run(decoder: Trained, folder: Path, target: Path) -> None:
     """A MODEL_DIR: config.gin and a checkpoint, of which training goes on where the source's stopped.
 
     The optimizer keeps the moments of the source where it has Adafactor's; else it begins afresh.
     """
-    (folder / config.CONFIG_FILE).write_text(run_text(decoder, target), encoding="utf-8")
-    optimizer, ema_decay = config.load_optimizer(folder)
+    (folder / CONFIG_FILE).write_text(run_text(decoder, target), encoding="utf-8")
+    optimizer, ema_decay = runs.load_optimizer(folder)
     # Not compiled, so that the parameters stay where they are: base size takes 1.7 GB for every copy of them.
     state = create_state(decoder.model, optimizer, jax.random.key(0), ema_decay, decoder.params)
     state = state.replace(step=jnp.asarray(decoder.step, jnp.int32))
@@ -64,10 +67,10 @@ def write_run(decoder: Decoder, folder: Path, target: Path) -> None:
     Checkpointer(folder).save(state, data_position=decoder.step)
 
 
-def run_text(decoder: Decoder, target: Path) -> str:
+def run_text(decoder: Trained, target: Path) -> str:
     """The config of a run: the source's own, or the published recipe with the source's model and what its gin says."""
     overrides = [f"MODEL_DIR={str(target)!r}"]
-    own = decoder.path / config.CONFIG_FILE
+    own = decoder.path / CONFIG_FILE
     if decoder.kind == "export":
         return config.run_text(str(own.resolve()), [], overrides)
     if not isinstance(decoder.model, Diffusion):
@@ -87,21 +90,21 @@ def run_text(decoder: Decoder, target: Path) -> str:
     return config.run_text(f"papers/{recipe}.gin", [decoder.model, decoder.tokenizer], overrides)
 
 
-def export_text(decoder: Decoder, target: Path) -> str:
-    own = decoder.path / config.CONFIG_FILE
+def export_text(decoder: Trained, target: Path) -> str:
+    own = decoder.path / CONFIG_FILE
     return own.read_text(encoding="utf-8") if decoder.kind in ("run", "export") else run_text(decoder, target)
 
 
-def write_t5x(decoder: Decoder, folder: Path, gin_file: Path | None) -> None:
+def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
     """checkpoint_<step> and a gin file: the source's own (`gin_file`, or that beside it), or one made of the model."""
     published.check_published(decoder.model)
     t5x.write(folder, decoder.step, decoder.params, decoder.moments)
     own = gin_file or (t5x.find_config(decoder.path) if decoder.kind == "t5x" else None)
     text = published.gin_text(decoder.model, decoder.tokenizer) if own is None else own.read_text("utf-8")
-    (folder / config.CONFIG_FILE).write_text(text, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def write_diffusers(decoder: Decoder, folder: Path, inverter: Path | None) -> None:
+def write_diffusers(decoder: Trained, folder: Path, inverter: Path | None) -> None:
     diffusers.write(folder, decoder.model, decoder.params, inverter or decoder.inverter)
 
 
@@ -154,7 +157,7 @@ def segment(network: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return batch, noise(network.target_frames)
 
 
-def compare(source: Decoder, written: Decoder, target: Path) -> str:
+def compare(source: Trained, written: Trained, target: Path) -> str:
     """Both networks on one segment; UserError where one does not give numbers, or the two give other ones."""
     before, after = jax.tree.leaves(source.params), jax.tree.leaves(written.params)
     equal = sum(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
@@ -177,7 +180,7 @@ def relative_difference(before: np.ndarray, after: np.ndarray, what: Path) -> fl
     return difference
 
 
-def settings_changed(source: Decoder, written: Decoder) -> list[str]:
+def settings_changed(source: Trained, written: Trained) -> list[str]:
     """A line on every setting that the form which was written cannot hold."""
     before, after = ({**_settings(side.model), **_settings(side.tokenizer)} for side in (source, written))
     return [
@@ -207,12 +210,12 @@ def disk_size(path: Path) -> str:
 
 
 def convert_decoder(flags: argparse.Namespace) -> None:
-    decoder = decoders.read(flags.source, flags.num_heads, flags.config)
+    decoder = runs.read(flags.source, num_heads=flags.num_heads, gin_file=flags.config)
     to = flags.to or ("export" if decoder.kind == "run" else "run")
     for form, names in FLAGS.items():
         for name in names:
             if getattr(flags, name) is not None and to != form:
-                raise UserError(f"--{name} is of {KINDS[form]}, and {flags.target} becomes {KINDS[to]}: leave it out")
+                raise UserError(f"--{name} is of {FORMS[form]}, and {flags.target} becomes {KINDS[to]}: leave it out")
     count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
     network = decoder.model.network
     context = f"{network.context_frames} frames of context" if network.context_frames else "no context"
@@ -233,7 +236,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
             write_t5x(decoder, folder, flags.config)
         else:
             write_diffusers(decoder, folder, flags.inverter)
-        written = decoders.read(folder)
+        written = runs.read(folder)
         changed = settings_changed(decoder, written)
         compared = compare(decoder, written, flags.target)
     print(f"{flags.target}: {KINDS[to]}, {disk_size(flags.target)}")
@@ -244,12 +247,11 @@ def convert_decoder(flags: argparse.Namespace) -> None:
     if to in ("run", "export"):
         print(f"play: python -m music_synth.synthesize FILE.mid --checkpoint {quoted} --out OUT.wav")
     if to == "run":
-        gin_file = shlex.quote(str(flags.target / config.CONFIG_FILE))
+        gin_file = shlex.quote(str(flags.target / CONFIG_FILE))
         print(f"train on: python -m music_synth.train --gin_file={gin_file} --gin.TRAIN_STEPS={decoder.step + 10_000}")
 
 
 def convert_inverter(flags: argparse.Namespace) -> None:
-    from music_synth.vocoder.inverter import load_inverter
     from music_synth.vocoder.neural import NeuralInverter, save_inverter
 
     for name in ("to", "num_heads", "config", "dtype", "scores", "license", "inverter"):
@@ -259,11 +261,14 @@ def convert_inverter(flags: argparse.Namespace) -> None:
         raise UserError(f"{flags.target}: what an inverter becomes ends in {' or '.join(INVERTER_SUFFIXES)}")
     if not flags.target.absolute().parent.is_dir():
         raise UserError(f"{flags.target}: there is no folder {flags.target.parent} to write it into")
-    inverter = load_inverter(str(flags.source))
+    if flags.about is not None and flags.target.suffix != ".safetensors":
+        raise UserError(f"--about is of {FORMS['file']}, and {flags.target} is none: leave it out")
+    inverter = runs.load_inverter(flags.source)
     if not isinstance(inverter, NeuralInverter):
         raise UserError(f"{flags.source} is an inverter of another project: it plays as it is, by --inverter")
     kind = type(inverter.generator).__name__
-    print(f"{flags.source}: an inverter ({kind}), {disk_size(flags.source)}")
+    size = "" if str(flags.source) == runs.SHIPPED else f", {disk_size(flags.source)}"
+    print(f"{flags.source}: an inverter ({kind}){size}")
     partial = flags.target.with_name(f".{os.getpid()}-{flags.target.name}")
     try:
         if flags.target.suffix == ".onnx":
@@ -271,10 +276,10 @@ def convert_inverter(flags: argparse.Namespace) -> None:
 
             export_onnx(inverter.generator, inverter.params, partial)
         else:
-            save_inverter(partial, inverter.generator, inverter.params)
+            save_inverter(partial, inverter.generator, inverter.params, flags.about or "")
         mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, 128)).astype(np.float32)
         expected = inverter(mel)
-        difference = relative_difference(expected, load_inverter(str(partial))(mel), flags.target)
+        difference = relative_difference(expected, runs.load_inverter(partial)(mel), flags.target)
         os.rename(partial, flags.target)
     except OSError as error:
         raise UserError(f"{flags.target} cannot be written ({error.strerror})") from error
@@ -301,6 +306,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     port.add_argument(
         "--inverter", type=Path, help="ONNX file to put into it (default: that of a source which has one)"
     )
+    files = parser.add_argument_group("inverters' .safetensors files")
+    files.add_argument("--about", help="a line for people, kept in the file: data, steps, machine, date")
     flags = parser.parse_args(argv)
     if flags.inverter is not None and not flags.inverter.is_file():
         raise UserError(f"no file {flags.inverter}: --inverter takes an ONNX file")

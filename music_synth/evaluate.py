@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from music_synth import config, errors
+from music_synth import config, errors, runs
 from music_synth.compilation import keep_compiled
 from music_synth.data.feed import open_feed
 from music_synth.errors import UserError
@@ -34,7 +34,6 @@ from music_synth.midi.tokenizer import Tokenizer
 from music_synth.playing import Decoder
 from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
-from music_synth.vocoder.inverter import load_inverter
 
 BASIC_PITCH = "basic_pitch"
 
@@ -55,6 +54,7 @@ def evaluate(
     data_dir: str | None = None,
     beam_runner: str | None = None,
     beam_options: str = "",
+    trust: bool = False,
 ) -> None:
     """Scores checkpoints on held-out pieces: prints a table, writes it, scores.json and report.html.
 
@@ -74,6 +74,7 @@ def evaluate(
         instruments too, or None.
       num_examples: excerpts in the report.
       data_dir: where tfds keeps its data sets.
+      trust: whether SavedModels, which are programs, may run.
       beam_runner, beam_options: of Apache Beam, which then makes and measures the clips; None: this process does.
 
     Raises:
@@ -84,7 +85,7 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"evaluate.batch_size = {batch_size}: must be at least 1")
     folder = make_folder(output_dir)
-    open_tools = functools.partial(load_tools, inverter, tuple(sorted((embeddings or {}).items())), transcriber)
+    open_tools = functools.partial(load_tools, inverter, tuple(sorted((embeddings or {}).items())), transcriber, trust)
     tools = open_tools()
     inverter_sum = file_checksum(neural.SHIPPED if inverter is None else inverter)
     clips = folder / "clips"
@@ -157,7 +158,7 @@ class OpenCheckpoint:
         }
 
 
-load_run = functools.lru_cache(maxsize=1)(config.load_run)  # the groups of clips of a row come one after the other
+load_run = functools.lru_cache(maxsize=1)(runs.load)  # the groups of clips of a row come one after the other
 
 
 def learning_curve(model_dir: str) -> list[dict[str, float]]:
@@ -216,13 +217,15 @@ def parse_sampler(text: str) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def load_tools(inverter: str | None, embeddings: tuple[tuple[str, str], ...], transcriber: str | None) -> Tools:
+def load_tools(
+    inverter: str | None, embeddings: tuple[tuple[str, str], ...], transcriber: str | None, trust: bool
+) -> Tools:
     """UserError if something of it is not there."""
     paths = dict(embeddings)
     transcribe, hears_programs = load_transcriber(transcriber)
     return Tools(
-        load_inverter(inverter),
-        load_embeddings(paths),
+        runs.load_inverter(inverter, trust),
+        load_embeddings(paths, trust),
         transcribe,
         hears_programs,
         transcriber or "",
@@ -276,6 +279,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     for name in WITH_PATH:
         parser.add_argument(f"--{name}", metavar="PATH", help=f"of {name}'s weights, for its distances")
     parser.add_argument("--transcriber", metavar="MODULE:NAME", help="hears the notes (default: basic_pitch)")
+    parser.add_argument("--trust", action="store_true", help="let SavedModels, which are programs, run")
     parser.add_argument("--beam_runner", help="Apache Beam's runner, to share the work: DirectRunner, FlinkRunner, ...")
     parser.add_argument("--beam_options", help="options of Apache Beam, by commas")
     return parser.parse_args(argv)
@@ -289,13 +293,15 @@ def main(argv: list[str]) -> None:
         "checkpoints": [name for name in flags.checkpoints.split(",") if name] if flags.checkpoints else None,
         "samplers": flags.sampler,
         "embeddings": {name: path for name in WITH_PATH if (path := getattr(flags, name))} or None,
-        "transcriber": flags.transcriber,
         "beam_runner": flags.beam_runner,
         "beam_options": flags.beam_options,
     }
     overrides += [f"evaluate.{name}={value!r}" for name, value in given.items() if value is not None]
     config.parse(files or ["evaluate.gin"], overrides)
-    config.build("evaluate", overrides)()
+    work = config.build("evaluate", overrides)
+    if ":" in (work.keywords.get("transcriber") or ""):
+        raise UserError("evaluate.transcriber: code is named on the command line alone, by --transcriber=MODULE:NAME")
+    work(trust=flags.trust, **({"transcriber": flags.transcriber} if flags.transcriber else {}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from music_synth.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -105,3 +107,25 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_inside(folder: Path, *names: str) -> None:
+    """Raises a UserError if what has one of these names in `folder`, or anything in it, is a link that leads out of it.
+
+    In the cache of the Hugging Face hub files are links to the folder `blobs` of the same repository.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        root = root.parents[1]
+    for name in names:
+        for path in _walk(folder / name):
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise UserError(f"{path} is a link that leads out of {folder}: put there what it stands for")
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path} is neither a file nor a folder, and is not read")
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    yield path
+    for folder, folders, files in os.walk(path):
+        yield from (Path(folder, name) for name in (*folders, *files))

@@ -24,10 +24,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from music_synth import runs
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
-from music_synth.interop import decoders, diffusers
+from music_synth.interop import diffusers
 from music_synth.interop.runtimes import reason
 from music_synth.midi.notes import Note, check_notes, from_pretty_midi, read_midi
 from music_synth.midi.segments import OverlongSegmentWarning
@@ -35,7 +36,7 @@ from music_synth.midi.tokenizer import Tokenizer
 from music_synth.midi.vocabulary import EOS_ID, PAD_ID
 from music_synth.models.seam import Params, Seam
 from music_synth.playing import Decoder
-from music_synth.vocoder.inverter import Inverter, load_inverter, stream_audio
+from music_synth.vocoder.inverter import Inverter, stream_audio
 
 PLATFORMS = ("cpu", "cuda", "gpu", "tpu")  # of JAX; gpu: whichever kind there is
 OUTPUT_TYPES = ("np", "numpy", "mel")  # "numpy": as older versions of the port called "np"
@@ -91,6 +92,7 @@ class SpectrogramDiffusionPipeline:
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        trust: bool = False,
     ) -> SpectrogramDiffusionPipeline:
         """A pipeline from a folder, or from the Hugging Face hub (`pip install 'music_synth[hub]'`).
 
@@ -99,9 +101,10 @@ class SpectrogramDiffusionPipeline:
         Args:
           pretrained_model_name_or_path: a pipeline folder of the port, a run or an exported model of music_synth, a
             T5X checkpoint; or the name of a repository on the hub, "owner/name".
-          inverter: mel to audio, as `vocoder.inverter.load_inverter` takes it; None: the one in the folder, or else the
+          inverter: mel to audio, as `runs.load_inverter` takes it; None: the one in the folder, or else the
             one that ships with music_synth.
           cache_dir, revision, token, local_files_only: of the hub, as there.
+          trust: whether an `inverter` that is a SavedModel, which is a program, may run.
 
         Raises:
           UserError: there is no such folder or repository, the network is down, or what is there cannot be played.
@@ -113,7 +116,7 @@ class SpectrogramDiffusionPipeline:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
                 raise UserError(f"no folder {name}, and no name of a repository on the hub, which is owner/name")
             folder = download(name, cache_dir, revision, token, local_files_only)
-        decoder = decoders.read(folder)
+        decoder = runs.read(folder)
         if inverter is None and decoder.kind == "diffusers" and decoder.inverter is None:
             ours = "the inverter that ships with music_synth makes the audio"
             warnings.warn(f"no {folder / diffusers.INVERTER}: {ours}", stacklevel=2)
@@ -121,7 +124,7 @@ class SpectrogramDiffusionPipeline:
         if inverter is None or isinstance(inverter, (str, os.PathLike)):
             source = decoder.inverter if inverter is None else Path(inverter)
             melgan = source if source is not None and source.suffix == ".onnx" else None
-            inverter = load_inverter(None if source is None else str(source))
+            inverter = runs.load_inverter(source, trust)
         return cls(decoder.model, decoder.params, decoder.tokenizer, inverter, melgan)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

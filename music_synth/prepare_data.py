@@ -137,12 +137,12 @@ def main(argv: list[str]) -> None:
 
 def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
     """Gives a piece the mel that a run's decoder samples of its notes, segment by segment, each with true context."""
-    from music_synth import config  # here alone: only this needs JAX, and what follows
+    from music_synth import runs  # here alone: only this needs JAX, and what follows
     from music_synth.compilation import keep_compiled
     from music_synth.playing import Decoder, piece_seed, whole_mels
 
     keep_compiled()
-    model, tokenizer, params, _ = config.load_run(model_dir)
+    model, tokenizer, params, _ = runs.load(model_dir)
     decoder = Decoder(model, params, tokenizer)
 
     def sampled(piece: Piece) -> Piece:

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth import config, errors
+from music_synth import errors, runs
 from music_synth.audio.io import WRITABLE, audio_to_int16, audio_writer
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
 from music_synth.compilation import keep_compiled
@@ -36,7 +36,7 @@ from music_synth.models.layers import DTYPES
 from music_synth.models.seam import Params, Seam
 from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
 from music_synth.playing import Decoder, Segment, frames_of
-from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, load_inverter, stream_audio
+from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, stream_audio
 
 STDOUT = Path("-")
 ACCELERATED_BATCH = 16  # pieces side by side on an accelerator; on a CPU one after the other is as fast
@@ -74,7 +74,7 @@ def synthesize(
     """
     segments = Decoder(model, params, tokenizer).stream(notes, seed)
     mel = np.concatenate(list(tqdm(segments, desc="sampling", unit="segment", disable=not progress)))
-    return (inverter or load_inverter())(mel, notes), mel
+    return (inverter or runs.load_inverter())(mel, notes), mel
 
 
 def synthesize_stream(
@@ -92,7 +92,7 @@ def synthesize_stream(
     (Griffin-Lim, those of other projects) give one part at the end.
     """
     mels = Decoder(model, params, tokenizer).stream(notes, seed)
-    return stream_audio(inverter or load_inverter(), mels, notes)
+    return stream_audio(inverter or runs.load_inverter(), mels, notes)
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -109,8 +109,8 @@ def main(argv: list[str]) -> None:
     seconds = sum(frames_of(notes) for notes in pieces.values()) / FRAME_RATE
     what = str(next(iter(pieces))) if len(pieces) == 1 else f"{len(pieces)} pieces"
     say(f"{what}: {sum(map(len, pieces.values())):,} notes, {in_words(seconds)} of music")
-    inverter = load_inverter(flags.inverter)
-    model, tokenizer, params, step = config.load_run(flags.checkpoint, flags.step)
+    inverter = runs.load_inverter(flags.inverter, flags.trust)
+    model, tokenizer, params, step = runs.load(flags.checkpoint, flags.step)
     settings = {
         "name": flags.sampler,
         "num_steps": flags.steps,
@@ -354,7 +354,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("python -m music_synth.synthesize", __doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("midi", type=Path, nargs="+", help="MIDI files to play, or folders of them")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="MODEL_DIR of a training run")
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="MODEL_DIR of a run, an export, a T5X or diffusers folder"
+    )
     parser.add_argument(
         "--out",
         required=True,
@@ -382,6 +384,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--inverter", help=f"mel to audio: {GRIFFIN_LIM}, a file or a run's MODEL_DIR (default: the one that ships)"
     )
+    parser.add_argument("--trust", action="store_true", help="let an --inverter that is a SavedModel, a program, run")
     flags = parser.parse_args(argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed {flags.seed}: must be in 0 .. 2^32 - 1")

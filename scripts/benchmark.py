@@ -54,9 +54,9 @@ from music_synth.midi.notes import read_midi
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.playing import sample_segments
+from music_synth.runs import load_inverter
 from music_synth.synthesize import check_writable, synthesize, synthesize_stream
 from music_synth.training.step import create_state, train_step
-from music_synth.vocoder.inverter import load_inverter
 
 CORES = len(os.sched_getaffinity(0))
 PIECES = sorted((Path(__file__).parents[1] / "data").glob("*.mid"))
@@ -137,7 +137,7 @@ class Recipe(NamedTuple):
 
 def recipes(flags: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     """diffusion.gin in each of the sizes, with random parameters."""
-    keys = ("train", "model"), ("Feed", "tokenizer"), ("train", "optimizer")
+    keys = "train.model", "Feed.tokenizer", "train.optimizer"
     for size in flags.sizes:
         files = ["diffusion.gin", f"models/{size}.gin", *flags.files]
         model, tokens, optimizer = config.build_parts(files, flags.overrides, *keys)

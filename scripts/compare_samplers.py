@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from music_synth import config, errors
+from music_synth import errors
 from music_synth.audio.mel import FRAME_RATE
 from music_synth.compilation import keep_compiled
 from music_synth.data.feed import Piece, open_feed
@@ -40,7 +40,7 @@ from music_synth.evaluation.statistics import Gaussian, bootstrap_interval, frec
 from music_synth.evaluation.transcription import BasicPitch, note_scores
 from music_synth.files import write_whole
 from music_synth.playing import Decoder, piece_seed, whole_mels
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load, load_inverter
 
 METRICS = {  # title, and whether higher is better
     "log_mel": ("log-mel error, dB", False),
@@ -50,7 +50,7 @@ METRICS = {  # title, and whether higher is better
 
 
 def score(run: tuple, settings: dict[str, Any], pieces: Sequence[Piece], seed: int, vocode, transcribe) -> dict:
-    """One row: {name, work, and of each metric [value, low, high]}; `run` is what `config.load_run` gives."""
+    """One row: {name, work, and of each metric [value, low, high]}; `run` is what `runs.load` gives."""
     model, tokenizer, params, _ = run
     model = model.with_sampling(**settings)
     tokens = [tokenizer.encode(piece.notes, len(piece.mel)) for piece in pieces]
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
     first = flags.runs[0]
     asked = [(first, {"name": "ddpm", "num_steps": flags.reference, "guidance_scale": 1.0})]
     asked += [(first, settings) for settings in plain] + [(run, {}) for run in flags.runs[1:]]
-    runs = {run: config.load_run(run) for run in flags.runs}
+    runs = {run: load(run) for run in flags.runs}
     for name, run in runs.items():
         if not isinstance(run[0], Diffusion):
             raise UserError(f"{name} is a run of {type(run[0]).__name__}, which has no sampler to compare")

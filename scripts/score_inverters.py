@@ -25,7 +25,7 @@ from music_synth.audio.mel import DB_PER_NEPER, FRAME_RATE, HOP_LENGTH, SAMPLE_R
 from music_synth.compilation import keep_compiled
 from music_synth.data import synthetic
 from music_synth.data.audio_feed import Source
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 from music_synth.vocoder.objective import RESOLUTIONS, stft_parts
 
 

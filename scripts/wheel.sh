@@ -21,7 +21,7 @@ import numpy as np
 
 import music_synth
 from music_synth import config
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 
 recipes = sorted(config.configs_dir().rglob("*.gin"))
 assert config.find("models/small.gin").is_file() and len(recipes) > 20, recipes

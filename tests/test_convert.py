@@ -4,14 +4,14 @@ import dataclasses
 import json
 import re
 
-import gin
 import jax
 import numpy as np
 import pytest
 
-from music_synth import config, convert
+from music_synth import config, convert, runs
 from music_synth.errors import UserError
-from music_synth.interop import decoders, diffusers, model_card, t5x
+from music_synth.gin_files import read_values
+from music_synth.interop import diffusers, model_card, t5x
 from music_synth.training.checkpoint import load_progress
 from music_synth.vocoder import neural
 from music_synth.vocoder.melgan import MelGANGenerator
@@ -20,12 +20,6 @@ from tests import golden_arrays, t5x_folders, tiny_runs
 
 GOLDEN = golden_arrays.GOLDEN
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(autouse=True)
-def no_config_left():
-    yield
-    gin.clear_config()
 
 
 def run(*argv):
@@ -62,10 +56,10 @@ def test_t5x_to_a_run_and_back(tmp_path, name, capsys):
     said = capsys.readouterr().out
     assert "a checkpoint of T5X, step 17" in said and "with Adafactor's moments" in said
     assert re.search(r"(\d+) of \1 tensors are equal to the bit; outputs differ by 0.0e\+00", said)
-    model, tokenizer, params, step = config.load_run(tmp_path / "run")
+    model, tokenizer, params, step = runs.load(tmp_path / "run")
     assert step == 17 and tokenizer.segment_frames == model.network.target_frames
     assert_same(params, golden_arrays.tree(golden_arrays.load(t5x_folders.FILES[name])))
-    assert model == decoders.read(source, num_heads=2).model
+    assert model == runs.read(source, num_heads=2).model
     moments = t5x.moments_of(load_progress(tmp_path / "run")["opt_state"])
     assert_same(moments, t5x.read(source).moments)
 
@@ -74,7 +68,7 @@ def test_t5x_to_a_run_and_back(tmp_path, name, capsys):
     again = tmp_path / "again" / "checkpoint_17"
     assert (again / "checkpoint").read_bytes() == (GOLDEN / f"t5x_{name}.msgpack").read_bytes()
     assert_same(t5x.read(again).params, params)
-    assert decoders.read(tmp_path / "again").model == model  # by the gin file that was written beside it
+    assert runs.read(tmp_path / "again").model == model  # by the gin file that was written beside it
 
 
 def test_t5x_to_diffusers_and_back(tmp_path, capsys):
@@ -87,11 +81,11 @@ def test_t5x_to_diffusers_and_back(tmp_path, capsys):
     run(tmp_path / "port", tmp_path / "t5x", "--to", "t5x")
     said = capsys.readouterr().out
     assert "a pipeline of diffusers" in said and "--inverter" in said
-    back, original = decoders.read(tmp_path / "t5x"), decoders.read(source, num_heads=2)
+    back, original = runs.read(tmp_path / "t5x"), runs.read(source, num_heads=2)
     assert_same(back.params, original.params)
     assert back.model.network == original.model.network and back.step == 0 and back.moments is None
     run(tmp_path / "port", tmp_path / "run")
-    model, tokenizer, params, _ = config.load_run(tmp_path / "run")
+    model, tokenizer, params, _ = runs.load(tmp_path / "run")
     assert_same(params, original.params)
     assert model == diffusers.read(tmp_path / "port").model
     assert tokenizer == dataclasses.replace(diffusers.TOKENIZER, segment_frames=32, max_tokens=64)
@@ -104,7 +98,7 @@ def test_settings_of_the_training_come_from_the_gin_file(tmp_path):
         "utils.create_learning_rate_scheduler.base_learning_rate = 0.002\nadafactor.Adafactor.decay_rate = 0.7\n"
     )
     run(tmp_path / "source", tmp_path / "run")
-    values = config.read_values(tmp_path / "run" / "config.gin")
+    values = read_values(tmp_path / "run" / "config.gin")
     asked = ("train.num_steps", "Feed.batch_size", "warmup_constant.learning_rate", "adafactor.decay_exponent")
     assert [values[name] for name in asked] == [600, 24, 0.002, 0.7]
     assert values["train.model_dir"] == str(tmp_path / "run")
@@ -130,8 +124,8 @@ def test_a_run_is_exported_and_read_again(model_dir, tmp_path, dtype, within):
         "config.gin",
         "model.safetensors",
     ]
-    model, tokenizer, params, step = config.load_run(model_dir)
-    again = config.load_run(tmp_path / "card")
+    model, tokenizer, params, step = runs.load(model_dir)
+    again = runs.load(tmp_path / "card")
     assert again[0] == model and again[1] == tokenizer and again[3] == step
     atol = 1e-7 if within else 0  # the smallest numbers of float16 are coarse
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, within, atol, strict=True), again[2], params)
@@ -160,10 +154,10 @@ def test_the_card_says_what_a_stranger_asks(model_dir, tmp_path):
 def test_an_exported_run_becomes_a_run_again(model_dir, tmp_path):
     run(model_dir, tmp_path / "card")
     run(tmp_path / "card", tmp_path / "run")
-    original, again = config.load_run(model_dir), config.load_run(tmp_path / "run")
+    original, again = runs.load(model_dir), runs.load(tmp_path / "run")
     assert again[0] == original[0]
     assert_same(again[2], original[2])
-    assert config.read_values(tmp_path / "run" / "config.gin")["train.model_dir"] == str(tmp_path / "run")
+    assert read_values(tmp_path / "run" / "config.gin")["train.model_dir"] == str(tmp_path / "run")
 
 
 # --- inverters -------------------------------------------------------------------------------------------------------
@@ -187,23 +181,23 @@ def test_an_inverter_becomes_onnx(tmp_path, capsys):
 def test_published_recipes_start_from_a_checkpoint(model_dir, prepared):
     """The knob reaches the training loop (tests/training/test_loop.py goes on from there)."""
     config.parse(["papers/diffusion_small.gin"], [f"TASK={prepared}", f"INITIAL_CHECKPOINT={model_dir}"])
-    assert config.build("train").keywords["initial"] == decoders.InitialCheckpoint(str(model_dir))
+    assert config.build("train").keywords["initial"] == runs.InitialCheckpoint(str(model_dir))
 
 
 def test_initial_parameters_of_another_model_are_refused_or_warned_of(model_dir, tmp_path):
-    model = config.load_run(model_dir)[0]
-    assert decoders.InitialCheckpoint()(model) is None
-    initial = decoders.InitialCheckpoint(str(model_dir))
-    assert_same(initial(model), config.load_run(model_dir)[2])
+    model = runs.load(model_dir)[0]
+    assert runs.InitialCheckpoint()(model) is None
+    initial = runs.InitialCheckpoint(str(model_dir))
+    assert_same(initial(model), runs.load(model_dir)[2])
     other = model.__class__(model.network.__class__(model_dim=32, num_heads=2), prediction_type="v")
     with pytest.raises(UserError, match=r"mine is of another configuration: it has no|has shape"):
         initial(other)
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        decoders.InitialCheckpoint(str(tmp_path / "nowhere"))(model)
+        runs.InitialCheckpoint(str(tmp_path / "nowhere"))(model)
     published = t5x_folders.make(tmp_path, "context")
-    theirs = decoders.read(published, num_heads=2).model
+    theirs = runs.read(published, num_heads=2).model
     with pytest.warns(UserWarning, match=r"Diffusion.prediction_type is eps in .* and v here"):
-        params = decoders.InitialCheckpoint(str(published))(convert.Diffusion(theirs.network, prediction_type="v"))
+        params = runs.InitialCheckpoint(str(published))(convert.Diffusion(theirs.network, prediction_type="v"))
     assert_same(params, t5x.read(published).params)
 
 
@@ -278,11 +272,11 @@ def test_mistakes_are_named_and_leave_nothing(model_dir, tmp_path, argv, said):
 def test_an_exported_folder_of_which_something_is_wrong_is_named(model_dir, tmp_path):
     run(model_dir, tmp_path / "card")
     with pytest.raises(UserError, match=r"no checkpoint of step 5 .* there is 0"):
-        config.load_run(tmp_path / "card", step=5)
+        runs.load(tmp_path / "card", step=5)
     weights = tmp_path / "card" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read as safetensors"):
-        config.load_run(tmp_path / "card")
+        runs.load(tmp_path / "card")
     (tmp_path / "card" / "config.gin").unlink()
     with pytest.raises(UserError, match=r"no config\.gin in .*card"):
-        config.load_run(tmp_path / "card")
+        runs.load(tmp_path / "card")

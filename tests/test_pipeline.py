@@ -24,7 +24,7 @@ from music_synth.midi.tokenizer import Tokenizer
 from music_synth.midi.vocabulary import EOS_ID
 from music_synth.models.layers import NetworkConfig
 from music_synth.pipeline import find_device, seed_of, to_notes
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 from tests import golden_arrays, tiny_runs
 from tests.golden_arrays import GOLDEN
 

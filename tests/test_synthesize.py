@@ -17,7 +17,7 @@ from music_synth.midi.notes import Note, write_midi
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.neural import NeuralInverter
 from tests import tiny_runs
@@ -210,7 +210,7 @@ def test_what_is_broken_off_leaves_nothing_half(workspace, tmp_path, monkeypatch
     def broken(mel, notes=None):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(entry, "load_inverter", lambda *_: broken)
+    monkeypatch.setattr(entry.runs, "load_inverter", lambda *_: broken)
     with pytest.raises(KeyboardInterrupt):
         entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav"])
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
@@ -224,7 +224,7 @@ def test_flags_reach_the_sampler(workspace, tmp_path, monkeypatch):
         return None, None
 
     monkeypatch.setattr(entry, "play", play)
-    monkeypatch.setattr(entry, "load_inverter", lambda *_: clicks)
+    monkeypatch.setattr(entry.runs, "load_inverter", lambda *_: clicks)
     flags = ["--sampler=ddpm", "--steps=7", "--guidance=1.5", "--seed=9", "--batch_size=3"]
     entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav", *flags])
     assert (seen["name"], seen["num_steps"], seen["guidance_scale"]) == ("ddpm", 7, 1.5)

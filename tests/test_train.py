@@ -8,11 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gin
 import jax
 import pytest
 
-from music_synth import config, train
+from music_synth import config, runs, train
 from music_synth.errors import UserError
 from tests import tiny_runs
 
@@ -47,12 +46,6 @@ FRAGMENTS = ["inverter.gin", "nocontext.gin", "papers/published.gin", "smoke.gin
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     return tiny_runs.prepare(tmp_path_factory.mktemp("data") / "prepared", audio=True)
-
-
-@pytest.fixture(autouse=True)
-def no_config_left():
-    yield
-    gin.clear_config()
 
 
 def test_every_config_is_a_recipe_or_a_known_fragment():
@@ -94,11 +87,11 @@ def test_recipe_trains_with_the_smoke_overlay(path, prepared, tmp_path, capsys):
     assert lines[-1]["step"] == 3
     assert str(tmp_path / "run") in capsys.readouterr().out
     if path.stem in INVERTERS:
-        generator, params = config.load_generator(tmp_path / "run")
+        generator, params = runs.load_generator(tmp_path / "run")
         assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(generator.init, jax.random.key(0)))
         return
     shutil.rmtree(tmp_path / "teacher", ignore_errors=True)  # a student plays without
-    model, tokenizer, params, step = config.load_run(tmp_path / "run")
+    model, tokenizer, params, step = runs.load(tmp_path / "run")
     assert step == 3 and tokenizer.segment_frames == model.network.target_frames == 256
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0)))
 

@@ -64,15 +64,13 @@ class TaughtFeed:
     def __init__(
         self,
         feed: Any,
-        teacher: str,  # MODEL_DIR of a trained decoder
+        teacher: tuple[Any, Any, Params, int],  # a trained decoder: model, tokenizer, parameters, step
         student: Diffusion,
         solver: str = "dpmpp_2m",  # how the teacher walks: "ddim", "dpmpp_2m" or "heun"
         num_substeps: int = 8,  # steps of the teacher for one of the student
         guidance_scale: float = 1.0,  # of the teacher; 1: none
         seed: int = 0,  # of the noise
     ):
-        from music_synth import config  # here alone: to read a run means to read its configuration
-
         if solver not in SOLVERS:
             raise ValueError(f"TaughtFeed.solver = {solver!r}: choose from {SOLVERS}")
         if num_substeps < 1:
@@ -81,18 +79,18 @@ class TaughtFeed:
             raise ValueError(
                 f'the student\'s Sampler.grid = {student.sampler.grid!r}: a student learns on the grid "t"'
             )
-        model, tokenizer, params, step = config.load_run(teacher)
+        model, tokenizer, params, step = teacher
         if not isinstance(model, Diffusion) or model.distilled:
-            raise UserError(f"{teacher} is no diffusion decoder that could be distilled: give the run of diffusion.gin")
+            raise UserError("the teacher is no diffusion decoder that can be distilled: give the run of diffusion.gin")
         for name, its, ours in (
             ("tokenizer", tokenizer, feed.tokenizer),
             ("schedule", model.schedule, student.schedule),
             ("context_frames", model.network.context_frames, student.network.context_frames),
         ):
             if its != ours:
-                raise UserError(f"the teacher {teacher} has the {name} {its}, its student {ours}: give both the same")
+                raise UserError(f"the teacher has the {name} {its}, its student {ours}: give both the same")
         if jax.process_index() == 0:
-            print(f"the teacher is {teacher}, step {step}: {num_substeps} steps of {solver} for one of the student")
+            print(f"the teacher, of step {step}, does {num_substeps} steps of {solver} for one of the student")
         self.teacher = model.with_sampling(name=solver, guidance_scale=guidance_scale)
         self.feed, self.student, self.num_substeps, self._params = feed, student, num_substeps, params
         self._key = jax.random.fold_in(jax.random.key(seed), jax.process_index())

@@ -46,19 +46,25 @@ class Embedding(Protocol):
         """
 
 
-def load_embeddings(paths: Mapping[str, str]) -> dict[str, Embedding | str]:
+def load_embeddings(paths: Mapping[str, str], trust: bool = False) -> dict[str, Embedding | str]:
     """Every embedding that there is, by name; in place of one that is absent, what it needs: "needs --vggish PATH".
 
     Args:
       paths: of `vggish` and `trill`: a SavedModel's folder, a TF-Hub handle (https://...) or an ONNX file; of `clap`
         and `mert`: an ONNX file.
+      trust: whether SavedModels, which are programs, may run.
 
     Raises:
-      UserError: a path is given for what takes none, or holds no such model.
+      UserError: a path is given for what takes none, or holds no such model, or a SavedModel that is not trusted.
     """
     unknown = sorted(set(paths) - set(WITH_PATH))
     if unknown:
         raise UserError(f"no embedding {unknown[0]!r} takes a path: choose from {', '.join(WITH_PATH)}")
+    for path in paths.values():
+        if "://" in path or Path(path).is_dir():
+            from music_synth.interop.runtimes import check_trust
+
+            check_trust(path, trust)
     found: dict[str, Embedding | str] = {"log_mel": LogMelStatistics()}
     try:
         transcription.basic_pitch_session()
@@ -162,7 +168,7 @@ def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
     if not place.exists():
         raise UserError(f"no SavedModel folder and no ONNX file at {path}")
     if place.is_dir():
-        model, tf = runtimes.open_saved_model(place)
+        model, tf = runtimes.open_saved_model(place, trust=True)  # `load_embeddings` has asked
         return saved_model_function(path, model, tf, takes_rate)
     session = runtimes.open_onnx(place)
     inputs = session.get_inputs()

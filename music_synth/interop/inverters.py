@@ -78,11 +78,6 @@ class ForeignInverter:
         return audio[: len(mel) * HOP_LENGTH]
 
 
-def load(path: Path) -> ForeignInverter:
-    """A SavedModel if it is a folder, else an ONNX file."""
-    return load_saved_model(path) if path.is_dir() else load_onnx(path)
-
-
 def load_onnx(path: Path) -> ForeignInverter:
     """An ONNX file, run by onnxruntime on the CPU.
 
@@ -99,7 +94,7 @@ def load_onnx(path: Path) -> ForeignInverter:
     return ForeignInverter(path, shape, lambda mel: session.run(None, {taken.name: mel.astype(dtype)})[0])
 
 
-def load_saved_model(path: Path) -> ForeignInverter:
+def load_saved_model(path: Path, trust: bool = False) -> ForeignInverter:
     """A folder that TensorFlow saved a model in, run by TensorFlow on the CPU.
 
     Through its signature `serving_default`; where it has none it is called as a function, with [1, T, 128].
@@ -107,7 +102,7 @@ def load_saved_model(path: Path) -> ForeignInverter:
     Raises:
       UserError: TensorFlow is not installed, or cannot load the folder, or it is not an inverter (`ForeignInverter`).
     """
-    model, tf = open_saved_model(path)
+    model, tf = open_saved_model(path, trust)
     if SIGNATURE in model.signatures:
         function = model.signatures[SIGNATURE]
         name, taken = only(path, "input", function.structured_input_signature[1].items())

@@ -1,6 +1,6 @@
 """A run as one folder to give away: config.gin, weights as safetensors, and a card, README.md, that says what it is.
 
-`config.load_run` reads such a folder, so that every command that takes a MODEL_DIR takes it.
+`runs.load` reads such a folder, so that every command that takes a MODEL_DIR takes it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from music_synth import config
 from music_synth.audio.mel import FRAME_RATE
 from music_synth.data.prepared import MANIFEST
 from music_synth.errors import UserError
-from music_synth.interop.decoders import KINDS, Decoder
+from music_synth.gin_files import CONFIG_FILE, read_values
+from music_synth.interop.decoders import KINDS, Trained
 from music_synth.training.checkpoint import WEIGHTS, save_exported
 from music_synth.training.writer import read_metrics
 
@@ -26,7 +26,7 @@ UNKNOWN = "not stated"
 
 
 def export(
-    decoder: Decoder,
+    decoder: Trained,
     config_text: str,
     folder: Path,
     dtype: str = "float32",
@@ -46,14 +46,14 @@ def export(
     """
     table = "" if scores is None else read_table(scores)
     save_exported(folder / WEIGHTS, decoder.params, decoder.step, dtype)
-    (folder / config.CONFIG_FILE).write_text(config_text, encoding="utf-8")
-    said = config.read_values(folder / config.CONFIG_FILE)
+    (folder / CONFIG_FILE).write_text(config_text, encoding="utf-8")
+    said = read_values(folder / CONFIG_FILE)
     text = card(decoder, said, dtype, last_scores(decoder.path), table, license)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def card(
-    decoder: Decoder,
+    decoder: Trained,
     said: dict[str, Any],
     dtype: str,
     metrics: dict[str, tuple[int, float]],
@@ -110,7 +110,7 @@ def card(
         lines += [f"| {name} | {step:,} | {value:.4g} |" for name, (step, value) in sorted(metrics.items())]
     if table:
         lines += ["", "## Evaluation", "", table]
-    lines += ["", f"`{config.CONFIG_FILE}` has every setting.", ""]
+    lines += ["", f"`{CONFIG_FILE}` has every setting.", ""]
     return "\n".join(lines)
 
 

@@ -1,7 +1,5 @@
 """Writes a trained inverter as an ONNX file, which onnxruntime plays without Python or JAX.
 
-    python -m music_synth.interop.onnx out.onnx --inverter MODEL_DIR
-
 The file takes and gives what the published SoundStream inverter does (`interop.inverters`): `input_features`, log-mel
 float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T].
 """
@@ -23,8 +21,6 @@ from music_synth.audio.mel import (
     hann_window,
     mel_matrix,
 )
-from music_synth.errors import ArgumentParser, UserError, run
-from music_synth.interop.inverters import load_onnx
 from music_synth.interop.onnx_graph import (
     Graph,
     dense,
@@ -36,7 +32,6 @@ from music_synth.interop.onnx_graph import (
     overlap_add,
     rfft_matrix,
 )
-from music_synth.vocoder.inverter import load_inverter
 from music_synth.vocoder.istft import (
     CENTER,
     MAX_LOG_MAGNITUDE,
@@ -49,7 +44,6 @@ from music_synth.vocoder.istft import (
     noise_table,
 )
 from music_synth.vocoder.melgan import MelGANGenerator, normalized
-from music_synth.vocoder.neural import NeuralInverter
 from music_synth.vocoder.stft import spread_matrix
 
 INPUT, OUTPUT = "input_features", "audio"
@@ -238,28 +232,3 @@ def magnitude(graph: Graph, spectrum: str, floor: float) -> str:
 def cut(graph: Graph, audio: str, start: int, end: int) -> str:
     """audio[:, start:end]"""
     return graph.add("Slice", audio, np.array([start]), np.array([end]), np.array([1]))
-
-
-def main(argv: list[str]) -> None:
-    parser = ArgumentParser("python -m music_synth.interop.onnx", "Writes a trained inverter as an ONNX file.")
-    parser.add_argument("out", type=Path, help="file to write, .onnx")
-    parser.add_argument("--inverter", help="a .safetensors file or the MODEL_DIR of a run (default: what is shipped)")
-    flags = parser.parse_args(argv)
-    inverter = load_inverter(flags.inverter)
-    if not isinstance(inverter, NeuralInverter):
-        raise UserError(f"--inverter {flags.inverter}: only inverters trained here can be exported")
-    if flags.out.suffix != ".onnx":
-        raise UserError(f"{flags.out}: the name must end in .onnx")
-    try:
-        export_onnx(inverter.generator, inverter.params, flags.out)
-    except OSError as error:
-        raise UserError(f"{flags.out} cannot be written ({error.strerror})") from error
-    mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, NUM_MELS))
-    expected = inverter(mel)
-    difference = np.abs(load_onnx(flags.out)(mel) - expected).max() / np.abs(expected).max()
-    size = flags.out.stat().st_size / 1e6
-    print(f"{flags.out}: {size:.1f} MB; {difference:.0e} of the peak from JAX on two seconds of noise")
-
-
-if __name__ == "__main__":
-    run(main)

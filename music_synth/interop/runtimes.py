@@ -39,8 +39,12 @@ def open_onnx(path: Path) -> InferenceSession:
         raise UserError(f"{path} is no ONNX file that onnxruntime can run: {reason(error)}") from error
 
 
-def open_saved_model(path: Path) -> tuple[Any, Any]:
-    """The model in a folder, and the module `tf`. UserError if TensorFlow is missing or cannot load it."""
+def open_saved_model(path: Path, trust: bool) -> tuple[Any, Any]:
+    """The model in a folder, and the module `tf`. UserError if TensorFlow is missing or cannot load it.
+
+    trust: that the model, which is a program, may run; without it that is a UserError too.
+    """
+    check_trust(path, trust)
     try:
         from music_synth.data.quiet_tensorflow import tf
     except ImportError as error:
@@ -49,6 +53,15 @@ def open_saved_model(path: Path) -> tuple[Any, Any]:
         return tf.saved_model.load(str(path)), tf
     except Exception as error:  # OSError, ValueError, KeyError and protobuf's own
         raise UserError(f"{path} is no SavedModel that TensorFlow can load: {reason(error)}") from error
+
+
+def check_trust(path: Any, trust: bool) -> None:
+    """Raises a UserError if a SavedModel is not trusted."""
+    if not trust:
+        raise UserError(
+            f"{path} is a SavedModel, which is a program: it can read and write files here. If you trust who made"
+            " it, add --trust (in Python trust=True)"
+        )
 
 
 def hub_folder(handle: str) -> Path:

@@ -12,9 +12,11 @@ The published models are such checkpoints, and `music_synth.models` has their pa
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,14 @@ import tensorstore
 from flax.traverse_util import flatten_dict
 
 from music_synth.errors import UserError
+from music_synth.files import check_inside
 
 FILE = "checkpoint"
 PLACEHOLDER = "PLACEHOLDER://"
 VERSION = 3  # of what is written: bfloat16 arrays are of that type; in version 2 they are called uint16
+MAX_PACKING = 100  # a checkpoint unpacks to so many times the bytes of its files at most (weights hardly pack) ...
+MIN_BYTES = 256 * 2**20  # ... and to these
+ZARR_DTYPES = ("bfloat16", "<f2", "<f4", "<f8", "<i4", "<i8", "<u2", "<u4")
 LARGEST_CHUNK = 64 * 2**20  # bytes of a zarr chunk
 UNUSED = np.zeros(1, np.float32)  # stands for a moment that Adafactor does not keep
 Tree = dict[str, Any]
@@ -50,22 +56,24 @@ class Checkpoint:
 # --- finding -----------------------------------------------------------------------------------------------------
 
 
-def find(path: str | Path) -> Path | None:
-    """The folder of the newest checkpoint in `path`, which may also be a checkpoint itself; None: there is none."""
+def find(path: str | Path, step: int | None = None) -> Path | None:
+    """Finds the folder of a checkpoint in `path`, which may also be a checkpoint itself; None: there is none.
+
+    step: which of several; None: the newest.
+    """
     path = Path(path)
     if path.name == FILE and path.is_file():
         return path.parent
-    for folder in (path, path / "state"):
-        if (folder / FILE).is_file():
-            return folder
-    numbered = {int(child.name.split("_")[1]): child for child in _children(path)}
-    held = [folder for step, child in sorted(numbered.items()) if (folder := find(child))]
-    return held[-1] if held else None
+    if folder := _with_file(path):
+        return folder
+    children = path.iterdir() if path.is_dir() else ()
+    numbered = {int(child.name[11:]): child for child in children if re.fullmatch(r"checkpoint_\d{1,15}", child.name)}
+    wanted = sorted(numbered, reverse=True) if step is None else [step] * (step in numbered)
+    return next((folder for number in wanted if (folder := _with_file(numbered[number]))), None)
 
 
-def _children(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from (child for child in path.iterdir() if re.fullmatch(r"checkpoint_\d+", child.name))
+def _with_file(path: Path) -> Path | None:
+    return next((folder for folder in (path, path / "state") if (folder / FILE).is_file()), None)
 
 
 def find_config(folder: Path) -> Path | None:
@@ -77,32 +85,47 @@ def find_config(folder: Path) -> Path | None:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read(path: str | Path) -> Checkpoint:
-    """Reads the newest checkpoint in `path`, or the one that `path` is.
+def read(path: str | Path, step: int | None = None) -> Checkpoint:
+    """Reads a checkpoint in `path`, or the one that `path` is.
+
+    step: which of several; None: the newest.
 
     Raises:
         UserError: there is none, it is damaged or of another kind, or one of its tensors cannot be read.
     """
-    folder = find(path)
+    folder = find(path, step)
     if folder is None:
-        raise UserError(f"no T5X checkpoint in {path}: give a folder checkpoint_<step>, or one that holds such folders")
+        of_step = "" if step is None else f" of step {step}"
+        raise UserError(
+            f"no T5X checkpoint{of_step} in {path}: give a folder checkpoint_<step>, or one that holds such folders"
+        )
+    root = folder.parent if folder.name == "state" else folder
+    check_inside(root.parent, root.name)
     contents = _read_msgpack(folder / FILE)
     tree = contents.get("optimizer", contents)
     if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict):
         held = ", ".join(map(str, contents)) or "nothing"
         raise UserError(f"{folder / FILE} is no checkpoint of T5X: it holds {held}")
-    state = tree.get("state") or {}
+    state = tree.get("state") if isinstance(tree.get("state"), dict) else {}
     moments = state.get("param_states")
-    if not (isinstance(moments, dict) and _are_of_adafactor(moments, tree["target"])):
-        moments = None
-    named = re.fullmatch(r"checkpoint_(\d+)", folder.parent.name if folder.name == "state" else folder.name)
-    step = _read_leaves(folder, state.get("step", int(named[1]) if named else 0), "state.step")
-    return Checkpoint(
-        folder=folder,
-        step=int(np.ravel(step)[0]),
-        params=_read_leaves(folder, tree["target"], "target"),
-        moments=None if moments is None else _read_leaves(folder, moments, "state.param_states"),
-    )
+    named = re.fullmatch(r"checkpoint_(\d+)", root.name)
+    leaves = _Leaves(folder)
+    try:
+        if not (isinstance(moments, dict) and _are_of_adafactor(moments, tree["target"])):
+            moments = None
+        saved = np.ravel(leaves.read(state.get("step", int(named[1]) if named else 0), "state.step"))
+        if saved.shape != (1,) or saved.dtype.kind not in "iu":
+            raise UserError(f"{folder / FILE}: state.step is no number of a step")
+        if step not in (None, int(saved[0])):
+            raise UserError(f"no checkpoint of step {step} in {path}: there is {saved[0]}")
+        return Checkpoint(
+            folder=folder,
+            step=int(saved[0]),
+            params=leaves.read(tree["target"], "target"),
+            moments=None if moments is None else leaves.read(moments, "state.param_states"),
+        )
+    except RecursionError as error:
+        raise UserError(f"{folder / FILE} is no checkpoint of T5X: it is nested too deeply") from error
 
 
 def _read_msgpack(path: Path) -> Tree:
@@ -131,49 +154,98 @@ def _is_leaf(node: Any) -> bool:
     return not isinstance(node, dict) or "driver" in node
 
 
-def _read_leaves(folder: Path, node: Any, name: str) -> Any:
-    """A tree like `node` with an array for every leaf, read from its zarr folder where it points to one."""
-    if not _is_leaf(node):
-        return {key: _read_leaves(folder, child, f"{name}.{key}") for key, child in node.items()}
-    if isinstance(node, dict):
-        node = _read_zarr(folder / _path_of(node, name), name)
-    elif isinstance(node, str):
-        if not node.startswith(PLACEHOLDER):
-            raise UserError(f"tensor {name} in {folder} is the text {node[:40]!r}")
-        node = _read_zarr(folder / node.removeprefix(PLACEHOLDER), name)
-    array = np.asarray(node)
-    if array.dtype == np.uint16:
-        array = array.view(ml_dtypes.bfloat16)
-    return array if array.dtype.kind == "i" else array.astype(np.float32, copy=False)
+class _Leaves:
+    """Reads the arrays of a checkpoint, whatever they say of themselves: from its folder, and as much as lies there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        self._left = MIN_BYTES + MAX_PACKING * size
+
+    def read(self, node: Any, name: str) -> Any:
+        """A tree like `node` with an array for every leaf, read from its zarr folder where it points to one."""
+        if not _is_leaf(node):
+            return {key: self.read(child, f"{name}.{key}") for key, child in node.items()}
+        if isinstance(node, dict):
+            node = self._read_zarr(self._pointed(node, name), name)
+        elif isinstance(node, str):
+            if not node.startswith(PLACEHOLDER):
+                raise UserError(f"tensor {name} in {self.folder} is the text {node[:40]!r}")
+            node = self._read_zarr(self._inside(node.removeprefix(PLACEHOLDER), name), name)
+        array = np.asarray(node)
+        if array.dtype.kind not in "iufV" or (array.dtype.kind == "V" and array.dtype != ml_dtypes.bfloat16):
+            raise UserError(f"tensor {name} in {self.folder} is of {array.dtype}, not of numbers")
+        if array.dtype == np.uint16:
+            array = array.view(ml_dtypes.bfloat16)
+        return array if array.dtype.kind == "i" else array.astype(np.float32, copy=False)
+
+    def _pointed(self, pointer: Tree, name: str) -> Path:
+        store = pointer.get("kvstore")
+        path = (store.get("path") if isinstance(store, dict) else None) or pointer.get("path")
+        if pointer["driver"] != "zarr" or not isinstance(path, str):
+            driver = pointer["driver"]
+            raise UserError(f"tensor {name} points to {path!r} by the driver {driver!r}, not to a zarr folder")
+        return self._inside(path, name)
+
+    def _inside(self, path: str, name: str) -> Path:
+        if not path or "\0" in path or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise UserError(f"tensor {name} points to {path[:80]!r}, not to a zarr folder in {self.folder}")
+        return self.folder / path
+
+    def _read_zarr(self, folder: Path, name: str) -> np.ndarray:
+        """An array of zarr's version 2, as T5X writes them: packed by gzip, every chunk there."""
+        try:
+            if not (folder / ".zarray").is_file():
+                raise UserError(f"tensor {name} is missing: there is no {folder}/.zarray")
+            shape, chunks, dtype, separator, packed = _layout(json.loads((folder / ".zarray").read_text("utf-8")))
+            self._left -= math.prod(shape) * dtype.itemsize
+            if self._left < 0 or any(chunk > max(size, 1) for size, chunk in zip(shape, chunks, strict=True)):
+                raise UserError(
+                    f"tensor {name} is {list(shape)} in chunks of {list(chunks)} by {folder}/.zarray: more than the"
+                    " checkpoint's files can hold"
+                )
+            array, size = np.empty(shape, dtype), math.prod(chunks) * dtype.itemsize
+            for index in np.ndindex(*(-(-whole // part) for whole, part in zip(shape, chunks, strict=True))):
+                path = folder / (separator.join(map(str, index)) or "0")
+                if not path.is_file():  # to zarr it would be zeros; T5X writes them all, so this one was lost
+                    raise UserError(f"tensor {name} is not whole: there is no {path}")
+                chunk = np.frombuffer(_unpacked(path, size, packed), dtype).reshape(chunks)
+                starts = [i * part for i, part in zip(index, chunks, strict=True)]
+                counts = [min(part, whole - i) for i, part, whole in zip(starts, chunks, shape, strict=True)]
+                place = tuple(slice(start, start + count) for start, count in zip(starts, counts, strict=True))
+                array[place] = chunk[tuple(map(slice, counts))]
+            return array
+        except (ValueError, KeyError, TypeError, OSError, RecursionError, zlib.error) as error:
+            raise UserError(f"tensor {name} cannot be read from {folder} ({_reason(error)})") from error
 
 
-def _path_of(pointer: Tree, name: str) -> str:
-    path = pointer.get("kvstore", {}).get("path") or pointer.get("path")
-    if pointer["driver"] != "zarr" or not path or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise UserError(f"tensor {name} points to {path!r} by the driver {pointer['driver']!r}, not to a zarr folder")
-    return path
+def _layout(said: Tree) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype, str, bool]:
+    """Shape, shape of the chunks, dtype, separator of the chunks' names, whether they are packed, of a .zarray."""
+    shape, chunks, compressor = said["shape"], said["chunks"], said.get("compressor")
+    if not all(type(size) is int and size >= 0 for size in (*shape, *chunks)) or 0 in chunks:
+        raise ValueError(f"shape {str(shape)[:80]} in chunks of {str(chunks)[:80]}")
+    if said.get("order", "C") != "C" or said.get("filters") or said.get("dimension_separator", ".") not in (".", "/"):
+        raise ValueError("it is laid out otherwise than T5X does")
+    if compressor is not None and compressor["id"] not in ("gzip", "zlib"):
+        raise ValueError(f"it is packed by {compressor['id']!r}, and T5X's are by gzip")
+    name = said["dtype"]
+    if name not in ZARR_DTYPES:
+        raise ValueError(f"it is of dtype {str(name)[:40]!r}: choose from {', '.join(ZARR_DTYPES)}")
+    dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return tuple(shape), tuple(chunks), dtype, said.get("dimension_separator", "."), compressor is not None
 
 
-def _read_zarr(folder: Path, name: str) -> np.ndarray:
-    if not (folder / ".zarray").is_file():
-        raise UserError(f"tensor {name} is missing: there is no {folder}/.zarray")
-    try:
-        store = tensorstore.open(_spec(folder)).result()
-        layout = store.spec().to_json()["metadata"]
-        separator = layout.get("dimension_separator", ".")
-        # TensorStore takes a chunk that is not there for zeros. T5X writes them all, so this one was lost.
-        counts = [-(-size // chunk) for size, chunk in zip(layout["shape"], layout["chunks"], strict=True)]
-        for index in np.ndindex(*counts):
-            chunk = folder / (separator.join(map(str, index)) or "0")
-            if not chunk.is_file():
-                raise UserError(f"tensor {name} is not whole: there is no {chunk}")
-        return store.read().result()
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"tensor {name} cannot be read from {folder} ({_reason(error)})") from error
-
-
-def _spec(folder: Path) -> Tree:
-    return {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder}/"}}
+def _unpacked(path: Path, size: int, packed: bool) -> bytes:
+    """The `size` bytes of a chunk; ValueError if it has another number, without unpacking more."""
+    data = path.read_bytes()
+    if packed:
+        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of gzip or zlib
+        data = unpacker.decompress(data, size + 1)
+        if not unpacker.eof:
+            raise ValueError(f"{path.name} is truncated, or longer than its array")
+    if len(data) != size:
+        raise ValueError(f"{path.name} has {len(data)} bytes, not {size}")
+    return data
 
 
 def _reason(error: Exception) -> str:
@@ -216,7 +288,7 @@ def _write_leaves(folder: Path, node: Any, name: str) -> Any:
         "kvstore": {"driver": "file", "path": f"{name}/"},
         "metadata": metadata,
     }
-    spec = pointer | _spec(folder / name)
+    spec = pointer | {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder / name}/"}}
     tensorstore.open(spec, create=True).result().write(array).result()
     return pointer
 

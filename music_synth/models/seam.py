@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from music_synth.audio.mel import scale_mel
 from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
 from music_synth.models.transformer import CrossCache, MelTransformer
 
@@ -61,12 +62,26 @@ class Seam:
         return self
 
     def check_feed(self, feed: Any) -> None:
-        """UserError unless the feed's tokens are those that the network reads."""
+        """Raises a UserError unless the feed's tokens are those that the network reads."""
+        self.check_tokenizer(feed.tokenizer)
+
+    def check_tokenizer(self, tokenizer: Tokenizer, said: str = "") -> None:
+        """Raises a UserError, which begins with `said`, unless the network reads what the tokenizer writes."""
         network = self.network
-        if network.note_roll and feed.tokenizer.vocabulary != network.vocabulary:
+        if tokenizer.vocabulary != network.vocabulary:
             raise UserError(
-                f"NetworkConfig.vocabulary = {network.vocabulary}, but the Tokenizer writes"
-                f" {feed.tokenizer.vocabulary}: give both the same"
+                f"{said}NetworkConfig.vocabulary = {network.vocabulary}, but the Tokenizer writes"
+                f" {tokenizer.vocabulary}: give both the same"
+            )
+        if tokenizer.segment_frames != network.target_frames:
+            raise UserError(
+                f"{said}Tokenizer.segment_frames = {tokenizer.segment_frames}, but NetworkConfig.target_frames ="
+                f" {network.target_frames}: give both the same"
+            )
+        if tokenizer.max_tokens > network.max_tokens:
+            raise UserError(
+                f"{said}Tokenizer.max_tokens = {tokenizer.max_tokens}, but NetworkConfig.max_tokens ="
+                f" {network.max_tokens}: give both the same"
             )
 
     def check_batch(self, batch: dict[str, Any]) -> None:

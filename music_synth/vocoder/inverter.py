@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -126,30 +125,3 @@ def stream_audio(
         yield from inverter.stream(mels, notes)
     else:
         yield inverter(np.concatenate(list(mels)), notes)
-
-
-def load_inverter(name: str | None = None) -> Inverter:
-    """An inverter by name or path.
-
-    Args:
-      name: None: the trained one that ships with the package; "griffin_lim"; a .safetensors file; the MODEL_DIR of a
-        run of melgan.gin; or a model of another project: an .onnx file or a folder with a SavedModel.
-
-    Raises:
-      UserError: there is none, or it cannot be read.
-    """
-    from music_synth.vocoder import neural
-
-    if name == GRIFFIN_LIM:
-        return GriffinLim()
-    if name is None:
-        return neural.load_weights(neural.SHIPPED)
-    if (Path(name) / "config.gin").is_file():
-        from music_synth import config  # here alone: to read a run means to read its configuration
-
-        return neural.NeuralInverter(*config.load_generator(name))
-    if Path(name).suffix == ".onnx" or (Path(name) / "saved_model.pb").is_file():
-        from music_synth.interop import inverters  # here alone: interop stands above the inverters of our own
-
-        return inverters.load(Path(name))
-    return neural.load_weights(name)

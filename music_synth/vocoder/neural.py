@@ -1,13 +1,7 @@
-"""A trained generator as an inverter: whole mels or streams of them, and the file it is kept in.
-
-    python -m music_synth.vocoder.neural MODEL_DIR OUT.safetensors --about "data, steps, machine, date"
-
-makes the file from a run of melgan.gin or istft.gin.
-"""
+"""A trained generator as an inverter: whole mels or streams of them, and the file it is kept in."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -21,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from music_synth import errors
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
@@ -151,21 +144,3 @@ def load_weights(path: str | Path) -> NeuralInverter:
         if not np.isfinite(tensors[key]).all():
             raise UserError(f"{path}: tensor {key} is not finite")
     return NeuralInverter(generator, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"))
-
-
-def main(argv: list[str]) -> None:
-    from music_synth import config
-
-    parser = errors.ArgumentParser("python -m music_synth.vocoder.neural", "Keeps a run's inverter as one file.")
-    parser.add_argument("model_dir", help="MODEL_DIR of a run of melgan.gin or istft.gin; its newest checkpoint counts")
-    parser.add_argument("out", type=Path, help="file to write, .safetensors")
-    parser.add_argument("--about", default="", help="a line for people, kept in the file")
-    flags: argparse.Namespace = parser.parse_args(argv)
-    if flags.out.suffix != ".safetensors" or not flags.out.parent.is_dir():
-        raise UserError(f"{flags.out}: name a file in an existing folder that ends in .safetensors")
-    save_inverter(flags.out, *config.load_generator(flags.model_dir), flags.about)
-    print(f"{flags.out}: {flags.out.stat().st_size / 1e6:.1f} MB; play it with --inverter {flags.out}")
-
-
-if __name__ == "__main__":
-    errors.run(main)

@@ -199,14 +199,14 @@ def saved_models(tmp_path_factory):
 
 
 def test_saved_models(saved_models):
-    found = load_embeddings({name: str(saved_models / name) for name in ("vggish", "trill")})
+    found = load_embeddings({name: str(saved_models / name) for name in ("vggish", "trill")}, trust=True)
     expected = audio(2)[: 2 * 15_360].reshape(2, 128, 120).mean(axis=2)
     np.testing.assert_allclose(found["vggish"].embed(audio(2)), expected, atol=1e-6)
     frames = found["trill"].embed(audio(2))
     assert frames.shape == (12, 512)
     np.testing.assert_allclose(frames[1], audio(2)[2666 : 2666 + 2560 : 5], atol=1e-6)
     with pytest.raises(UserError, match="is no function"):
-        load_embeddings({"vggish": str(saved_models / "empty")})
+        load_embeddings({"vggish": str(saved_models / "empty")}, trust=True)
 
 
 def test_vggish_log_mel_is_that_of_its_authors():
@@ -238,17 +238,17 @@ def test_hub_handles(saved_models, tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         handle = f"http://127.0.0.1:{server.server_port}/google/vggish/1"
-        frames = load_embeddings({"vggish": handle})["vggish"].embed(audio(2))
+        frames = load_embeddings({"vggish": handle}, trust=True)["vggish"].embed(audio(2))
         embeddings.waveform_function.cache_clear()
-        load_embeddings({"vggish": handle})  # from the cache
+        load_embeddings({"vggish": handle}, trust=True)  # from the cache
     finally:
         server.shutdown()
         server.server_close()
     assert requests == ["/google/vggish/1?tf-hub-format=compressed"]
-    local = load_embeddings({"vggish": str(saved_models / "vggish")})["vggish"]
+    local = load_embeddings({"vggish": str(saved_models / "vggish")}, trust=True)["vggish"]
     np.testing.assert_array_equal(frames, local.embed(audio(2)))
     with pytest.raises(UserError, match=r"/other/1 cannot be downloaded \(.*refused.*name its folder"):
-        load_embeddings({"vggish": f"http://127.0.0.1:{server.server_port}/other/1"})
+        load_embeddings({"vggish": f"http://127.0.0.1:{server.server_port}/other/1"}, trust=True)
     assert [path.is_dir() for path in Path(tmp_path / "hub").iterdir()] == [True]  # nothing half-made is left
 
 

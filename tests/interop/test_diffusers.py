@@ -27,7 +27,7 @@ from music_synth.errors import UserError
 from music_synth.interop import diffusers
 from music_synth.interop.tensor_files import read_tensors
 from music_synth.models.layers import NetworkConfig
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 from tests import golden_arrays, tiny_runs
 from tests.golden_arrays import GOLDEN
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from music_synth.audio.mel import MIN_LOG_MEL
 from music_synth.errors import UserError
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 
 TOY = Path(__file__).parents[1] / "golden" / "toy_inverter.onnx"  # audio = tanh(mel @ M), see golden/README.md
 RNG = np.random.default_rng(1)
@@ -128,6 +128,8 @@ def test_missing_packages(tmp_path, monkeypatch):
     (tmp_path / "saved_model.pb").touch()
     monkeypatch.setitem(sys.modules, "music_synth.data.quiet_tensorflow", None)
     with pytest.raises(UserError, match=r"pip install 'music_synth\[data]'"):
+        load_inverter(str(tmp_path), trust=True)
+    with pytest.raises(UserError, match=r"is a SavedModel, which is a program: .* add --trust"):
         load_inverter(str(tmp_path))
 
 
@@ -168,7 +170,7 @@ def save_model(tmp_path):
 
 def test_saved_model(save_model):
     for model in ({}, {"serve": None}, {"shape": (1, 50, 128)}, {"shape": (1, 128, None), "serve": "transposed"}):
-        inverter = load_inverter(save_model(**model))
+        inverter = load_inverter(save_model(**model), trust=True)
         gc.collect()  # whatever nobody holds, such as the variables of a model of which only a function is kept
         for num_frames in (0, 1, 70):
             mel = random_mel(num_frames)
@@ -179,16 +181,16 @@ def test_saved_model(save_model):
 
 def test_saved_models_refused(save_model, tmp_path):
     with pytest.raises(UserError, match=r"takes \[any, any, 80\], not log-mel"):
-        load_inverter(save_model((None, None, 80), matrix=MATRIX[:80]))
+        load_inverter(save_model((None, None, 80), matrix=MATRIX[:80]), trust=True)
     with pytest.raises(UserError, match="has 2 outputs; an inverter has one"):
-        load_inverter(save_model(serve="stereo"))
+        load_inverter(save_model(serve="stereo"), trust=True)
     with pytest.raises(UserError, match="gives 1000 samples for 10 frames, not 320 a frame"):
-        load_inverter(save_model(matrix=MATRIX[:, :100]))(random_mel(10))
+        load_inverter(save_model(matrix=MATRIX[:, :100]), trust=True)(random_mel(10))
     with pytest.raises(UserError, match="fails on 10 frames of log-mel: ") as caught:
-        load_inverter(save_model(serve=None, matrix=MATRIX[:80]))(random_mel(10))
+        load_inverter(save_model(serve=None, matrix=MATRIX[:80]), trust=True)(random_mel(10))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="has no signature 'serving_default' and is no function"):
-        load_inverter(save_model(serve="nothing"))
+        load_inverter(save_model(serve="nothing"), trust=True)
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="is no SavedModel that TensorFlow can load"):
-        load_inverter(str(tmp_path / "saved"))
+        load_inverter(str(tmp_path / "saved"), trust=True)

@@ -1,6 +1,5 @@
 """Exported inverters equal the JAX ones; each block of the graph equals its JAX or NumPy counterpart."""
 
-import re
 import sys
 from functools import partial
 
@@ -13,12 +12,11 @@ import pytest
 from music_synth.audio.mel import HOP_LENGTH
 from music_synth.errors import UserError
 from music_synth.interop import onnx_graph
-from music_synth.interop.onnx import export_onnx, main
+from music_synth.interop.onnx import export_onnx
 from music_synth.interop.onnx_graph import Graph
-from music_synth.vocoder.inverter import load_inverter
+from music_synth.runs import load_inverter
 from music_synth.vocoder.istft import DepthwiseConv, ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
-from music_synth.vocoder.neural import save_inverter
 from music_synth.vocoder.stft import frames_of, overlap_add
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -75,23 +73,6 @@ def test_exported_istft_equals_jax(tmp_path):
     more = ISTFTGenerator(8, 16, 1, num_consistency_steps=16, num_projections=48)
     export_onnx(more, params, tmp_path / "more.onnx")
     assert (tmp_path / "more.onnx").stat().st_size == (tmp_path / "istft.onnx").stat().st_size
-
-
-def test_command(tmp_path, capsys):
-    generator = MelGANGenerator(4, strides=(20, 16), dilations=(1,))
-    save_inverter(tmp_path / "own.safetensors", generator, trained(generator.init))
-    flag = f"--inverter={tmp_path}/own.safetensors"
-    main([f"{tmp_path}/out.onnx", flag])
-    [difference] = re.findall(r"MB; (\S+) of the peak from JAX", capsys.readouterr().out)
-    assert float(difference) < 1e-4
-    for argv, message in (
-        (["out.onnx", "--inverter=griffin_lim"], "griffin_lim: only inverters trained here"),
-        (["out.onnx", f"--inverter={tmp_path}/out.onnx"], r"out\.onnx: only inverters trained here"),
-        (["out.wav", flag], "must end in .onnx"),
-        ([f"{tmp_path}/none/out.onnx", flag], "none/out.onnx cannot be written .No such file"),
-    ):
-        with pytest.raises(UserError, match=message):
-            main(argv)
 
 
 def test_onnx_missing(tmp_path, monkeypatch):

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from music_synth import config
+from music_synth import runs
 from music_synth.autoregressive.objective import Autoregressive, shift_right
 from music_synth.autoregressive.outputs import GaussianMixture
 from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule
 from music_synth.errors import UserError
-from music_synth.interop import decoders, published, t5x
+from music_synth.gin_files import included_around, read_values
+from music_synth.interop import published, t5x
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
 from music_synth.training.optimizer import adafactor
@@ -103,7 +104,7 @@ def test_moments_are_those_of_our_adafactor(written_by_t5x):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_outputs_are_reproduced(written_by_t5x, name):
-    decoder = decoders.read(written_by_t5x[name], num_heads=2)
+    decoder = runs.read(written_by_t5x[name], num_heads=2)
     arrays, model = golden_arrays.load(t5x_folders.FILES[name]), decoder.model
     tokens = arrays["inputs/tokens"]
     if name == "autoregressive":
@@ -301,7 +302,7 @@ def with_gin(written_by_t5x, tmp_path):
     def read(text, **arguments):
         path = tmp_path / "their.gin"
         path.write_text(text)
-        return decoders.read(written_by_t5x["context"], gin_file=path, **arguments)
+        return runs.read(written_by_t5x["context"], gin_file=path, **arguments)
 
     return read
 
@@ -322,7 +323,7 @@ def test_the_gin_file_says_what_the_tensors_do_not(with_gin):
 
 
 def test_without_a_gin_file_it_is_said_what_is_assumed(written_by_t5x):
-    decoder = decoders.read(written_by_t5x["context"], num_heads=2)
+    decoder = runs.read(written_by_t5x["context"], num_heads=2)
     c = dict(model_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
     network = NetworkConfig(**c, max_tokens=64, target_frames=32, context_frames=32)
     sampler = Sampler("ddpm", 1000, guidance_scale=2.0, variance="large")
@@ -333,8 +334,8 @@ def test_without_a_gin_file_it_is_said_what_is_assumed(written_by_t5x):
 def test_a_config_beside_the_checkpoint_is_found(written_by_t5x, tmp_path):
     made = t5x_folders.make(tmp_path, "context")
     (tmp_path / "config.gin").write_text(PUBLISHED_GIN)
-    assert decoders.read(tmp_path).model == decoders.read(made).model
-    assert decoders.read(made).model.network.num_heads == 4
+    assert runs.read(tmp_path).model == runs.read(made).model
+    assert runs.read(made).model.network.num_heads == 4
 
 
 def test_gin_files_in_pieces_are_read(tmp_path):
@@ -343,7 +344,7 @@ def test_gin_files_in_pieces_are_read(tmp_path):
     (tmp_path / "gin" / "models" / "small.gin").write_text(
         "include 'gin/base.gin'\ninclude 'elsewhere/none.gin'\nWIDTH = 3\nLOOP = %LOOP\ntrain/b.F.g = @s/c.h.K\n"
     )
-    values = config.read_values(tmp_path / "gin" / "models" / "small.gin")
+    values = read_values(tmp_path / "gin" / "models" / "small.gin", included_around)
     assert values == {
         "T5Config.emb_dim": 3, "T5Config.layers": [3, {"x": None}], "WIDTH": 3, "LOOP": None, "train/F.g": "@s/K",
     }  # fmt: skip
@@ -372,7 +373,7 @@ def test_the_gin_file_that_is_written_says_the_same(tmp_path, network):
     path = tmp_path / "config.gin"
     path.write_text(published.gin_text(model, tokenizer))
     params = jax.eval_shape(model.init, jax.random.key(0))
-    read, read_tokenizer, assumed = published.model_of(params, config.read_values(path), path)
+    read, read_tokenizer, assumed = published.model_of(params, read_values(path), path)
     assert read == model and read_tokenizer == tokenizer and assumed == []
 
 
@@ -446,7 +447,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, said):
     params = golden_arrays.tree(golden_arrays.load("network_autoregressive"))
     t5x.write(tmp_path, 17, change(params))
     with pytest.raises(UserError, match=said) as told:
-        decoders.read(tmp_path, num_heads=2)
+        runs.read(tmp_path, num_heads=2)
     assert str(tmp_path) in str(told.value) and "\n" not in str(told.value)
 
 
@@ -461,7 +462,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, said):
         ("onsets_only = False", "onsets_only = True", "onsets_only = True cannot be had"),
         ("model_output = 'v'", "model_output = 'w'", r"Diffusion.prediction_type = 'w'"),
         ("name = 'ddim'", "name = 'euler'", r"Sampler.name = 'euler'"),
-        ("emb_dim = 32", "emb_dim = = 32", "their.gin cannot be read as a gin file"),
+        ("emb_dim = 32", "emb_dim = = 32", "their.gin, line \\d+: .* in 'emb_dim = = 32'"),
         ("dropout_rate = 0.25", "dropout_rate = 1.0", r"their.gin does not describe .*dropout_rate = 1.0"),
         ("num_heads = 4\n  head_dim = 8", "head_dim = 0", r"their.gin does not describe"),
         ("head_dim = 8", "head_dim = %HEADS", r"their.gin does not describe"),
@@ -477,11 +478,11 @@ def test_a_gin_file_that_does_not_fit_is_named(with_gin, old, new, said):
 
 def test_heads_that_cannot_be_told_are_asked_for(written_by_t5x):
     with pytest.raises(UserError, match="attention of width 32 is not 0 heads of 64: convert it with --num_heads"):
-        decoders.read(written_by_t5x["context"])
+        runs.read(written_by_t5x["context"])
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        decoders.read("/nowhere")
-    with pytest.raises(UserError, match="is not recognized: a run has checkpoints/"):
-        decoders.read(Path(__file__).parent)
+        runs.read("/nowhere")
+    with pytest.raises(UserError, match=r"is not recognized: a run has config.gin and checkpoints/"):
+        runs.read(Path(__file__).parent)
     with pytest.raises(UserError, match="no T5X checkpoint in"):
         t5x.read(Path(__file__).parent)
 

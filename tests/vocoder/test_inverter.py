@@ -7,7 +7,8 @@ import pytest
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, log_mel, mel_matrix
 from music_synth.data import synthetic
 from music_synth.errors import UserError
-from music_synth.vocoder.inverter import GriffinLim, load_inverter, magnitude_from_mel
+from music_synth.runs import load_inverter
+from music_synth.vocoder.inverter import GriffinLim, magnitude_from_mel
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.neural import NeuralInverter
 

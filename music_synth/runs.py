@@ -1,0 +1,220 @@
+"""Trained things, brought back from wherever they are kept:
+
+    model, tokenizer, params, step = runs.load("runs/diffusion")
+    inverter = runs.load_inverter("runs/istft")
+
+What somebody sent is data: of its config, a model and a tokenizer are made and nothing else (`gin_files.PARTS`), and no
+file outside the folder is read. A SavedModel of TensorFlow is a program, and wants `trust`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from music_synth import gin_files
+from music_synth.errors import UserError
+from music_synth.files import check_inside
+from music_synth.gin_files import CONFIG_FILE, OPTIMIZERS, PARTS, Maker
+from music_synth.interop import decoders, diffusers, inverters, t5x
+from music_synth.interop.decoders import Trained
+from music_synth.midi.tokenizer import Tokenizer
+from music_synth.models.seam import Params, Seam
+from music_synth.training.checkpoint import FOLDER, WEIGHTS, check_shapes, load_params, load_progress
+from music_synth.vocoder import neural
+from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter
+
+SHIPPED = "shipped"
+
+
+class Run(NamedTuple):
+    """A trained decoder."""
+
+    model: Seam
+    tokenizer: Tokenizer
+    params: Params
+    step: int
+
+
+# --- decoders ----------------------------------------------------------------------------------------------------
+
+
+def load(path: str | os.PathLike, step: int | None = None, ema: bool = True) -> Run:
+    """Loads a decoder: a training run, an exported model, a checkpoint of T5X or a pipeline folder of diffusers.
+
+    Args:
+        step: of a run or of T5X, which checkpoint; None: the newest whole one.
+        ema: the moving average of the parameters where a run keeps one, else the parameters themselves.
+
+    Raises:
+        UserError: it is none of these, or damaged, or asks for more than a model; no such step; tokenizer and network
+            do not belong together.
+    """
+    trained = read(path, step, ema)
+    return Run(trained.model, trained.tokenizer, trained.params, trained.step)
+
+
+def read(
+    path: str | os.PathLike,
+    step: int | None = None,
+    ema: bool = True,
+    num_heads: int | None = None,
+    gin_file: str | os.PathLike | None = None,
+) -> Trained:
+    """`load`, with what else was found beside the decoder.
+
+    Args:
+        num_heads: of a T5X checkpoint without a gin file, where they are not of 64 channels.
+        gin_file: of a T5X checkpoint; None: the config.gin that lies beside it, if any.
+    """
+    folder, kind = Path(path), kind_of(path)
+    if kind != "t5x" and (num_heads is not None or gin_file is not None):
+        raise UserError(f"--num_heads and --config are for checkpoints of T5X; {path} says itself what it is")
+    if kind == "t5x":
+        trained = decoders.read_t5x(folder, step, num_heads, None if gin_file is None else Path(gin_file))
+    elif kind == "diffusers":
+        trained = decoders.read_diffusers(folder)
+        if step is not None:
+            raise UserError(f"no checkpoint of step {step} in {path}: {decoders.KINDS[kind]} has no steps")
+    else:
+        trained = _read_run(kind, folder, step, ema)
+    trained.model.check_tokenizer(trained.tokenizer, f"{path}: ")
+    return trained
+
+
+def kind_of(path: str | os.PathLike) -> str:
+    """Which of `decoders.KINDS` there is at `path`; UserError if none."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no folder {path}: give a run, an exported model, a checkpoint of T5X or a diffusers pipeline")
+    signs = {"diffusers": diffusers.INDEX, "export": WEIGHTS, "run": FOLDER}
+    for kind, sign in signs.items():
+        if (path / sign).exists():
+            return kind
+    if t5x.find(path):
+        return "t5x"
+    if (path / CONFIG_FILE).is_file():
+        return "run"  # whose checkpoints are missing
+    raise UserError(
+        f"{path} is not recognized: a run has {CONFIG_FILE} and {FOLDER}/, an exported model {WEIGHTS}, a T5X"
+        f" checkpoint is checkpoint_<step>/{t5x.FILE}, a diffusers pipeline has {diffusers.INDEX}"
+    )
+
+
+def _read_run(kind: str, folder: Path, step: int | None, ema: bool) -> Trained:
+    maker = _maker(folder, PARTS)
+    if "Vocoder.generator" in maker.bindings:
+        raise UserError(
+            f"{folder} is a run of an inverter, not of a decoder: it plays by --inverter, and `convert` makes a file of"
+            " it, .onnx or .safetensors"
+        )
+    model, tokenizer = maker.value("train.model"), maker.value("Feed.tokenizer")
+    for key, made, wanted in (("train.model", model, Seam), ("Feed.tokenizer", tokenizer, Tokenizer)):
+        if not isinstance(made, wanted):
+            raise UserError(f"{folder / CONFIG_FILE}: {key} = {maker.bindings[key]!r} is no {wanted.__name__}")
+    params, step = _load_params(folder, model, step, ema)
+    if kind == "export":
+        return Trained(kind, folder, model, tokenizer, params, step)
+    if maker.bindings.get("train.ema_decay", 1.0):  # moments are of other parameters than the average, which plays
+        average = ("the moving average of the parameters",)
+        return Trained(kind, folder, model, tokenizer, params, step, remarks=average)
+    if repr(maker.bindings.get("train.optimizer")) != "@adafactor()":
+        return Trained(kind, folder, model, tokenizer, params, step)
+    moments = t5x.moments_of(load_progress(folder, step)["opt_state"])
+    return Trained(kind, folder, model, tokenizer, params, step, moments)
+
+
+def load_optimizer(folder: str | os.PathLike) -> tuple[Any, float]:
+    """Makes (optimizer, decay of the moving average) as the config.gin of a run says."""
+    maker = _maker(Path(folder), OPTIMIZERS)
+    return maker.value("train.optimizer"), maker.value("train.ema_decay")
+
+
+def _maker(folder: Path, table: dict[str, str]) -> Maker:
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: give the MODEL_DIR of a training run")
+    if not path.is_file():
+        raise UserError(f"no {CONFIG_FILE} in {folder}: give the MODEL_DIR of a training run")
+    check_inside(folder, CONFIG_FILE, FOLDER, WEIGHTS)
+    maker = Maker(gin_files.read(path, gin_files.none_included), table, str(path))
+    if "train.model" not in maker.bindings:
+        raise UserError(f"{path} does not say train.model: it is not the config of a training run")
+    return maker
+
+
+def _load_params(folder: Path, model: Any, step: int | None, ema: bool) -> tuple[Params, int]:
+    params, step = load_params(folder, step, ema)
+    check_shapes(params, model, where=f"{folder}, step {step}")
+    return params, step
+
+
+@dataclass(frozen=True)
+class InitialCheckpoint:
+    """Where a new run takes its parameters from; its optimizer and its count of steps begin afresh.
+
+    To go on with a T5X run as it was, moments and step included, convert it and train in the folder that this makes.
+    """
+
+    path: str | None = None  # anything that `load` knows; None: the parameters are random
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __call__(self, model: Any) -> Any:
+        """Loads the parameters, for `model`; None where there is no path.
+
+        Warns where `model` computes something else from the same parameters than the model they are of.
+
+        Raises:
+            UserError: the path is not recognized, or its tensors are of other names or shapes.
+        """
+        if self.path is None:
+            return None
+        trained = read(self.path, num_heads=model.network.num_heads if kind_of(self.path) == "t5x" else None)
+        check_shapes(trained.params, model, self.path, "train a network of its sizes, or start from another")
+        theirs, ours = decoders.computed_by(trained.model), decoders.computed_by(model)
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                warnings.warn(f"{name} is {theirs.get(name)} in {self.path} and {ours.get(name)} here", stacklevel=2)
+        return trained.params
+
+
+# --- inverters ---------------------------------------------------------------------------------------------------
+
+
+def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) -> Inverter:
+    """Loads an inverter by name or path.
+
+    Args:
+        name: None or "shipped": the trained one of the package; "griffin_lim"; a .safetensors file; the MODEL_DIR of a
+            run of istft.gin or melgan.gin; or a model of another project: an .onnx file or a folder with a SavedModel.
+        trust: whether a SavedModel, which is a program, may run.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is a SavedModel without `trust`.
+    """
+    if name in (None, SHIPPED):
+        return neural.load_weights(neural.SHIPPED)
+    if str(name) == GRIFFIN_LIM:
+        return GriffinLim()
+    path = Path(name)
+    if (path / CONFIG_FILE).is_file():
+        return neural.NeuralInverter(*load_generator(path))
+    if path.suffix == ".onnx":
+        return inverters.load_onnx(path)
+    if (path / "saved_model.pb").is_file() or (path / "saved_model.pbtxt").is_file():
+        return inverters.load_saved_model(path, trust)
+    return neural.load_weights(path)
+
+
+def load_generator(model_dir: str | os.PathLike, step: int | None = None, ema: bool = True) -> tuple[Any, Any]:
+    """Loads (generator, its parameters) of a run that trained an inverter; arguments and errors as of `load`."""
+    folder = Path(model_dir)
+    model = _maker(folder, PARTS).value("train.model")
+    if not hasattr(model, "generator"):
+        raise UserError(f"{folder} is a run of {type(model).__name__}, not of an inverter (istft.gin, melgan.gin)")
+    return model.generator, _load_params(folder, model, step, ema)[0]["generator"]
