@@ -58,10 +58,11 @@ def write_run(decoder: Trained, folder: Path, target: Path) -> None:
     optimizer, ema_decay = runs.load_optimizer(folder)
     # Not compiled, so that the parameters stay where they are: base size takes 1.7 GB for every copy of them.
     state = create_state(decoder.model, optimizer, jax.random.key(0), ema_decay, decoder.params)
-    state = state.replace(step=jnp.asarray(decoder.step, jnp.int32))
+    state = dataclasses.replace(state, step=jnp.asarray(decoder.step, jnp.int32))
     if decoder.moments is not None:
         try:
-            state = state.replace(opt_state=t5x.to_opt_state(decoder.moments, decoder.step, state.opt_state))
+            moments = t5x.to_opt_state(decoder.moments, decoder.step, state.opt_state)
+            state = dataclasses.replace(state, opt_state=moments)
         except UserError as error:
             warnings.warn(f"{error}: the optimizer begins afresh", stacklevel=2)
     Checkpointer(folder).save(state, data_position=decoder.step)
@@ -148,7 +149,10 @@ def compute(module: Any, params: Any, batch: dict[str, Any], frames: Any) -> Any
 def segment(network: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A batch of one segment of random notes and context, and noise [1, T, M]."""
     rng = np.random.default_rng(0)
-    noise = lambda length: rng.normal(size=(1, length, network.num_mels)).astype(np.float32)
+
+    def noise(length: int) -> np.ndarray:
+        return rng.normal(size=(1, length, network.num_mels)).astype(np.float32)
+
     batch = {
         "note_tokens": rng.integers(1, network.vocab_size, (1, min(64, network.max_tokens))).astype(np.int32),
         "context_mel": noise(network.context_frames),
@@ -162,10 +166,10 @@ def compare(source: Trained, written: Trained, target: Path) -> str:
     before, after = jax.tree.leaves(source.params), jax.tree.leaves(written.params)
     equal = sum(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     batch, frames = segment(source.model.network)
-    outputs = [np.asarray(compute(side.model.module, side.params, batch, frames)) for side in (source, written)]
-    if not all(np.isfinite(output).all() for output in outputs):
+    ours, theirs = (np.asarray(compute(side.model.module, side.params, batch, frames)) for side in (written, source))
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         raise UserError(f"{source.path}: the network's output is not finite; the checkpoint is damaged")
-    difference = relative_difference(*outputs, target)
+    difference = relative_difference(theirs, ours, target)
     return f"{equal} of {len(before)} tensors are equal to the bit; outputs differ by {difference:.1e} of the largest"
 
 

@@ -128,7 +128,7 @@ def last_scores(folder: Path) -> dict[str, tuple[int, float]]:
     last: dict[str, tuple[int, float]] = {}
     for line in read_metrics(folder):
         scores = {name: value for name, value in line.items() if name.startswith(("eval/", "train/loss"))}
-        last |= {name: (line["step"], value) for name, value in scores.items()}
+        last |= {name: (int(line["step"]), value) for name, value in scores.items()}
     return last
 
 

@@ -102,9 +102,10 @@ def from_pretty_midi(midi: Any) -> list[Note]:
             notes.append(Note(n.pitch, n.velocity, part.program, n.start, n.end, bool(part.is_drum), number))
         for control in part.control_changes:
             if control.number == SUSTAIN_CONTROL:
-                if not (isinstance(control.time, Real) and 0 <= control.time and isinstance(control.value, Real)):
-                    raise UserError(f"a pedal at {control.time} s with value {control.value} is none")
-                pedals.append(Pedal(control.time, number, control.value))
+                time, value = control.time, control.value
+                if not (isinstance(time, Real) and 0 <= float(time) and isinstance(value, Real)):
+                    raise UserError(f"a pedal at {time} s with value {value} is none")
+                pedals.append(Pedal(float(time), number, int(float(value))))
     if not notes:
         raise UserError("no notes in this object of pretty_midi")
     return apply_sustain(check_notes(notes), pedals)
@@ -180,9 +181,9 @@ def _notes_of(midi: smf.MidiFile, rows, heads) -> list[Note]:
     ticks = np.array([row[2:] for part in rows for row in part], np.int64).reshape(-1, 2)
     times = iter(smf.tick_times(midi, ticks, first_track_only=True).tolist())
     return [
-        Note(pitch, velocity, program, *next(times), is_drum, instrument)
+        Note(pitch, velocity, program, onset, offset, is_drum, instrument)
         for instrument, ((program, is_drum), part) in enumerate(zip(heads, rows, strict=True))
-        for pitch, velocity, _, _ in part
+        for (pitch, velocity, _, _), (onset, offset) in zip(part, times, strict=False)
     ]
 
 
