@@ -50,7 +50,7 @@ MAX_DIFFERENCE = 0.1  # of what is written from its source, as a share of the la
 
 
 def write_run(decoder: Trained, folder: Path, target: Path) -> None:
-    """A MODEL_DIR: config.gin and a checkpoint, of which training goes on where the source's stopped.
+    """Writes a MODEL_DIR: config.gin and a checkpoint, of which training goes on where the source's stopped.
 
     The optimizer keeps the moments of the source where it has Adafactor's; else it begins afresh.
     """
@@ -69,7 +69,7 @@ def write_run(decoder: Trained, folder: Path, target: Path) -> None:
 
 
 def run_text(decoder: Trained, target: Path) -> str:
-    """The config of a run: the source's own, or the published recipe with the source's model and what its gin says."""
+    """Makes the config of a run: the source's own, or the published recipe with its model and its gin's values."""
     overrides = [f"MODEL_DIR={str(target)!r}"]
     own = decoder.path / CONFIG_FILE
     if decoder.kind == "export":
@@ -97,7 +97,7 @@ def export_text(decoder: Trained, target: Path) -> str:
 
 
 def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
-    """checkpoint_<step> and a gin file: the source's own (`gin_file`, or that beside it), or one made of the model."""
+    """Writes checkpoint_<step> and a gin file: the source's own (`gin_file`, or that beside it) or one of the model."""
     published.check_published(decoder.model)
     t5x.write(folder, decoder.step, decoder.params, decoder.moments)
     own = gin_file or (t5x.find_config(decoder.path) if decoder.kind == "t5x" else None)
@@ -110,14 +110,14 @@ def write_diffusers(decoder: Trained, folder: Path, inverter: Path | None) -> No
 
 
 def check_new(target: Path) -> None:
-    """UserError if `target` is there already; a folder may be, if it is empty."""
+    """Raises UserError if `target` is there already; a folder may be, if it is empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name another, or remove it")
 
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when everything in it is written, and else is removed.
+    """Yields a folder beside `target` that takes its place when everything in it is written, and else is removed.
 
     Raises:
         UserError: `target` cannot be written.
@@ -138,7 +138,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @functools.partial(jax.jit, static_argnames="module")
 def compute(module: Any, params: Any, batch: dict[str, Any], frames: Any) -> Any:
-    """What a network makes of noisy or previous frames [B, T, M], given notes and context: [B, T, channels]."""
+    """Computes what a network makes of noisy or previous frames [B, T, M], notes and context: [B, T, channels]."""
     net, tokens = module.bind({"params": params}), batch["note_tokens"]
     context = (batch["context_mel"], batch["context_mask"]) if module.config.context_frames else (None, None)
     cache = net.encode(tokens, tokens > 0, *context, True)
@@ -147,7 +147,7 @@ def compute(module: Any, params: Any, batch: dict[str, Any], frames: Any) -> Any
 
 
 def segment(network: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """A batch of one segment of random notes and context, and noise [1, T, M]."""
+    """Makes a batch of one segment of random notes and context, and noise [1, T, M]."""
     rng = np.random.default_rng(0)
 
     def noise(length: int) -> np.ndarray:
@@ -162,7 +162,7 @@ def segment(network: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def compare(source: Trained, written: Trained, target: Path) -> str:
-    """Both networks on one segment; UserError where one does not give numbers, or the two give other ones."""
+    """Compares both networks on one segment; UserError where one does not give numbers, or the two give other ones."""
     before, after = jax.tree.leaves(source.params), jax.tree.leaves(written.params)
     equal = sum(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     batch, frames = segment(source.model.network)
@@ -174,7 +174,7 @@ def compare(source: Trained, written: Trained, target: Path) -> str:
 
 
 def relative_difference(before: np.ndarray, after: np.ndarray, what: Path) -> float:
-    """The largest difference, as a share of the largest number before; UserError if beyond `MAX_DIFFERENCE`."""
+    """Returns the largest difference, as a share of the largest number before; UserError if beyond `MAX_DIFFERENCE`."""
     difference = float(np.abs(before - after).max()) / max(float(np.abs(before).max()), 1e-30)
     if not difference <= MAX_DIFFERENCE:  # nor a NaN
         raise UserError(
@@ -185,7 +185,7 @@ def relative_difference(before: np.ndarray, after: np.ndarray, what: Path) -> fl
 
 
 def settings_changed(source: Trained, written: Trained) -> list[str]:
-    """A line on every setting that the form which was written cannot hold."""
+    """Lists every setting, a line each, that the form which was written cannot hold."""
     before, after = ({**_settings(side.model), **_settings(side.tokenizer)} for side in (source, written))
     return [
         f"{name} = {before.get(name)} cannot be said there: read again, it is {after.get(name)}"

@@ -14,7 +14,7 @@ Array = jax.Array
 
 class Output(Protocol):
     def num_channels(self, dims: int) -> int:
-        """Decoder channels needed for frames of `dims` bins."""
+        """Counts the decoder channels needed for frames of `dims` bins."""
         ...
 
     def loss(self, channels: Array, target: Array) -> Array:
@@ -73,14 +73,14 @@ class GaussianMixture:
         return jax.nn.log_softmax(logits), means.reshape(shape), deviations.reshape(shape)
 
     def loss(self, channels: Array, target: Array) -> Array:
-        """Negative log likelihood of each frame."""
+        """Computes the negative log likelihood of each frame."""
         log_weights, means, deviations = self.split(channels)
         z = (target[..., None, :] - means) / deviations
         log_density = -0.5 * jnp.square(z) - jnp.log(deviations) - 0.5 * np.log(2 * np.pi)
         return -jax.nn.logsumexp(log_weights + jnp.sum(log_density, axis=-1), axis=-1)
 
     def moments(self, channels: Array) -> tuple[Array, Array]:
-        """Mean and variance of the mixture, [..., dims] each."""
+        """Computes mean and variance of the mixture, [..., dims] each."""
         log_weights, means, deviations = self.split(channels)
         weights = jnp.exp(log_weights)[..., None]
         mean = jnp.sum(weights * means, axis=-2)

@@ -6,7 +6,7 @@ import music_synth
 
 
 def default_data_dir() -> Path:
-    """`data/` of the repository when the package runs from a checkout, else ~/music_synth_data."""
+    """Returns `data/` of the repository when the package runs from a checkout, else ~/music_synth_data."""
     root = Path(music_synth.__file__).resolve().parents[1]
     if (root / "pyproject.toml").is_file() and (root / "data").is_dir():
         return root / "data"

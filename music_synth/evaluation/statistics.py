@@ -50,7 +50,7 @@ class Gaussian:
 
     @classmethod
     def merged(cls, parts: Iterable[Gaussian]) -> Gaussian:
-        """All frames of the parts; the parts stay as they are."""
+        """Joins all frames of the parts; the parts stay as they are."""
         whole = cls()
         for part in parts:
             whole.merge(part)
@@ -93,7 +93,7 @@ class Gaussian:
 
 
 def frechet_distance(reference: Gaussian, judged: Gaussian) -> float:
-    """|mean_1 - mean_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of two Gaussians (Dowson and Landau 1982).
+    """Computes |mean_1 - mean_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of two Gaussians (Dowson and Landau 1982).
 
     The trace of the root is taken from the eigenvalues of S_1^(1/2) S_2 S_1^(1/2), which are those of S_1 S_2. That
     matrix is symmetric: they stay real and finite where the root of S_1 S_2 itself does not (fewer frames than dims).
@@ -128,7 +128,7 @@ def _blas() -> ThreadpoolController:
 
 
 def positive(eigenvalues: np.ndarray) -> np.ndarray:
-    """Rounding below 0 becomes 0; more than rounding is a ValueError."""
+    """Sets rounding below 0 to 0; more than rounding is a ValueError."""
     if eigenvalues.min() < -1e-8 * max(eigenvalues.max(), 1e-300):
         raise ValueError(f"no covariance: its eigenvalues go from {eigenvalues.min():g} to {eigenvalues.max():g}")
     return np.maximum(eigenvalues, 0)
@@ -137,7 +137,7 @@ def positive(eigenvalues: np.ndarray) -> np.ndarray:
 def frechet_distance_at_infinity(
     reference: np.ndarray, judged: np.ndarray, rng: np.random.Generator, replace: bool = True
 ) -> tuple[float, float]:
-    """Fréchet distance that infinitely many judged frames would have: the published limit, and how well it fits.
+    """Estimates the Fréchet distance of infinitely many judged frames: the published limit, and how well it fits.
 
     The bias of the distance falls as 1 / n in the number of frames (Chong and Forsyth 2020). So it is taken
     of draws of 25 sizes from 500 frames to all of them against the whole reference, and a line in 1 / n is fitted,
@@ -177,7 +177,7 @@ def frechet_distance_at_infinity(
 def kernel_distance(
     reference: np.ndarray, judged: np.ndarray, rng: np.random.Generator, max_frames: int = MAX_KERNEL_FRAMES
 ) -> float:
-    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012), Gaussian kernel, times 100.
+    """Computes the unbiased squared maximum mean discrepancy (Gretton et al. 2012), Gaussian kernel, times 100.
 
     The kernel exp(-|x - y|^2 / (2 s^2)) has as its bandwidth s the median distance within the reference (Chung et al.
     2025, "KAD"). Being unbiased it is about 0, and may be below, where both sets have the same distribution.
@@ -220,7 +220,7 @@ def drawn(n: int, max_n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """|x_i - y_j|^2, float64 [len(x), len(y)]."""
+    """Computes |x_i - y_j|^2, float64 [len(x), len(y)]."""
     center = x.mean(axis=0)  # distances do not change, and less of their digits cancels
     x, y = x - center, y - center
     squares = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)[None, :] - 2 * (x @ y.T)
@@ -228,7 +228,7 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_distance(reference: np.ndarray, judged: np.ndarray) -> float:
-    """Mean Euclidean distance of a clip's frames, pair by pair; the longer set is cut. UserError if there are none."""
+    """Computes the mean Euclidean distance of frames, pair by pair; the longer set is cut. UserError if none."""
     a, b = checked_frames(reference), checked_frames(judged)
     n = min(len(a), len(b))
     if not n:
@@ -237,7 +237,7 @@ def reconstruction_distance(reference: np.ndarray, judged: np.ndarray) -> float:
 
 
 def checked_frames(frames: np.ndarray) -> np.ndarray:
-    """float64 [n, D]; UserError if they are not finite."""
+    """Returns frames as float64 [n, D]; UserError if they are not finite."""
     frames = np.asarray(frames, np.float64)
     if frames.ndim != 2:
         raise ValueError(f"embedding frames must be [n, dims], not {frames.shape}")
@@ -257,7 +257,7 @@ def bootstrap_interval(
     level: float = 0.95,
     num_resamples: int = 1000,
 ) -> tuple[float, float]:
-    """Percentile bootstrap over clips (Efron and Tibshirani 1993, section 13.3): (low, high).
+    """Draws a percentile bootstrap over clips (Efron and Tibshirani 1993, section 13.3): (low, high).
 
     Clips, not frames, are what is drawn: the frames of a clip resemble each other.
 

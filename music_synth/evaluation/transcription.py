@@ -81,7 +81,7 @@ class BasicPitch:
         return sorted(notes, key=lambda note: (note.onset, note.pitch))
 
     def find_notes(self, onsets: np.ndarray, activation: np.ndarray) -> list[tuple[int, int, int, float]]:
-        """(first frame, end frame, pitch bin, mean activation) of each note, from posteriors [T, 88]."""
+        """Finds (first frame, end frame, pitch bin, mean activation) of each note, from posteriors [T, 88]."""
         left = activation.astype(np.float64)  # what no note has claimed yet
         min_frames = round(self.min_seconds * MODEL_RATE / HOP)
         found = []
@@ -151,7 +151,7 @@ def _posteriors(audio_bytes: bytes) -> Posteriors:
 
 @functools.cache
 def basic_pitch_session():
-    """The ONNX file of the package basic-pitch, opened without importing the package (which wants TensorFlow)."""
+    """Opens the ONNX file of the package basic-pitch, opened without importing the package (which wants TensorFlow)."""
     from music_synth.interop.runtimes import open_onnx
 
     spec = importlib.util.find_spec("basic_pitch")
@@ -161,7 +161,7 @@ def basic_pitch_session():
 
 
 def rising_onsets(onsets: np.ndarray, activation: np.ndarray) -> np.ndarray:
-    """Onset posteriors [T, 88], raised where the activation jumps: to its rise over one and two frames, scaled."""
+    """Raises onset posteriors [T, 88] where the activation jumps: to its rise over one and two frames, scaled."""
     padded = np.concatenate([np.zeros((2, activation.shape[1])), activation])
     rise = np.minimum(padded[2:] - padded[1:-1], padded[2:] - padded[:-2])
     rise[:2] = 0
@@ -170,14 +170,14 @@ def rising_onsets(onsets: np.ndarray, activation: np.ndarray) -> np.ndarray:
 
 
 def peaks(values: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """(frame, bin) of the local maxima over time of values [T, bins] that reach the threshold."""
+    """Finds (frame, bin) of the local maxima over time of values [T, bins] that reach the threshold."""
     padded = np.pad(values, ((1, 1), (0, 0)), constant_values=np.inf)  # an edge is no peak
     higher = (values > padded[:-2]) & (values > padded[2:]) & (values >= threshold)
     return [(int(frame), int(bin_)) for frame, bin_ in np.argwhere(higher)]
 
 
 def checked_audio(audio: np.ndarray, name: str, min_seconds: float) -> np.ndarray:
-    """float32 [S]; UserError if it is empty, shorter than `min_seconds` or not finite."""
+    """Returns float32 [S]; UserError if it is empty, shorter than `min_seconds` or not finite."""
     audio = np.asarray(audio)
     if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
         raise ValueError(f"{name} takes mono floats [S], not {audio.dtype} {audio.shape}")
@@ -205,7 +205,7 @@ MEASURES = ("precision", "recall", "f1")
 
 
 def note_scores(reference: Iterable[Note], estimate: Iterable[Note]) -> dict[str, float]:
-    """Precision, recall and F1 of the notes of one clip, as MT3 (Gardner et al. 2022) and mir_eval define them.
+    """Computes precision, recall and F1 of a clip's notes, as MT3 (Gardner et al. 2022) and mir_eval define them.
 
     A note is found if its pitch is right and its onset within 50 ms; notes are paired one to one, as many as can be.
     Nothing found, or nothing to find, is 0. Keys are `<what>_<precision|recall|f1>`, where what is
@@ -283,7 +283,7 @@ def match(
     velocity: bool = False,
     tolerance: float = ONSET_TOLERANCE,
 ) -> tuple[float, float, float]:
-    """Precision, recall and F1 by mir_eval; offset_ratio None: offsets do not matter."""
+    """Computes precision, recall and F1 by mir_eval; offset_ratio None: offsets do not matter."""
     if not reference or not estimate:
         return 0.0, 0.0, 0.0
     try:

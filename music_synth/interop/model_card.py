@@ -60,7 +60,7 @@ def card(
     table: str,
     license: str,
 ) -> str:
-    """The text of the card, with the header of fields that model hubs read. `said`: what the config binds."""
+    """Writes the text of the card, with the header of fields that model hubs read. `said`: what the config binds."""
     model, network, tokenizer = decoder.model, decoder.model.network, decoder.tokenizer
     name = type(model).__name__
     count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
@@ -115,7 +115,7 @@ def card(
 
 
 def data_set(task: str | None) -> str:
-    """A task by name; a prepared folder, while it is there, by that of the data set in it."""
+    """Names a task; a prepared folder, while it is there, by that of the data set in it."""
     try:
         manifest = json.loads((Path(task or "") / MANIFEST).read_text(encoding="utf-8"))
         return f"{manifest['data_set']} {manifest['data_set_version']}, as prepared arrays"
@@ -124,7 +124,7 @@ def data_set(task: str | None) -> str:
 
 
 def last_scores(folder: Path) -> dict[str, tuple[int, float]]:
-    """The last of each score that a run logged, with its step: {"eval/loss": (1000, 0.12), ...}; {}: it has none."""
+    """Reads the last of each score of a run, with its step: {"eval/loss": (1000, 0.12), ...}; {}: it has none."""
     last: dict[str, tuple[int, float]] = {}
     for line in read_metrics(folder):
         scores = {name: value for name, value in line.items() if name.startswith(("eval/", "train/loss"))}
@@ -133,7 +133,7 @@ def last_scores(folder: Path) -> dict[str, tuple[int, float]]:
 
 
 def read_table(folder: Path) -> str:
-    """The table of scores that an evaluation wrote into its OUTPUT_DIR.
+    """Reads the table of scores that an evaluation wrote into its OUTPUT_DIR.
 
     Raises:
         UserError: there is none.

@@ -23,7 +23,7 @@ SIGNATURE = "serving_default"  # what TensorFlow calls the function of a SavedMo
 
 
 def open_onnx(path: Path) -> InferenceSession:
-    """UserError if onnxruntime is not installed, there is no such file, or it is not ONNX."""
+    """Opens an ONNX file; UserError if onnxruntime is not installed, there is no such file, or it is not ONNX."""
     if not path.is_file():
         raise UserError(f"no file {path}: name an ONNX file")
     try:
@@ -40,7 +40,7 @@ def open_onnx(path: Path) -> InferenceSession:
 
 
 def open_saved_model(path: Path, trust: bool) -> tuple[Any, Any]:
-    """The model in a folder, and the module `tf`. UserError if TensorFlow is missing or cannot load it.
+    """Loads the model in a folder, and the module `tf`. UserError if TensorFlow is missing or cannot load it.
 
     trust: that the model, which is a program, may run; without it that is a UserError too.
     """
@@ -65,7 +65,7 @@ def check_trust(path: Any, trust: bool) -> None:
 
 
 def hub_folder(handle: str) -> Path:
-    """The SavedModel behind a TF-Hub handle (https://tfhub.dev/...), downloaded unless it is in the cache.
+    """Finds the SavedModel behind a TF-Hub handle (https://tfhub.dev/...), downloaded unless it is in the cache.
 
     The cache is laid out as TensorFlow Hub's own, and TFHUB_CACHE_DIR moves it. UserError if it cannot be had.
     """
@@ -93,5 +93,5 @@ def hub_folder(handle: str) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """Returns the first line of an error's message, or its kind where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

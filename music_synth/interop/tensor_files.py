@@ -30,7 +30,7 @@ TORCH_DTYPES = {
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .safetensors file or else of one that `torch.save` wrote, by name. They cannot be written to.
+    """Reads the arrays of a .safetensors file, or else of one of `torch.save`, by name. They cannot be written to.
 
     Raises:
       UserError: there is no such file, it is damaged, or it holds anything but arrays of floating point.

@@ -62,7 +62,7 @@ class Pedal(NamedTuple):
 
 
 def read_midi(source: str | Path | bytes, as_published: bool = False) -> list[Note]:
-    """The notes of a MIDI file (a path, or a file's bytes), as a player sounds them, in order of their onsets.
+    """Reads the notes of a MIDI file (a path, or a file's bytes), as a player sounds them, in order of their onsets.
 
     The velocity of a note is the loudness that its channel's volume and expression leave of it: see
     `players.Channel.loudness`. Files that break the standard are read as far as they make sense, with a `MidiWarning`.
@@ -92,7 +92,7 @@ def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:
 
 
 def from_pretty_midi(midi: Any) -> list[Note]:
-    """The notes of an object of pretty_midi, as note_seq takes them: exact times, lengthened by the sustain pedal.
+    """Reads the notes of a pretty_midi object as note_seq takes them: exact times, lengthened by the sustain pedal.
 
     Raises UserError naming a note that no MIDI file can hold, and where there are none.
     """
@@ -112,7 +112,7 @@ def from_pretty_midi(midi: Any) -> list[Note]:
 
 
 def check_notes(notes: Sequence[Note]) -> list[Note]:
-    """The notes, if a MIDI file can hold them; else UserError names the first that it cannot."""
+    """Returns the notes, if a MIDI file can hold them; else UserError names the first that it cannot."""
     for note in notes:
         pitch, velocity, program, onset, offset = note[:5]
         try:
@@ -196,7 +196,7 @@ def _pedals_of(midi: smf.MidiFile, pedal_lists) -> list[Pedal]:
 
 
 def apply_sustain(notes: Sequence[Note], pedals: Iterable[Pedal]) -> list[Note]:
-    """The notes as they sound with the sustain pedal, in the same order (golden 3.2). Drums are untouched.
+    """Returns the notes as they sound with the sustain pedal, in the same order (golden 3.2). Drums are untouched.
 
     Under the pedal a note lasts until the pedal goes up or its pitch is struck again; of two that are struck
     together one is dropped. A pedal that never goes up holds until the last event.
@@ -266,7 +266,7 @@ def write_midi(notes: Sequence[Note], path: str | Path, pedals: Iterable[Pedal] 
 
 
 def midi_bytes(notes: Sequence[Note], pedals: Iterable[Pedal] = ()) -> bytes:
-    """A format 1 MIDI file, 1 tick = 1 ms: a tempo track, then one for each (instrument, drum flag, program).
+    """Makes a format 1 MIDI file, 1 tick = 1 ms: a tempo track, then one for each (instrument, drum flag, program).
 
     Where an instrument plays one pitch twice at a time, the earlier note ends where the later begins (a MIDI
     track can hold nothing else), and of two that begin together the last in `notes` stays. `pedals` go to the

@@ -69,7 +69,7 @@ class MidiFile(NamedTuple):
 
 
 def load(source: str | Path | bytes, strict: bool = False) -> MidiFile:
-    """The events of a MIDI file, given by its path or its bytes.
+    """Reads the events of a MIDI file, given by its path or its bytes.
 
     Raises `MidiError` as `parse` does, naming the source, and where it is missing, a folder or cannot be read.
     """
@@ -87,12 +87,12 @@ def warn_of_problems(midi: MidiFile, source: str | Path | bytes) -> None:
 
 
 def in_words(problems: list[str]) -> str:
-    """The first problems of a file."""
+    """Names the first problems of a file."""
     return "; ".join(problems[:3]) + "; and more" * (len(problems) > 3)
 
 
 def source_name(source: str | Path | bytes) -> str:
-    """How messages call a source."""
+    """Returns how messages call a source."""
     return "MIDI data" if isinstance(source, bytes) else str(source)
 
 
@@ -110,7 +110,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def parse(data: bytes, strict: bool = False) -> MidiFile:
-    """The events of every track, in file order.
+    """Reads the events of every track, in file order.
 
     Files in the wild break the standard. What can be read is read: bytes before the header (MacBinary, RMID),
     unknown chunks, a missing end of track, wrong track counts and lengths, running status across meta events,
@@ -373,7 +373,7 @@ def tick_times(midi: MidiFile, ticks: np.ndarray, first_track_only: bool = False
 
 
 def build(tracks: list[list[Event]], division: int) -> bytes:
-    """A format 1 file. Events of a track must be sorted by tick; ValueError where a value is out of range."""
+    """Makes a format 1 file. Events of a track must be sorted by tick; ValueError where a value is out of range."""
     chunks = [struct.pack(">4sIHHH", b"MThd", 6, 1, len(tracks), division)]
     for track in tracks:
         body, tick = bytearray(), 0

@@ -76,18 +76,18 @@ class Events:
         )
 
     def to_array(self) -> np.ndarray:
-        """int32 [E, 6], a column a field, for storage."""
+        """Returns int32 [E, 6], a column a field, for storage."""
         return np.stack([getattr(self, field.name) for field in fields(self)], axis=1)
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Events:
-        """The inverse of `to_array`."""
+        """Inverts `to_array`."""
         if array.ndim != 2 or array.shape[1] != len(fields(cls)):
             raise ValueError(f"events of shape {array.shape}; must be [E, {len(fields(cls))}]")
         return cls(*np.ascontiguousarray(array.T, np.int32))
 
     def with_programs(self, table: np.ndarray) -> Events:
-        """With program p of every pitched event replaced by table[p]; order within a moment is made anew."""
+        """Replaces program p of every pitched event by table[p]; order within a moment is made anew."""
         program = np.where(self.is_drum, self.program, table[self.program]).astype(np.int32)
         order = np.lexsort((self.pitch, program, self.is_drum, self.velocity > 0, self.moment))
         columns = {field.name: getattr(self, field.name) for field in fields(self)} | {"program": program}
@@ -154,7 +154,7 @@ class Tokenizer:
     def encode(
         self, notes: Sequence[Note], num_frames: int | None = None, on_overflow: OnOverflow = "truncate"
     ) -> list[np.ndarray]:
-        """The tokens of every segment of a piece, each int32 [n <= max_tokens] with EOS, without padding.
+        """Encodes every segment of a piece, each int32 [n <= max_tokens] with EOS, without padding.
 
         Args:
             num_frames: length of the piece; by default what its last event needs. Events after it belong to
@@ -177,7 +177,7 @@ class Tokenizer:
     def encode_window(
         self, events: Events, start_frame: int, num_frames: int | None, on_overflow: OnOverflow = "truncate"
     ) -> np.ndarray:
-        """The tokens of `num_frames` frames (None: all) from `start_frame` on, int32 [n] with EOS.
+        """Encodes `num_frames` frames (None: all) from `start_frame` on, int32 [n] with EOS.
 
         A window may begin before the piece and end after it; there is nothing there. What to do with more
         than `max_tokens` tokens: "truncate" keeps whole events from the start of the window and warns
@@ -276,7 +276,7 @@ class Tokenizer:
         return rows, kept
 
     def decode(self, segments: Sequence[np.ndarray]) -> Decoded:
-        """The notes of consecutive segments (tokens up to EOS; padding may follow), in order of their ends.
+        """Decodes the notes of consecutive segments (tokens up to EOS; padding may follow), in order of their ends.
 
         Velocities are those of the bins, times whole steps. Tokens that make no sense are passed over and
         counted (golden 3.10).

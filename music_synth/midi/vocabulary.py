@@ -76,5 +76,5 @@ class Vocabulary:
         return -(-self.velocity_bins * velocity // MAX_VELOCITY)
 
     def bin_to_velocity(self, velocity_bin):
-        """floor(127 * bin / bins). Takes ints and integer arrays."""
+        """Returns floor(127 * bin / bins). Takes ints and integer arrays."""
         return MAX_VELOCITY * velocity_bin // self.velocity_bins

@@ -19,7 +19,7 @@ MUS = b"MUS\x1a"  # id Software's own format, which is not read
 
 
 def is_wad(path: Path) -> bool:
-    """Whether a file begins as a WAD archive does."""
+    """Tells whether a file begins as a WAD archive does."""
     try:
         with path.open("rb") as file:
             return file.read(4) in MAGIC
@@ -28,7 +28,7 @@ def is_wad(path: Path) -> bool:
 
 
 def read_wad(path: Path) -> dict[str, bytes]:
-    """The MIDI files of a WAD archive by the names of their lumps, in the archive's order.
+    """Reads the MIDI files of a WAD archive by the names of their lumps, in the archive's order.
 
     Warns where there is music in the MUS format, or a lump lies outside the file. Raises `MidiError` where the file is
     no WAD archive or its directory is damaged.

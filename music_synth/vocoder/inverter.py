@@ -28,7 +28,7 @@ class Inverter(Protocol):
 
 
 def checked_mel(mel: Any) -> np.ndarray:
-    """`mel` as float32; ValueError if it is no log-mel, UserError if it holds what is no number."""
+    """Returns `mel` as float32; ValueError if it is no log-mel, UserError if it holds what is no number."""
     mel = np.asarray(mel, np.float32)
     if mel.ndim != 2 or mel.shape[1] != NUM_MELS:
         raise ValueError(f"an inverter takes log-mel [T, {NUM_MELS}], not shape {mel.shape}")
@@ -99,7 +99,7 @@ def _inverse_stft(spectrum: np.ndarray) -> np.ndarray:
 
 
 def magnitude_from_mel(mel: np.ndarray) -> np.ndarray:
-    """FFT magnitudes >= 0 whose mel is nearest: log-mel [T, 128] to float32 [T, 513].
+    """Finds FFT magnitudes >= 0 whose mel is nearest: log-mel [T, 128] to float32 [T, 513].
 
     Non-negative least squares by multiplicative updates (Lee and Seung 2001, eq. 4), all frames at once. Of the
     many magnitudes with one mel it finds smooth ones, as it begins with every filter spread over its bins.

@@ -19,7 +19,7 @@ def windowed(frames: Array, window: np.ndarray) -> Array:
 
 
 def frames_of(audio: Array, length: int, hop: int) -> Array:
-    """Whole frames of audio [..., S]: [..., S/hop - length/hop + 1, length]; hop divides length and S."""
+    """Cuts whole frames of audio [..., S]: [..., S/hop - length/hop + 1, length]; hop divides length and S."""
     hops = audio.reshape(*audio.shape[:-1], -1, hop)
     parts, count = length // hop, hops.shape[-2] - length // hop + 1
     return jnp.concatenate([hops[..., i : i + count, :] for i in range(parts)], axis=-1)
@@ -36,7 +36,7 @@ def overlap_add(frames: Array, hop: int) -> Array:
 
 
 def stft(audio: Array, fft_size: int, hop: int) -> Array:
-    """Spectra under Hann windows of `fft_size` samples, centers at 0, hop, ... : [..., S] to [..., T, fft_size/2 + 1].
+    """Computes spectra under Hann windows of `fft_size` samples, at 0, hop, ... : [..., S] to [..., T, fft_size/2 + 1].
 
     Reflected at both ends; a last part shorter than a hop is not covered.
     """
@@ -46,17 +46,17 @@ def stft(audio: Array, fft_size: int, hop: int) -> Array:
 
 
 def magnitude(spectrum: Array, floor: float) -> Array:
-    """|spectrum|, whose gradient stays finite where the spectrum is 0."""
+    """Computes |spectrum|, whose gradient stays finite where the spectrum is 0."""
     return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + floor**2)
 
 
 def scaled(spectrum: Array, factor: Array) -> Array:
-    """A complex spectrum times real factors."""
+    """Multiplies a complex spectrum by real factors."""
     return jax.lax.complex(spectrum.real * factor, spectrum.imag * factor)
 
 
 def spread_matrix() -> np.ndarray:
-    """[513, 128]: a bin's mean of values of mel filters, weighted as the filters weigh the bin; rows sum to 1.
+    """Computes [513, 128]: a bin's mean of values of mel filters, weighted as the filters weigh the bin; rows sum to 1.
 
     The bins at 0 Hz and at the upper edge, which no filter counts, follow the filters next to them.
     """
@@ -66,7 +66,7 @@ def spread_matrix() -> np.ndarray:
 
 
 def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
-    """Audio of the wanted mel spectrum more nearly: one step of alternating projections.
+    """Brings audio nearer to the wanted mel spectrum: one step of alternating projections.
 
     As Griffin and Lim (1984) alternate between a magnitude and the spectra that exist, but what is given is the mel,
     not a magnitude: each bin is scaled by the ratio of wanted to present mel of its filters.

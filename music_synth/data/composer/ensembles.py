@@ -37,7 +37,7 @@ class Plan:
     def tune(
         self, phrase: Phrase, low: int, high: int, moods: Sequence[str] = lines.MOODS, legato: float = 0.95
     ) -> list[Tone]:
-        """The melody of a phrase, the same whenever its letter comes back (in another key or range: adapted)."""
+        """Writes the melody of a phrase, the same whenever its letter comes back (in another key or range: adapted)."""
         rng = random.Random(self.melody_seeds[phrase.letter])
         return lines.melody(rng, phrase, low, high, rng.choice(moods), legato)
 
@@ -49,7 +49,7 @@ class Plan:
 def make_plan(
     rng: random.Random, seconds: float, bpm: tuple[float, float], meters: Sequence[int] = (4, 4, 3), sevenths=0.1
 ) -> Plan:
-    """Key, tempo, form and harmony of a piece of about `seconds` (whole phrases of four bars)."""
+    """Chooses key, tempo, form and harmony of a piece of about `seconds` (whole phrases of four bars)."""
     key = Key(rng.randrange(12), rng.choice(("major", "major", "minor")))
     tempo, meter = rng.uniform(*bpm), rng.choice(meters)
     beats = seconds * tempo / 60
@@ -69,7 +69,7 @@ def make_plan(
 
 
 def make_score(rng: random.Random, plan: Plan, parts: list[Part], rubato: float) -> Score:
-    """Tempo (with `rubato`, a share of it, and a slower end) and dynamics for the parts of a plan."""
+    """Sets tempo (with `rubato`, a share of it, and a slower end) and dynamics for the parts of a plan."""
     tempos, beat = [], 0.0
     while beat < plan.end:
         slowing = max(0.0, 1 - (plan.phrases[-1].start - beat) / (2 * plan.meter)) if rubato else 0.0
@@ -87,7 +87,7 @@ def make_score(rng: random.Random, plan: Plan, parts: list[Part], rubato: float)
 
 
 def piano(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
-    """A melody over broken or struck chords, both hands on one instrument, with pedal."""
+    """Writes a melody over broken or struck chords, both hands on one instrument, with pedal."""
     plan = make_plan(rng, seconds, (66, 126), sevenths=0.15)
     part = Part(programs[0], volume=112, spread=0.007)
     pedalled = programs[0] not in (6, 7) and rng.random() < 0.85
@@ -134,7 +134,7 @@ def _pedalling(rng: random.Random, phrase: Phrase) -> list[tuple[float, int]]:
 
 
 def guitar(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
-    """Finger picking, strumming, or a tune over a bass."""
+    """Writes finger picking, strumming, or a tune over a bass."""
     plan = make_plan(rng, seconds, (76, 132), sevenths=0.25)
     part = Part(programs[0], volume=110, spread=0.007)
     for phrase in plan.phrases:
@@ -159,7 +159,7 @@ def guitar(rng: random.Random, programs: Sequence[int], seconds: float) -> Score
 
 
 def strings(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
-    """String ensemble: see `chamber`."""
+    """Writes for a string ensemble: see `chamber`."""
     return chamber(rng, programs, seconds, (60, 120))
 
 
@@ -169,7 +169,7 @@ def winds(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
 
 
 def chamber(rng: random.Random, programs: Sequence[int], seconds: float, bpm: tuple[float, float]) -> Score:
-    """An ensemble of single voices, highest first: one has the tune, the last the bass, the others fill in."""
+    """Writes for single voices, highest first: one has the tune, the last the bass, the others fill in."""
     plan = make_plan(rng, seconds, bpm)
     count = len(programs)
     parts = [

@@ -46,12 +46,12 @@ COLOR = frozenset(range(119, 128))
 
 
 def pitch_range(program: int) -> tuple[int, int]:
-    """Lowest and highest MIDI pitch to write for a program."""
+    """Returns the lowest and highest MIDI pitch to write for a program."""
     return RANGES.get(program, FAMILY_RANGES[program // 8])
 
 
 def tessitura(program: int, width: int = 17, height: float = 0.7) -> tuple[int, int]:
-    """A part of the range `width` semitones wide, at a height from 0 (bottom) to 1 (top): where a tune lies."""
+    """Returns a part of the range `width` semitones wide, at a height from 0 (bottom) to 1 (top): where a tune lies."""
     low, high = pitch_range(program)
     width = min(width, high - low)
     start = low + round((high - low - width) * height)

@@ -93,7 +93,7 @@ def _spread(rng: random.Random, candidates: Sequence[int], target: float, width:
 
 
 def melody_rhythm(rng: random.Random, phrase: Phrase, mood: str) -> list[tuple[float, float]]:
-    """(beat, length) of the tones of a phrase: bars a b a' c, where c comes to rest."""
+    """Chooses (beat, length) of the tones of a phrase: bars a b a' c, where c comes to rest."""
     bars = RHYTHMS[phrase.meter][mood]
     first, second = rng.choice(bars), rng.choice(bars)
     third = first if rng.random() < 0.7 else rng.choice(bars)
@@ -108,7 +108,7 @@ def melody_rhythm(rng: random.Random, phrase: Phrase, mood: str) -> list[tuple[f
 
 
 def melody(rng: random.Random, phrase: Phrase, low: int, high: int, mood: str, legato: float = 0.95) -> list[Tone]:
-    """A tune: chord tones on strong beats and long tones, steps of the scale between them."""
+    """Writes a tune: chord tones on strong beats and long tones, steps of the scale between them."""
     center = (low + high) / 2
     if phrase.is_ending:
         return [Tone(phrase.start, phrase.end - phrase.start, nearest(phrase.chords[0].classes[:1], center, low, high))]
@@ -135,7 +135,7 @@ def melody(rng: random.Random, phrase: Phrase, low: int, high: int, mood: str, l
 
 
 def harmonized(phrase: Phrase, tones: Sequence[Tone], low: int) -> list[Tone]:
-    """A second voice a chord tone (three to nine semitones) below the long tones of a melody."""
+    """Writes a second voice a chord tone (three to nine semitones) below the long tones of a melody."""
     below = []
     for beat, length, pitch, accent in tones:
         candidates = [p for p in pitches_in(phrase.chord_at(beat).classes, low, pitch - 3) if p >= pitch - 9]
@@ -145,7 +145,7 @@ def harmonized(phrase: Phrase, tones: Sequence[Tone], low: int) -> list[Tone]:
 
 
 def bass(rng: random.Random, phrase: Phrase, low: int, high: int, style: str) -> list[Tone]:
-    """A bass line in one of `BASS_STYLES`; the root on every change of chord."""
+    """Writes a bass line in one of `BASS_STYLES`; the root on every change of chord."""
     tones, pitch = [], (low + high) / 2 - 2
     for chord, following in itertools.zip_longest(phrase.chords, phrase.chords[1:]):
         root = nearest(chord.classes[:1], pitch, low, high)
@@ -206,7 +206,7 @@ def strummed(phrase: Phrase, low: int, high: int, voices: int, pattern: str, rol
 def broken(
     phrase: Phrase, low: int, high: int, order: str, step: float, ring: bool, bass_low: int | None = None
 ) -> list[Tone]:
-    """A chord tone every `step` beats in an order of `BROKEN`; with `ring` each sounds until the chord changes.
+    """Writes a chord tone every `step` beats in an order of `BROKEN`; with `ring` each sounds until the chord changes.
 
     With `bass_low`, index 0 is the root in the octave from there; else the lowest tone of the chord.
     """
@@ -227,7 +227,7 @@ def broken(
 
 
 def inner_voices(phrase: Phrase, ranges: Sequence[tuple[int, int]]) -> list[list[tuple[Chord, int]]]:
-    """For each range (from high to low) a pitch for every chord: small steps, no doubled tone, no crossing."""
+    """Writes for each range (from high to low) a pitch for every chord: small steps, no doubled tone, no crossing."""
     voices: list[list[tuple[Chord, int]]] = [[] for _ in ranges]
     for chord in phrase.chords:
         taken: list[int] = []
@@ -246,7 +246,7 @@ def inner_voices(phrase: Phrase, ranges: Sequence[tuple[int, int]]) -> list[list
 
 
 def in_rhythm(phrase: Phrase, voice: Sequence[tuple[Chord, int]], style: str, onsets: Sequence[Tone]) -> list[Tone]:
-    """An inner voice held, in halves, pulsing, off the beat, or moving with the melody's onsets."""
+    """Writes an inner voice held, in halves, pulsing, off the beat, or moving with the melody's onsets."""
     tones = []
     for chord, pitch in voice:
         start, length = chord.start, chord.length
@@ -269,7 +269,7 @@ INNER_STYLES = ("held", "together", "pulse", "off the beat", "halves")
 
 
 def strokes(rng: random.Random, phrase: Phrase, low: int, high: int) -> list[Tone]:
-    """Timpani, taiko, wood block: a rhythm of their own on the root and the fifth."""
+    """Writes for timpani, taiko, wood block: a rhythm of their own on the root and the fifth."""
     if phrase.is_ending:
         return [Tone(phrase.start, 1.0, nearest(phrase.chords[0].classes[:1], low, low, high), 6)]
     pattern = rng.choice(((0,), (0, 2), (0, 1.5, 2), (0, 2, 2.5), (0, 0.5, 1)))
@@ -284,7 +284,7 @@ def strokes(rng: random.Random, phrase: Phrase, low: int, high: int) -> list[Ton
 
 
 def color(rng: random.Random, phrase: Phrase, low: int, high: int) -> list[Tone]:
-    """A sound effect: one or two long tones in a phrase."""
+    """Writes a sound effect: one or two long tones in a phrase."""
     bars = rng.sample(_bars(phrase), 1 if phrase.is_ending else rng.choice((1, 2)))
     if phrase.is_ending:
         bars = [phrase.start]
@@ -292,7 +292,7 @@ def color(rng: random.Random, phrase: Phrase, low: int, high: int) -> list[Tone]
 
 
 def drums(rng: random.Random, phrase: Phrase, groove: str, crash: bool) -> list[Tone]:
-    """A groove of `GROOVES` for four bars; the last may end in a fill, the first begin with a crash."""
+    """Writes a groove of `GROOVES` for four bars; the last may end in a fill, the first begin with a crash."""
     if phrase.is_ending:
         return [Tone(phrase.start, 0.2, KICK, 6), Tone(phrase.start, 0.2, CRASH, 6)]
     tones = []
@@ -314,5 +314,5 @@ def drums(rng: random.Random, phrase: Phrase, groove: str, crash: bool) -> list[
 
 
 def swung(tones: Sequence[Tone]) -> list[Tone]:
-    """Straight eighths to swing: what falls on the half of a beat comes at two thirds."""
+    """Turns straight eighths into swing: what falls on the half of a beat comes at two thirds."""
     return [tone._replace(beat=tone.beat + 1 / 6) if abs(tone.beat % 1 - 0.5) < 1e-6 else tone for tone in tones]

@@ -32,7 +32,7 @@ class Key:
     mode: str  # "major" or "minor"
 
     def chord(self, degree: int, start: float, length: float, seventh: bool = False) -> Chord:
-        """The diatonic chord on a degree; in minor the dominant gets its leading tone."""
+        """Returns the diatonic chord on a degree; in minor the dominant gets its leading tone."""
         scale = list(SCALES[self.mode])
         if self.mode == "minor" and degree == DOMINANT:
             scale[6] = 11
@@ -41,7 +41,7 @@ class Key:
         return Chord(start, length, tuple(stacked_thirds[: 3 + seventh]), frozenset(classes))
 
     def relative(self) -> Key:
-        """Relative minor of a major key, relative major of a minor one: where the middle part goes."""
+        """Returns the relative minor of a major key, relative major of a minor one: where the middle part goes."""
         if self.mode == "major":
             return Key((self.tonic + 9) % 12, "minor")
         return Key((self.tonic + 3) % 12, "major")
@@ -84,7 +84,7 @@ class Phrase:
 def harmonize(
     rng: random.Random, key: Key, letter: str, start: float, meter: int, closed: bool, sevenths: float
 ) -> Phrase:
-    """A phrase over one of `PROGRESSIONS`, some bars split in two; a closed one ends with a cadence."""
+    """Writes a phrase over one of `PROGRESSIONS`, some bars split in two; a closed one ends with a cadence."""
     degrees: list[tuple[int, ...]] = [(d,) for d in rng.choice(PROGRESSIONS[key.mode])]
     if rng.random() < 0.4 and meter == 4:
         bar = rng.choice((1, 2))
@@ -103,17 +103,17 @@ def harmonize(
 
 
 def pitches_in(classes: Sequence[int] | frozenset[int], low: int, high: int) -> list[int]:
-    """All MIDI pitches from low to high, both included, of these pitch classes."""
+    """Lists all MIDI pitches from low to high, both included, of these pitch classes."""
     return [pitch for pitch in range(low, high + 1) if pitch % 12 in classes]
 
 
 def nearest(classes: Sequence[int] | frozenset[int], target: float, low: int, high: int) -> int:
-    """The pitch of these classes in [low, high] closest to the target (the lower one of two)."""
+    """Returns the pitch of these classes in [low, high] closest to the target (the lower one of two)."""
     return min(pitches_in(classes, low, high), key=lambda pitch: (abs(pitch - target), pitch))
 
 
 def voicings(chords: Sequence[Chord], low: int, high: int, voices: int) -> list[tuple[int, ...]]:
-    """Close chords of `voices` pitches in [low, high], ascending, each near the one before it.
+    """Chooses close chords of `voices` pitches in [low, high], ascending, each near the one before it.
 
     The cheapest of all choices: movement from the chord before (from the middle of the range for the first),
     a price for missing chord tones, for gaps over an octave and for clusters.

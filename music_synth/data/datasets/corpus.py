@@ -51,7 +51,7 @@ class Reader(Protocol):
     """Reads recordings. Its methods raise UserError whose message names the item and the way out."""
 
     def labels(self, recording: Recording) -> list[Note]:
-        """The notes of a recording, without its audio."""
+        """Reads the notes of a recording, without its audio."""
         ...
 
     def load(self, recording: Recording) -> Loaded:
@@ -70,7 +70,7 @@ class Corpus(Reader, Protocol):
     trim: bool  # whether training cuts overlapping notes of one pitch, as published
 
     def find(self, root: Path) -> Found:
-        """What is in `root`: the folder that the archives unpack into, or one that holds it."""
+        """Lists what is in `root`: the folder that the archives unpack into, or one that holds it."""
         ...
 
 
@@ -86,7 +86,7 @@ def naming(recording: Recording) -> Iterator[None]:
 
 
 def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loaded:
-    """Sorted notes and audio of a recording, if they can belong together.
+    """Returns sorted notes and audio of a recording, if they can belong together.
 
     Raises:
         UserError: no notes; a note that is out of range or does not end after it begins; audio that ends more
@@ -107,7 +107,7 @@ def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loa
 
 
 def folder_with(root: Path, names: Iterable[str], what: str) -> Path:
-    """`root`, or the one folder directly in it, that holds all `names`; a UserError that says what is missing."""
+    """Returns `root`, or the one folder directly in it, that holds all `names`; UserError says what is missing."""
     wanted = list(names)
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())) if root.is_dir() else ():
         if all((folder / name).exists() for name in wanted):

@@ -52,7 +52,7 @@ class Maestro:
         return (f"maestro-v{self.version}.zip",)
 
     def find(self, root: Path) -> Found:
-        """What is in `root`: the folder `maestro-v3.0.0`, or one that holds it.
+        """Lists what is in `root`: the folder `maestro-v3.0.0`, or one that holds it.
 
         Raises:
           UserError: the list is not there, cannot be read or lacks a column, or two rows are one recording.

@@ -96,7 +96,7 @@ class MusicNet:
         return (330 - len(EM_LACKS),) if self.em else (330,)
 
     def find(self, root: Path) -> Found:
-        """What is in `root`: the folder with `train_data`, or one that holds it (and `musicnet_em`).
+        """Lists what is in `root`: the folder with `train_data`, or one that holds it (and `musicnet_em`).
 
         Without `musicnet_metadata.csv` only `pieces` tells of a recording for training that has no file at all.
 

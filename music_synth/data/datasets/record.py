@@ -30,7 +30,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def make_record(name: str, notes: Sequence[Note], audio: np.ndarray) -> dict:
-    """A record of notes and audio, float [S] in [-1, 1] at 16 kHz."""
+    """Makes a record of notes and audio, float [S] in [-1, 1] at 16 kHz."""
     return {
         "id": name,
         "audio": audio_to_int16(audio),

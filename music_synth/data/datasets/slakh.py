@@ -101,7 +101,7 @@ class MixReader:
     trim = True
 
     def labels(self, recording: Mix) -> list[Note]:
-        """The notes of all its stems. UserError: a MIDI file cannot be read."""
+        """Reads the notes of all its stems. UserError: a MIDI file cannot be read."""
         notes: list[Note] = []
         for instrument, stem in enumerate(recording.stems):
             with naming(replace(recording, id=f"{recording.id}, stem {stem.name}")):
@@ -109,7 +109,7 @@ class MixReader:
         return notes
 
     def load(self, recording: Mix) -> Loaded:
-        """The notes of its stems, and their sum.
+        """Reads the notes of its stems, and their sum.
 
         Raises:
             UserError: a file is missing or cannot be read, or a stem's audio and labels cannot belong together.
@@ -159,7 +159,7 @@ BABY = BabySlakh()
 
 
 def class_program(program: int) -> int:
-    """The program that stands for the Slakh class of a General MIDI program (0..127).
+    """Returns the program that stands for the Slakh class of a General MIDI program (0..127).
 
     That is the class at or below it in its family of eight, or the family's first: a piccolo (72) is a pipe (73).
     Families without a class, from 96 on, which Slakh2100 does not play, keep their programs.
@@ -169,7 +169,7 @@ def class_program(program: int) -> int:
 
 
 def split_songs(root: Path, title: str, bass_octave: bool) -> tuple[list[Song], list[str]]:
-    """The songs of train, validation and test, in this order, and a line for each file that is missing.
+    """Lists the songs of train, validation and test, in this order, and a line for each file that is missing.
 
     Raises:
         UserError: `root` holds no such folders; a metadata file cannot be used; a track is in two splits.
@@ -179,7 +179,7 @@ def split_songs(root: Path, title: str, bass_octave: bool) -> tuple[list[Song], 
 
 
 def sub_mixes(song: Song) -> list[tuple[Stem, ...]]:
-    """Ten distinct subsets of at least four stems, or all if there are fewer. The same in every process.
+    """Draws ten distinct subsets of at least four stems, or all if there are fewer. The same in every process.
 
     All sizes are equally likely, so small groups are heard as often as full ones.
     """

@@ -26,7 +26,7 @@ def mapped(path: Path) -> mmap.mmap:
 
 
 def framed(data: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where the content of each record begins and ends. ValueError: from here on the file cannot be read."""
+    """Yields where the content of each record begins and ends. ValueError: from here on the file cannot be read."""
     position, number = 0, 1
     while position < len(data):
         start = position + 12
@@ -40,7 +40,7 @@ def framed(data: mmap.mmap) -> Iterator[tuple[int, int]]:
 
 
 def is_whole(data: mmap.mmap, start: int, end: int) -> bool:
-    """Whether a record's content is what was written, by its checksum."""
+    """Tells whether a record's content is what was written, by its checksum."""
     return _checksum(data, start, end) == _integer(data[end : end + 4])
 
 
@@ -84,14 +84,14 @@ class Example:
         return self._data[first:last]
 
     def place(self, name: str) -> tuple[int, int]:
-        """Where in the file the one string of a feature lies."""
+        """Returns where in the file the one string of a feature lies."""
         places = self._places(name, self.BYTES)
         if len(places) != 1:
             raise ValueError(f"feature {name} has {len(places)} values, not one")
         return places[0]
 
     def floats(self, name: str) -> np.ndarray:
-        """float32 [S]"""
+        """Reads float32 [S]."""
         parts = [
             np.frombuffer(self._data, "<f4", (last - first) // 4, first)
             for first, last in self._places(name, self.FLOATS)
@@ -102,7 +102,7 @@ class Example:
         return sum(last - first for first, last in self._places(name, self.FLOATS)) // 4
 
     def number(self, name: str) -> float:
-        """The one float or integer of a feature."""
+        """Reads the one float or integer of a feature."""
         if self._lists.get(name, (0, []))[0] == self.INTEGERS:
             (first, _), *_ = self._places(name, self.INTEGERS)
             return _varint(self._data, first)[0]

@@ -131,7 +131,7 @@ def files(name: str, root: Path) -> list[tuple[Path, re.Match[str]]]:
 
 
 def find(name: str, corpus: Corpus, root: Path) -> Found:
-    """The records in `root`; missing are shards, splits, and what comes after damage in a file.
+    """Lists the records in `root`; missing are shards, splits, and what comes after damage in a file.
 
     Raises:
       UserError: `name` has no such TFRecords, or files are of another data set, or nothing says of which split.
@@ -171,13 +171,13 @@ def find(name: str, corpus: Corpus, root: Path) -> Found:
 
 
 def labels(record: Record) -> list[Note]:
-    """The notes of a record. UserError: a feature is missing, or cannot be read."""
+    """Reads the notes of a record. UserError: a feature is missing, or cannot be read."""
     with _placed(record):
         return _notes(KINDS[record.kind], _example(record))
 
 
 def seconds(record: Record) -> float:
-    """The length of its audio, by number of samples or the WAV file's header. UserError: as `labels`."""
+    """Returns the length of its audio, by number of samples or the WAV file's header. UserError: as `labels`."""
     import soundfile
 
     kind = KINDS[record.kind]
