@@ -36,10 +36,12 @@ Array = np.ndarray
 class Embedding(Protocol):
     """A frozen dataclass that can be sent to another process: models are opened where they are first needed."""
 
-    name: str  # key in tables and of the command's flag
+    @property
+    def name(self) -> str:
+        """The key in tables and of the command's flag."""
 
     def embed(self, audio: Array) -> Array:
-        """float32 [S] at 16 kHz to float32 [n, dims]; the same each time.
+        """Maps float32 [S] at 16 kHz to float32 [n, dims]; the same each time.
 
         Raises:
           UserError: the audio is shorter than one window or not finite, or the model fails or gives what is not finite.
@@ -47,7 +49,7 @@ class Embedding(Protocol):
 
 
 def load_embeddings(paths: Mapping[str, str], trust: bool = False) -> dict[str, Embedding | str]:
-    """Every embedding that there is, by name; in place of one that is absent, what it needs: "needs --vggish PATH".
+    """Opens every embedding that there is, by name; one that is absent says what it needs: "needs --vggish PATH".
 
     Args:
       paths: of `vggish` and `trill`: a SavedModel's folder, a TF-Hub handle (https://...) or an ONNX file; of `clap`
@@ -71,8 +73,11 @@ def load_embeddings(paths: Mapping[str, str], trust: bool = False) -> dict[str, 
         found["basic_pitch"] = BasicPitchActivations()
     except UserError as error:
         found["basic_pitch"] = f"needs basic-pitch: {error}"
-    for name, load in WITH_PATH.items():
-        found[name] = load(paths[name]) if paths.get(name) else f"needs --{name} PATH"
+    for name, make in WITH_PATH.items():
+        found[name] = f"needs --{name} PATH"
+        if paths.get(name):
+            found[name] = embedding = make(paths[name])
+            embedding.function()  # a model that cannot be opened is told now, not after an hour
     return found
 
 
@@ -93,7 +98,7 @@ class LogMelStatistics:
 
 
 def log_mel_statistics(mel: Array) -> Array:
-    """Mean and standard deviation of each bin over windows of 1 s, every 0.2 s: log-mel [T, M] to float32 [n, 2 M].
+    """Computes mean and deviation of each bin over 1 s, every 0.2 s: log-mel [T, M] to float32 [n, 2 M].
 
     n = (T - 50) // 10 + 1. Values under the mel's floor count as the floor. UserError if the mel is shorter than 1 s.
     """
@@ -103,7 +108,10 @@ def log_mel_statistics(mel: Array) -> Array:
     blocks = np.maximum(mel[: num_blocks * STATISTICS_HOP], MIN_LOG_MEL).astype(np.float64)
     blocks = blocks.reshape(num_blocks, STATISTICS_HOP, -1)  # [blocks, 10, M]
     window = STATISTICS_FRAMES // STATISTICS_HOP  # blocks
-    over_windows = lambda x: np.lib.stride_tricks.sliding_window_view(x, window, axis=0).mean(axis=-1)  # [n, M]
+
+    def over_windows(x: Array) -> Array:  # [n, M]
+        return np.lib.stride_tricks.sliding_window_view(x, window, axis=0).mean(axis=-1)
+
     mean, square = over_windows(blocks.mean(axis=1)), over_windows((blocks**2).mean(axis=1))
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     return np.concatenate([mean, deviation], axis=1).astype(np.float32)
@@ -151,17 +159,9 @@ class WaveformModel:
         return waveform_function(self.path, self.takes_rate)
 
 
-def load_vggish(path: str) -> WaveformModel:
-    return opened(WaveformModel("vggish", path, min_seconds=0.96, takes_rate=False))
-
-
-def load_trill(path: str) -> WaveformModel:
-    return opened(WaveformModel("trill", path, min_seconds=0.975, takes_rate=True))
-
-
 @functools.cache
 def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
-    """Of a waveform [S] to what the model gives; of several outputs the one that is called an embedding."""
+    """Opens a model of a waveform [S]; of several outputs it gives the one that is called an embedding."""
     from music_synth.interop import runtimes
 
     place = runtimes.hub_folder(path) if "://" in path else Path(path)
@@ -176,18 +176,22 @@ def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
     rates = [taken for taken in inputs if taken.type in ("tensor(int32)", "tensor(int64)")]
     shape = tuple(floats[0].shape) if len(floats) == 1 and len(floats) + len(rates) == len(inputs) else (None,) * 9
     if shape[-2:] == (VGGISH_FRAMES, VGGISH_MELS) and not takes_rate:
-        prepare = lambda audio: vggish_log_mel(audio).reshape(-1, *(1,) * (len(shape) - 3), *shape[-2:])
+        shaped = (-1, *(1,) * (len(shape) - 3), *shape[-2:])
     elif len(shape) <= 2:
-        prepare = lambda audio: audio[(None,) * (len(shape) - 1)]
+        shaped = (1,) * (len(shape) - 1) + (-1,)
     else:
         raise UserError(f"{path} takes {described(inputs)}, not one waveform [S] or [1, S]")
     output = chosen_output(path, session, "embedding")
-    dtype = runtimes.DTYPES[floats[0].type]
     given = {
         rate.name: np.full([1] * len(rate.shape), SAMPLE_RATE, np.int64 if "64" in rate.type else np.int32)
         for rate in rates
     }
-    return lambda audio: session.run([output], {floats[0].name: prepare(audio).astype(dtype), **given})[0]
+
+    def call(audio: Array) -> Array:
+        taken = (vggish_log_mel(audio) if len(shape) > 2 else audio).reshape(shaped)
+        return session.run([output], {floats[0].name: taken.astype(runtimes.DTYPES[floats[0].type]), **given})[0]
+
+    return call
 
 
 VGGISH_WINDOW, VGGISH_HOP, VGGISH_FFT = 400, 160, 512  # samples at 16 kHz
@@ -196,7 +200,7 @@ VGGISH_OFFSET = 0.01  # added before the logarithm
 
 
 def vggish_log_mel(audio: Array) -> Array:
-    """What VGGish hears (Hershey et al. 2017): [S] to log-mel [n, 96, 64], of 0.96 s each.
+    """Computes what VGGish hears (Hershey et al. 2017): [S] to log-mel [n, 96, 64], of 0.96 s each.
 
     ONNX files of it mostly begin here; the TF-Hub module takes the waveform and does this itself.
     """
@@ -253,13 +257,9 @@ class CLAP:
         return clap_function(self.path)
 
 
-def load_clap(path: str) -> CLAP:
-    return opened(CLAP(path))
-
-
 @functools.cache
 def clap_function(path: str) -> Callable[[Array], Array]:
-    """Of a window [480000] at 48 kHz to [1, dims]."""
+    """Opens a model of a window [480000] at 48 kHz, which gives [1, dims]."""
     from music_synth.interop import runtimes
 
     session = runtimes.open_onnx(Path(path))
@@ -273,12 +273,16 @@ def clap_function(path: str) -> Callable[[Array], Array]:
             f"{path} takes {described(inputs.values())}, not the log-mel"
             f" [1, 1, 1001, {CLAP_MELS}] or the waveform [1, {CLAP_SECONDS * CLAP_RATE}] of a CLAP without fusion"
         )
-    prepare = (lambda audio: audio[None]) if len(shape) == 2 else (lambda audio: clap_log_mel(audio)[None, None])
-    return lambda audio: session.run([output], {features[0]: prepare(audio), **others})[0]
+
+    def call(audio: Array) -> Array:
+        taken = audio[None] if len(shape) == 2 else clap_log_mel(audio)[None, None]
+        return session.run([output], {features[0]: taken, **others})[0]
+
+    return call
 
 
 def clap_log_mel(audio: Array) -> Array:
-    """What CLAP is fed: power log-mel in dB of a window at 48 kHz, [S] to [S / 480 + 1, 64]; frames are centered."""
+    """Computes what CLAP is fed: power log-mel in dB at 48 kHz, [S] to [S / 480 + 1, 64]; frames are centered."""
     padded = np.pad(audio, CLAP_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(padded, CLAP_FFT)[::CLAP_HOP]
     power = np.abs(np.fft.rfft(frames * hann_window(CLAP_FFT))) ** 2  # [T, 513]
@@ -287,10 +291,10 @@ def clap_log_mel(audio: Array) -> Array:
 
 @functools.cache
 def clap_mel_matrix() -> Array:
-    """Triangles on Slaney's mel scale (linear to 1 kHz, then 27 to a factor of 6.4), each of area 1: [513, 64]."""
+    """Computes triangles on Slaney's mel scale (linear to 1 kHz, then 27 to a factor of 6.4), of area 1: [513, 64]."""
     bend, step, per_step = 1000.0, 200 / 3, np.log(6.4) / 27
-    to_mel = lambda hz: hz / step if hz < bend else bend / step + np.log(hz / bend) / per_step
-    mels = np.linspace(to_mel(CLAP_MIN_HZ), to_mel(CLAP_MAX_HZ), CLAP_MELS + 2)
+    highest = bend / step + np.log(CLAP_MAX_HZ / bend) / per_step
+    mels = np.linspace(CLAP_MIN_HZ / step, highest, CLAP_MELS + 2)
     edges = np.where(mels < bend / step, mels * step, bend * np.exp(per_step * (mels - bend / step)))  # Hz
     bins = np.linspace(0, CLAP_RATE / 2, CLAP_FFT // 2 + 1)[:, None]
     lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
@@ -332,13 +336,9 @@ class MERT:
         return mert_function(self.path)
 
 
-def load_mert(path: str) -> MERT:
-    return opened(MERT(path))
-
-
 @functools.cache
 def mert_function(path: str) -> tuple[Callable[[Array], Array], int | None]:
-    """(of a window [S] at 24 kHz to [frames, dims], the only S that the file takes or None)."""
+    """Opens a model of a window [S] at 24 kHz, which gives [frames, dims]; and the only S that it takes, or None."""
     from music_synth.interop import runtimes
 
     session = runtimes.open_onnx(Path(path))
@@ -359,21 +359,15 @@ def mert_function(path: str) -> tuple[Callable[[Array], Array], int | None]:
     return call, size if isinstance(size, int) else None
 
 
-WITH_PATH: dict[str, Callable[[str], Embedding]] = {  # whose path a flag of their name brings
-    "vggish": load_vggish,
-    "trill": load_trill,
-    "clap": load_clap,
-    "mert": load_mert,
+WITH_PATH: dict[str, Callable[[str], WaveformModel | CLAP | MERT]] = {  # whose path a flag of their name brings
+    "vggish": lambda path: WaveformModel("vggish", path, min_seconds=0.96, takes_rate=False),
+    "trill": lambda path: WaveformModel("trill", path, min_seconds=0.975, takes_rate=True),
+    "clap": CLAP,
+    "mert": MERT,
 }
 
 
 # --- models of others --------------------------------------------------------------------------------------------
-
-
-def opened(embedding: Any) -> Any:
-    """The embedding, whose model can be opened; else a UserError now and not after an hour."""
-    embedding.function()
-    return embedding
 
 
 def described(inputs: Iterable) -> str:
@@ -381,7 +375,7 @@ def described(inputs: Iterable) -> str:
 
 
 def chosen_output(path: str, session: Any, name: str) -> str:
-    """The output called `name`, the only one whose name holds it, or the only one there is; else a UserError."""
+    """Chooses the output called `name`, the only one whose name holds it, or the only one; else raises UserError."""
     outputs = [given.name for given in session.get_outputs()]
     for found in ([name] if name in outputs else [], [output for output in outputs if name in output], outputs):
         if len(found) == 1:
@@ -390,7 +384,7 @@ def chosen_output(path: str, session: Any, name: str) -> str:
 
 
 def run(name: str, path: str, call: Callable[[Array], Array], audio: Array) -> Array:
-    """float32 frames [n, dims], n > 0, of a model; UserError if it fails or they are not finite."""
+    """Computes float32 frames [n, dims], n > 0, by a model; UserError if it fails or they are not finite."""
     from music_synth.interop.runtimes import reason
 
     try:
