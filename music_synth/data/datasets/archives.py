@@ -43,11 +43,11 @@ ENCODING_FLAG = 0x800
 
 
 class Member(NamedTuple):
-    """A file in an archive."""
+    """A file in an archive, or a folder."""
 
     name: str
-    size: int
-    open: Callable[[], IO[bytes]]
+    size: int = 0
+    open: Callable[[], IO[bytes]] | None = None  # None: a folder
 
 
 class Refused(ValueError):
@@ -156,8 +156,11 @@ def _read_identity(folder: Path) -> dict[str, int] | None:
 def _write(member: Member, folder: Path) -> None:
     """Copies a member to where it belongs below `folder`. ValueError: that is elsewhere, or it is cut off."""
     name = PurePosixPath(member.name)
-    if ".." in name.parts or name.is_absolute() or "\\" in member.name or not name.parts:
+    if ".." in name.parts or name.is_absolute() or "\\" in member.name:
         raise Refused("a path outside it")
+    if member.open is None:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        return
     if member.size > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for its {member.size:,} bytes")
     path = folder / name
@@ -186,7 +189,9 @@ def _zip_members(raw: IO[bytes]) -> Iterator[Member]:
         for info in opened.infolist():
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise Refused(f"{info.filename} is a link or a device")
-            if not info.is_dir():
+            if info.is_dir():
+                yield Member(info.filename)
+            else:
                 yield Member(info.filename, info.file_size, functools.partial(_open_zip_member, opened, info))
 
 
@@ -213,7 +218,9 @@ def _tar_members(raw: IO[bytes]) -> Iterator[Member]:
                 raise ValueError(f"{info.name} has {info.size} bytes")
             if not (info.isreg() or info.isdir()):
                 raise Refused(f"{info.name} is a link or a device")
-            if not info.isdir():
+            if info.isdir():
+                yield Member(info.name)
+            else:
                 yield Member(info.name, info.size, functools.partial(opened.extractfile, info))
         end = plain.tell()
     while block := plain.read(BLOCK):
