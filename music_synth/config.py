@@ -39,7 +39,7 @@ __all__ = ["CONFIGURABLES", "CONFIG_FILE", "ENTRIES", "build", "find", "load_run
 CONFIGURABLES = {
     **PARTS,
     **OPTIMIZERS,
-    "Feed": "music_synth.data.feed:open_feed",
+    "Feed": "music_synth.data.feed:Feed",
     "TaughtFeed": "music_synth.diffusion.distillation:TaughtFeed",
     "AudioFeed": "music_synth.data.audio_feed:open_audio_feed",
     "InitialCheckpoint": "music_synth.runs:InitialCheckpoint",

@@ -10,6 +10,7 @@ without TensorFlow, or seqio's offline cache, or both.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -20,9 +21,13 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from music_synth import errors
-from music_synth.data.datasets.reading import CORPORA
-from music_synth.data.examples import Piece
-from music_synth.data.prepared import check_target, write_folder
+from music_synth.data import synthetic
+from music_synth.data.data_dir import default_data_dir
+from music_synth.data.datasets.corpus import SPLITS
+from music_synth.data.datasets.reading import CORPORA, corpus, pieces, reader, scan, seconds
+from music_synth.data.examples import Piece, data_set_of
+from music_synth.data.feed import folder_of, is_embedded
+from music_synth.data.prepared import check_target, read_manifest, write_folder
 from music_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,6 +82,7 @@ def local_path(text: str) -> Path:
 
 
 def main(argv: list[str]) -> None:
+    """Flags -> a data set that is built -> a prepared folder, a cache."""
     flags = parse_flags(argv)
     for folder in (flags.out, flags.cache):
         if folder is not None:
@@ -84,55 +90,85 @@ def main(argv: list[str]) -> None:
     if flags.out is not None:
         check_target(flags.out)
     sampler = sampler_of(flags.sampled_by) if flags.sampled_by else None
-    try:
-        from music_synth.data import tasks
-        from music_synth.data.data_dir import default_data_dir
-        from music_synth.data.datasets import builder, reading
-    except ImportError as error:
-        raise UserError(f"{error}: data sets are built with pip install 'music_synth[data]'") from error
-    data_set = tasks.data_set_of(flags.task)
+    data_set = data_set_of(flags.task)
     beam_options = [f"--{option.removeprefix('--')}" for option in flags.beam_options.split(",") if option]
     beam_options += [f"--runner={flags.beam_runner}"] if flags.beam_runner else []
-    if data_set in reading.CORPORA:
-        folder = Path(flags.data_dir or default_data_dir())
-        if flags.dry_run or not builder.is_built(data_set, folder):
-            source = flags.source or folder / "downloads" / "manual" / data_set  # tfds's place for what users bring
-            # By archive, not by data set: two may come out of one, as Cerberus4 does out of Slakh's 104 GB.
-            place = folder / "downloads" / "extracted" / reading.corpus(data_set).archives[0]
-            found = builder.scan(data_set, source, place)
-            print(summary(data_set, found, measure=flags.dry_run))
-            if flags.dry_run:
-                return
-            beam = beam_options or None
-            builder.build(data_set, found, folder, skip_bad=flags.skip_bad, workers=flags.workers, beam_options=beam)
-        elif flags.source is not None:
-            place = folder / data_set
-            print(f"{data_set} was built before, in {place}: --source is not read; remove that folder to build it anew")
-        print(f"{data_set} is built: train on it with --gin.TASK={data_set}")
+    if data_set in CORPORA:
+        if not build_corpus(data_set, flags, beam_options):
+            return
     elif flags.source is not None or flags.dry_run:
         raise UserError(f"{flags.task} needs no download: leave out --source and --dry_run")
     elif flags.out is None and flags.cache is None:
         raise UserError("nothing to do: name an --out folder, or a --cache")
-    made = tasks.build(data_set, flags.data_dir)
-    tasks.register_tasks(names=[data_set], data_dir=flags.data_dir)
     if flags.out is not None:
-        pieces = {split: tasks.pieces(tasks.find(data_set), split) for split in made.info.splits}
-        total = sum(split.num_examples for split in made.info.splits.values())
-        with tqdm(desc=f"preparing {data_set}", total=total, unit="piece") as bar:
-            shown = {split: counted(pieces[split], bar) for split in pieces}
+        version, splits = read_pieces(data_set, flags.data_dir)
+        with tqdm(desc=f"preparing {data_set}", total=sum(count for count, _ in splits.values()), unit="piece") as bar:
+            shown = {split: counted(pieces, bar) for split, (_, pieces) in splits.items()}
             if sampler is not None:
-                shown = {split: map(sampler, shown[split]) for split in shown}
-            write_folder(flags.out, shown, data_set, str(made.info.version), flags.audio)
+                shown = {split: map(sampler, pieces) for split, pieces in shown.items()}
+            write_folder(flags.out, shown, data_set, version, flags.audio)
         print(f"{flags.out} is ready: train on it with --gin.TASK=\"'{flags.out}'\"")
     if flags.cache is not None:
-        from music_synth.data.cache import write_cache
-
+        with needing_tensorflow():
+            from music_synth.data import tasks
+            from music_synth.data.cache import write_cache
+        tasks.build(data_set, flags.data_dir)
+        tasks.register_tasks(names=[data_set], data_dir=flags.data_dir)
         print(f"caching {flags.task} in {flags.cache}", file=sys.stderr)
-        write_cache([flags.task], flags.cache, flags.data_dir, beam_options)
+        write_cache(flags.task, flags.cache, flags.data_dir, beam_options)
         print(
             f"{flags.task} is cached: train on it with --gin.TASK=\"'{flags.task}'\""
             f" --gin.Feed.cache_dir=\"'{flags.cache}'\""
         )
+
+
+@contextlib.contextmanager
+def needing_tensorflow() -> Iterator[None]:
+    """Says what to install where an import fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{error}: data sets are built with pip install 'music_synth[data]'") from error
+
+
+def build_corpus(name: str, flags: argparse.Namespace, beam_options: list[str]) -> bool:
+    """Builds a corpus that is not there yet, from what was downloaded. False: it was only to be listed."""
+    folder = Path(flags.data_dir or default_data_dir())
+    source = flags.source or folder / "downloads" / "manual" / name  # tfds's place for what users bring
+    # By archive, not by data set: two may come out of one, as Cerberus4 does out of Slakh's 104 GB.
+    place = folder / "downloads" / "extracted" / corpus(name).archives[0]
+    if flags.dry_run:
+        print(summary(name, scan(name, source, place), measure=True))
+        return False
+    with needing_tensorflow():
+        from music_synth.data.datasets import builder
+    if not builder.is_built(name, folder):
+        found = scan(name, source, place)
+        print(summary(name, found, measure=False))
+        beam = beam_options or None
+        builder.build(name, found, folder, skip_bad=flags.skip_bad, workers=flags.workers, beam_options=beam)
+    elif flags.source is not None:
+        place = folder / name
+        print(f"{name} was built before, in {place}: --source is not read; remove that folder to build it anew")
+    print(f"{name} is built: train on it with --gin.TASK={name}")
+    return True
+
+
+def read_pieces(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tuple[int, Iterable[Piece]]]]:
+    """Gives the version of a data set, built now if it can be, and of each split the number of its pieces and them."""
+    if is_embedded(data_set):
+        stored = read_manifest(folder_of(data_set, data_dir))
+        return synthetic.VERSION, {
+            split: (len(pieces), (piece.read() for piece in pieces)) for split, pieces in stored.items()
+        }
+    with needing_tensorflow():
+        from music_synth.data import tasks
+    info = tasks.build(data_set, data_dir).info
+    tasks.register_tasks(names=[data_set], data_dir=data_dir)
+    task = tasks.registered(data_set)
+    return str(info.version), {
+        split: (info.splits[split].num_examples, tasks.pieces(task, split)) for split in info.splits
+    }
 
 
 def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
@@ -156,9 +192,6 @@ def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
 
 def summary(name: str, found: Found, measure: bool) -> str:
     """What was found of a corpus and what is missing, for people; with `measure` hours, notes and bad labels too."""
-    from music_synth.data.datasets.corpus import SPLITS
-    from music_synth.data.datasets.reading import pieces, reader, seconds
-
     lines, bad = [f"{name}: {len(found.recordings)} recordings"], []
     for split in SPLITS:
         items = [item for item in found.recordings if item.split == split]

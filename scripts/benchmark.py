@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast this machine is, as a table and as JSON: python scripts/benchmark.py [SECTION ...]
 
-    feed       random windows with context: from the tfds data set, from seqio's cache, from prepared arrays
+    feed       random windows with context: from the data set itself, from seqio's cache, from prepared arrays
     tokenizer  whole pieces to tokens
     mel        audio to log-mel, as data sets are read (NumPy) and on the device (JAX)
     decoder    encoding, a step of sampling, a guided step, a segment of 5.12 s with the recipe's sampler
@@ -88,7 +88,7 @@ def feeds(flags: argparse.Namespace) -> Iterator[Work]:
     with tempfile.TemporaryDirectory() as made:
         cache, prepared = flags.cache or Path(made) / "cache", flags.prepared or Path(made) / "prepared"
         for name, task, cache_dir, make in (
-            ("tfds data set", flags.task, None, None),
+            ("the data set itself", flags.task, None, None),
             ("seqio cache", flags.task, cache, None if flags.cache else f"--cache={cache}"),
             ("prepared arrays", str(prepared), None, None if flags.prepared else f"--out={prepared}"),
         ):

@@ -6,16 +6,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from music_synth.audio.io import audio_from_int16, audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, log_mel, num_mel_frames
-from music_synth.data.examples import Batch, shard_rows, stack
-from music_synth.data.feed import is_folder
-from music_synth.data.prepared import open_audio, open_mels
+from music_synth.data.examples import Batch, stack
+from music_synth.data.feed import folder_of, path_of
+from music_synth.data.prepared import read_manifest, split_of
 from music_synth.errors import UserError
 
 
@@ -37,7 +36,6 @@ class AudioFeed:
     mix: float
     stored_mel: bool
     seed: int
-    rows: range
     _cache: dict[str, list[Recording]] = field(default_factory=dict)
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
@@ -48,7 +46,7 @@ class AudioFeed:
         ends = np.cumsum([len(piece.audio) for piece in pieces])
         share = ends / ends[-1]
         for step in itertools.count(start_step):
-            numbers = [step * self.batch_size + row for row in self.rows]
+            numbers = [step * self.batch_size + row for row in range(self.batch_size)]
             yield stack([self._train_example(pieces, share, number) for number in numbers])
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
@@ -62,7 +60,7 @@ class AudioFeed:
         blank = (Recording(np.zeros(0, np.int16), no_mel), 0)
         while chunk := list(itertools.islice(starts, self.batch_size)):
             chunk += [blank] * (self.batch_size - len(chunk))
-            yield stack([self._eval_example(*chunk[row]) for row in self.rows])
+            yield stack([self._eval_example(*one) for one in chunk])
 
     def _train_example(self, pieces: Sequence[Recording], share: np.ndarray, number: int) -> Batch:
         """An excerpt from anywhere, at a random gain; `mix` of them with a second one on top."""
@@ -126,10 +124,10 @@ class Source:
 
     def load(self, split: str, stored_mel: bool = False) -> list[Recording]:
         """The pieces of a split, with the folder's mel if asked; a folder's arrays stay on disk."""
-        if is_folder(self.task):
-            folder = Path(self.task).expanduser()
-            audio = open_audio(folder, split)
-            return list(map(Recording, audio, open_mels(folder, split) if stored_mel else [None] * len(audio)))
+        folder = folder_of(self.task, self.data_dir)
+        if folder is not None:
+            pieces = split_of(read_manifest(folder), split, folder)
+            return [Recording(piece.open_audio(), piece.open_mel() if stored_mel else None) for piece in pieces]
         try:
             from music_synth.data import tasks
         except ImportError as error:
@@ -151,8 +149,6 @@ def open_audio_feed(
     stored_mel: bool = False,
     seed: int = 0,
     data_dir: str | None = None,
-    shard_index: int = 0,
-    num_shards: int = 1,
 ) -> AudioFeed:
     """Opens the feed of a prepared folder with audio, or of a data set.
 
@@ -166,14 +162,13 @@ def open_audio_feed(
         prepare_data --audio --sampled_by. Two such mels cannot be laid on each other: mix must be 0.
       seed: of excerpts, gains and mixes.
       data_dir: where tfds keeps its data sets. Data sets only.
-      shard_index, num_shards: which of how many processes this is.
 
     Raises:
       UserError: no such folder or data set, a folder without audio, a setting out of range.
     """
     if not 0 <= mix <= 1:
         raise UserError(f"AudioFeed.mix = {mix}: must be in [0, 1]")
-    if stored_mel and not is_folder(task):
+    if stored_mel and path_of(task) is None:
         raise UserError(f"AudioFeed.stored_mel: {task!r} is no folder; write one by prepare_data --sampled_by")
     if stored_mel and mix:
         raise UserError(f"AudioFeed.stored_mel: stored mels cannot be mixed; set AudioFeed.mix = 0, not {mix}")
@@ -181,8 +176,7 @@ def open_audio_feed(
         raise UserError(f"AudioFeed.gain_db = {tuple(gain_db)}: must be (lowest, highest)")
     if min(num_frames, eval_frames) < 1:
         raise UserError(f"AudioFeed.num_frames = {num_frames}, eval_frames = {eval_frames}: must be at least 1")
-    if batch_size < 1 or batch_size % num_shards:
-        raise UserError(f"batch_size = {batch_size}: must be a positive multiple of {num_shards} processes")
-    rows = shard_rows(batch_size, shard_index, num_shards)
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}: must be at least 1")
     source = Source(task, data_dir)
-    return AudioFeed(source, batch_size, num_frames, eval_frames, tuple(gain_db), mix, stored_mel, seed, rows)
+    return AudioFeed(source, batch_size, num_frames, eval_frames, tuple(gain_db), mix, stored_mel, seed)

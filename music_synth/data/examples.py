@@ -1,7 +1,7 @@
-"""From a whole piece to training and evaluation examples: the functions that every feed shares.
+"""From a whole piece to training and evaluation examples: the settings and functions that all feeds share.
 
 A window is `segment_frames` frames of a piece. An example is a window's note tokens, its log-mel and the
-log-mel of the frames just before it (the context). The prepared feed and the seqio feed share all of it.
+log-mel of the frames just before it (the context).
 
 Where this differs from the published selector (Hawthorne et al. 2022; its quirks: golden/README.md 3.11.3-6):
 
@@ -16,7 +16,6 @@ Where this differs from the published selector (Hawthorne et al. 2022; its quirk
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,14 +23,58 @@ from typing import NamedTuple
 import numpy as np
 
 from music_synth.audio.mel import MIN_LOG_MEL, NUM_MELS
+from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import pad_tokens
 from music_synth.midi.tokenizer import Events, OnOverflow, Tokenizer
 
-Example = dict[str, np.ndarray]  # one row of a batch
+Row = dict[str, np.ndarray]  # of a batch
 Batch = dict[str, np.ndarray]
 
-log = logging.getLogger(__name__)
+NO_CONTEXT = "_nocontext"  # suffix of the task without context
+
+
+@dataclass(kw_only=True)
+class FeedSettings:
+    """What every feed is told, that of a decoder and that of an inverter."""
+
+    task: str  # path of a folder written by prepare_data, or the name of a data set, a seqio task or mixture
+    batch_size: int
+    seed: int = 0  # of windows and order
+    data_dir: str | None = None  # where data sets live (default: data/ of the checkout)
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size = {self.batch_size}: must be at least 1")
+
+
+@dataclass(kw_only=True)
+class SegmentSettings(FeedSettings):
+    """What a decoder's feed is told besides.
+
+    empty_context is the share of training examples whose context is masked, to practice beginnings. Every piece that is
+    played begins without context; among windows drawn evenly from pieces of 2,000 frames one in 2,000 does, too few to
+    learn from. The published setting is 0.
+    """
+
+    tokenizer: Tokenizer
+    context: bool = True  # whether batches have context_mel and context_mask
+    empty_context: float = 0.1
+    cache_dir: str | None = None  # folder of seqio's offline cache of the task
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.empty_context <= 1:
+            raise UserError(f"Feed.empty_context = {self.empty_context}: must be in [0, 1]")
+
+    @property
+    def context_frames(self) -> int:
+        return self.tokenizer.segment_frames if self.context else 0
+
+
+def data_set_of(task: str) -> str:
+    """Gives the data set that a task of this package is about, "synthetic:5min" of "synthetic:5min_nocontext"."""
+    return task.removesuffix(NO_CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -95,7 +138,7 @@ def cut_window(
     )
 
 
-def pad_window(window: Window, tokenizer: Tokenizer, context_frames: int, *, training: bool) -> Example:
+def pad_window(window: Window, tokenizer: Tokenizer, context_frames: int, *, training: bool) -> Row:
     """One row of a batch: tokens padded with 0, frames with silence; the context stands at the front.
 
     In training, what follows the end of the piece is silence to be learned, as any other frame; in evaluation
@@ -119,36 +162,16 @@ def _pad_frames(frames: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray
     return padded, np.arange(length) < len(frames)
 
 
-def tell_skipped(count: int, piece: str, seconds: float, max_tokens: int) -> None:
-    """Logs that a training window was skipped: the first one, the second, the fourth, the eighth and so on."""
-    if count & (count - 1) == 0:
-        log.warning(
-            "skipped a window of %s at %.2f s: more than %d tokens (%d skipped so far)",
-            piece,
-            seconds,
-            max_tokens,
-            count,
-        )
-
-
-def blank_example(tokenizer: Tokenizer, context_frames: int) -> Example:
+def blank_example(tokenizer: Tokenizer, context_frames: int) -> Row:
     """A row that counts for nothing (all masks False), to fill up the last batch of an evaluation."""
     nothing = np.zeros((0, NUM_MELS), np.float32)
     window = Window(np.zeros(0, np.int32), nothing, nothing)
     return pad_window(window, tokenizer, context_frames, training=False)
 
 
-def stack(examples: list[Example]) -> Batch:
+def stack(examples: list[Row]) -> Batch:
     """Rows to a batch [B, ...]."""
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-def shard_rows(batch_size: int, shard_index: int, num_shards: int) -> range:
-    """Rows of a global batch that process `shard_index` of `num_shards` makes."""
-    if not (0 <= shard_index < num_shards) or batch_size % num_shards:
-        raise ValueError(f"batch_size = {batch_size} cannot be split for shard {shard_index} of {num_shards}")
-    rows = batch_size // num_shards
-    return range(shard_index * rows, (shard_index + 1) * rows)
 
 
 def evaluation_batches(
@@ -157,18 +180,16 @@ def evaluation_batches(
     *,
     context_frames: int,
     batch_size: int,
-    rows: range,
 ) -> Iterator[Batch]:
-    """The consecutive segments of (mel, events) pieces, with true context (the first of a piece: none).
+    """Cuts (mel, events) pieces into consecutive segments with their true context (the first of a piece: none).
 
-    Of every global batch of `batch_size` only `rows` are made; the last batch is filled up with blank rows.
+    The last batch is filled up with blank rows.
     """
-    step = tokenizer.segment_frames
-    windows = ((mel, events, start) for mel, events in pieces for start in range(0, len(mel), step))
+    rows = (
+        pad_window(cut_window(mel, events, tokenizer, start, context_frames), tokenizer, context_frames, training=False)
+        for mel, events in pieces
+        for start in range(0, len(mel), tokenizer.segment_frames)
+    )
     blank = blank_example(tokenizer, context_frames)
-    while chunk := list(itertools.islice(windows, batch_size)):
-        examples = []
-        for mel, events, start in chunk[rows.start : rows.stop]:
-            window = cut_window(mel, events, tokenizer, start, context_frames)
-            examples.append(pad_window(window, tokenizer, context_frames, training=False))
-        yield stack(examples + [blank] * (len(rows) - len(examples)))
+    while batch := list(itertools.islice(rows, batch_size)):
+        yield stack(batch + [blank] * (batch_size - len(batch)))

@@ -1,24 +1,37 @@
-"""Where batches come from: the one interface that training and evaluation see, and how a feed is opened."""
+"""Where batches come from: the one class that training and evaluation see, wherever the data of its task are."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from music_synth.data.examples import Batch, Piece
-from music_synth.data.prepared import MANIFEST, PreparedFeed
+from music_synth.data import synthetic
+from music_synth.data.data_dir import default_data_dir
+from music_synth.data.examples import NO_CONTEXT, Batch, Piece, SegmentSettings, data_set_of, evaluation_batches
+from music_synth.data.prepared import MANIFEST, PreparedWindows
 from music_synth.errors import UserError
-from music_synth.midi.tokenizer import Tokenizer
+from music_synth.midi.tokenizer import Events, Tokenizer
 
-__all__ = ["Batch", "Feed", "Piece", "PreparedFeed", "open_feed"]
+__all__ = ["Batch", "Feed", "Piece", "open_feed"]
+
+log = logging.getLogger(__name__)
 
 
-class Feed(Protocol):
-    """NumPy batches and whole pieces.
+class Windows(Protocol):
+    """What a feed draws from: the windows of a prepared folder, or of a seqio task or mixture."""
 
-    A batch is a dictionary; B rows are this process's share of `batch_size`, T = segment_frames, C = T:
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]: ...
+
+    def pieces(self, split: str, audio: bool = True) -> Iterator[Piece]: ...
+
+
+class Feed(SegmentSettings):
+    """Makes NumPy batches of a task, and whole pieces. Its fields are its settings, see `SegmentSettings`.
+
+    A batch is a dictionary; B = batch_size, T = segment_frames, C = T:
 
         note_tokens [B, max_tokens] int32   0 = padding, 1 = end
         mel [B, T, 128] float32             natural-log mel
@@ -26,82 +39,91 @@ class Feed(Protocol):
                                             evaluation: False there, and in rows that fill up the last batch
         context_mel [B, C, 128] float32     the frames just before, at the front (only with context)
         context_mask [B, C] bool            a prefix; all False where nothing came before (only with context)
-    """
 
-    num_skipped: int  # training windows passed over so far, for having more than max_tokens tokens
-
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Endless; batch k depends on the seed and k alone, so a run resumes exactly at start_step."""
-        ...
-
-    def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
-        """All consecutive segments of a split with their true context, in fixed order."""
-        ...
-
-    def pieces(self, split: str) -> Iterator[Piece]:
-        """The whole pieces of a split, in fixed order."""
-        ...
-
-
-def open_feed(
-    task: str,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    seed: int = 0,
-    context: bool = True,
-    empty_context: float = 0.1,
-    data_dir: str | None = None,
-    cache_dir: str | None = None,
-    shard_index: int = 0,
-    num_shards: int = 1,
-) -> Feed:
-    """Opens the feed of a prepared folder, or of a seqio task or mixture.
-
-    Args:
-      task: path of a folder written by prepare_data, or the name of a task or mixture ("synthetic").
-      batch_size: rows of the global batch, over all processes.
-      seed: of windows and order.
-      context: whether batches have context_mel and context_mask.
-      empty_context: share of training examples whose context is masked, to practice beginnings. Every piece
-        that is played begins without context; among windows drawn evenly from pieces of 2,000 frames one in
-        2,000 does, too few to learn from. The published setting is 0.
-      data_dir: where tfds keeps its data sets (default: its own, ~/tensorflow_datasets). Tasks only.
-      cache_dir: folder of seqio's offline cache; used where it holds the task. Tasks only.
-      shard_index, num_shards: which of how many processes this is; each gets its rows of every global batch.
+    A folder of prepared arrays and the embedded data set are read without TensorFlow; all else is seqio's.
 
     Raises:
       UserError: no such folder or task, a damaged folder, or a task where TensorFlow is not installed.
     """
-    if not 0 <= empty_context <= 1:
-        raise UserError(f"Feed.empty_context = {empty_context}: must be in [0, 1]")
-    if batch_size < 1 or batch_size % num_shards:
-        raise UserError(f"batch_size = {batch_size}: must be a positive multiple of {num_shards} processes")
-    shared = {
-        "seed": seed,
-        "context": context,
-        "empty_context": empty_context,
-        "shard_index": shard_index,
-        "num_shards": num_shards,
-    }
-    if is_folder(task):
-        return PreparedFeed(Path(task).expanduser(), tokenizer, batch_size, **shared)
-    try:
-        from music_synth.data.pipeline import SeqioFeed
-    except ImportError as error:
-        raise UserError(
-            f"task {task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train "
-            "on a folder made by python -m music_synth.prepare_data"
-        ) from error
-    return SeqioFeed(task, tokenizer, batch_size, data_dir=data_dir, cache_dir=cache_dir, **shared)
+
+    num_skipped = 0  # training windows passed over so far, for having more than max_tokens tokens
+
+    def __post_init__(self):
+        super().__post_init__()
+        folder = None if self.cache_dir else folder_of(self.task, self.data_dir)
+        if folder is None:
+            self._windows = self._open_seqio()
+        elif self.context and self.task.endswith(NO_CONTEXT):
+            raise UserError(f"task {self.task!r} has no context: set Feed.context = False, or choose another task")
+        else:
+            self._windows = PreparedWindows(folder, self, self._skip)
+
+    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Makes batches without end; batch k depends on the seed and k alone, so a run resumes exactly."""
+        return self._windows.train_batches(start_step)
+
+    def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
+        """Makes all consecutive segments of a split with their true context, in fixed order."""
+        pieces = self._windows.pieces(split, audio=False)
+        return evaluation_batches(
+            ((piece.mel, Events.from_notes(piece.notes)) for piece in pieces),
+            self.tokenizer,
+            context_frames=self.context_frames,
+            batch_size=self.batch_size,
+        )
+
+    def pieces(self, split: str) -> Iterator[Piece]:
+        """Reads the whole pieces of a split, in fixed order; with audio, but for folders that hold none."""
+        return self._windows.pieces(split)
+
+    def _open_seqio(self) -> Windows:
+        try:
+            from music_synth.data.seqio_windows import SeqioWindows
+        except ImportError as error:
+            raise UserError(
+                f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train "
+                "on a folder made by python -m music_synth.prepare_data"
+            ) from error
+        return SeqioWindows(self, self._skip)
+
+    def _skip(self, piece: str, seconds: float) -> None:
+        """Counts a window, and logs the first one, the second, the fourth, the eighth and so on."""
+        self.num_skipped += 1
+        if self.num_skipped & (self.num_skipped - 1) == 0:
+            told = f"more than {self.tokenizer.max_tokens} tokens ({self.num_skipped} skipped so far)"
+            log.warning("skipped a window of %s at %.2f s: %s", piece, seconds, told)
 
 
-def is_folder(task: str) -> bool:
-    """Whether `task` means a path: it looks like one, or is a prepared folder. UserError if there is none."""
+def open_feed(task: str, tokenizer: Tokenizer, batch_size: int, **settings: Any) -> Feed:
+    """Opens a `Feed`, whose other settings are named."""
+    return Feed(task=task, tokenizer=tokenizer, batch_size=batch_size, **settings)
+
+
+def folder_of(task: str, data_dir: str | Path | None = None) -> Path | None:
+    """Gives the prepared folder that a task is read from, of the embedded data set made now if it must be.
+
+    None: the task is one of seqio's. UserError: see `path_of`, `synthetic.prepare_arrays`.
+    """
+    if (path := path_of(task)) is not None:
+        return path
+    if not is_embedded(task):
+        return None
+    edition = synthetic.Edition.named(data_set_of(task).partition(":")[2])
+    return synthetic.prepare_arrays(edition, Path(data_dir or default_data_dir()))
+
+
+def path_of(task: str) -> Path | None:
+    """Gives the folder that a task is; None: it is a name. UserError: it looks like a path, and there is no folder."""
     path = Path(task).expanduser()
     if (path / MANIFEST).exists():
-        return True
+        return path
     if os.sep not in task and not task.startswith(("~", ".")):
-        return False
+        return None
     if not path.is_dir():
         raise UserError(f"no folder {task}: python -m music_synth.prepare_data synthetic --out {task} makes it")
-    return True
+    return path
+
+
+def is_embedded(task: str) -> bool:
+    """Says whether a task is about the embedded data set, of whatever size."""
+    return data_set_of(task).partition(":")[0] == synthetic.NAME

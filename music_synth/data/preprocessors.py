@@ -1,10 +1,8 @@
 """The steps from a stored record to a training example: pure NumPy functions, and the tf.data steps made of them.
 
     record   {id, audio, sequence}                            what every tfds builder stores
-      parse_record
-    piece    {id, notes [n, 7] f64, audio [S] f32}
       add_mel
-             {..., mel [T, M] f32}                            evaluation takes whole pieces from here
+    piece    {id, audio [S] f32, sequence, mel [T, M] f32}    evaluation takes whole pieces from here
       cut_blocks
     block    {id, mel, events, first_frame, first_start, num_starts}
       (offline cache: nothing up to here depends on the tokenizer or on chance)
@@ -12,6 +10,9 @@
              {..., starts [w], use_context [w]}               the windows of the block
       cut_windows(tokenizer, context_frames, on_skip)
     example  {inputs [n] i32, targets [t, M] f32, targets_context [c, M] f32}
+
+Notes change their form four times from record to batch: NoteSequence, `Note`s, `Events` (whose array a block stores),
+tokens, padded tokens.
 
 A block is a stretch of a piece that is read, and cached, in one bite: up to 2,048 frames at which a window may
 start, and 512 before and after them for context and target. Pieces are cut into blocks only so that a symphony
@@ -32,7 +33,6 @@ from music_synth.audio.io import audio_from_int16
 from music_synth.audio.mel import NUM_MELS, log_mel
 from music_synth.data.examples import num_strata, stratified_start
 from music_synth.data.note_sequences import parse_note_sequence
-from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.midi.notes import Note, apply_sustain, trim_overlaps
 from music_synth.midi.segments import FRAME_RATE, STEPS_PER_FRAME, SegmentTooLong
@@ -41,7 +41,6 @@ from music_synth.midi.tokenizer import NUM_PITCHES, Events, Tokenizer
 BLOCK_STARTS = 2048  # frames of a block at which a window may start
 MARGIN_FRAMES = 512  # frames of a block before the first start and after the last; the longest segment
 MAX_SKIPPED = 1000  # windows with too many tokens, one after the other
-NOTE_COLUMNS = len(Note._fields)
 EVENT_COLUMNS = len(dataclasses.fields(Events))
 FRAME_BYTES = 2 * NUM_MELS  # of a mel in float16
 
@@ -70,8 +69,8 @@ def float_audio(audio: np.ndarray) -> np.ndarray:
     return audio.astype(np.float32)
 
 
-def events_between(events: Events, first_frame: int, end_frame: int) -> Events:
-    """Those events of a piece that the windows inside [first_frame, end_frame) need, in order.
+def events_between(events: Events, first_frame: int, end_frame: int) -> np.ndarray:
+    """Gives those events of a piece that the windows inside [first_frame, end_frame) need, in order, int32 [E, 6].
 
     Besides the events in that stretch, the last earlier one of every program and pitch: it says what sounds on.
     """
@@ -79,28 +78,22 @@ def events_between(events: Events, first_frame: int, end_frame: int) -> Events:
     pitched = np.flatnonzero(events.is_drum[:first] == 0)[::-1]  # latest first
     key = events.program[pitched] * NUM_PITCHES + events.pitch[pitched]
     _, latest = np.unique(key, return_index=True)
-    kept = np.concatenate([np.sort(pitched[latest]), np.arange(first, end)])
-    return Events.from_array(events.to_array()[kept])
+    return events.to_array()[np.concatenate([np.sort(pitched[latest]), np.arange(first, end)])]
 
 
-def blocks_of_piece(mel: np.ndarray, notes: np.ndarray) -> Iterator[tuple[bytes, bytes, int, int, int]]:
-    """Cuts a piece into equal blocks of at most BLOCK_STARTS possible starts.
-
-    Args:
-      mel: [T, M].
-      notes: [n, 7], see `notes_to_array`.
+def blocks_of_piece(mel: np.ndarray, events: Events) -> Iterator[tuple[bytes, bytes, int, int, int]]:
+    """Cuts a piece, of mel [T, M], into equal blocks of at most BLOCK_STARTS possible starts.
 
     Yields:
       mel (float16 bytes) of frames first_frame and on, events (int32 bytes), first_frame, the first possible
       start (counted in the block's frames), the number of possible starts.
     """
-    events = Events.from_notes(notes_from_array(notes))
     num_blocks = -(-len(mel) // BLOCK_STARTS)
     bounds = [len(mel) * i // num_blocks for i in range(num_blocks + 1)] if num_blocks else []
     for start, end in itertools.pairwise(bounds):
         first_frame = max(0, start - MARGIN_FRAMES)
         part = mel[first_frame : end + MARGIN_FRAMES].astype(np.float16)
-        needed = events_between(events, start, end + MARGIN_FRAMES).to_array().astype(np.int32)
+        needed = events_between(events, start, end + MARGIN_FRAMES)
         yield part.tobytes(), needed.tobytes(), first_frame, start - first_frame, end - start
 
 
@@ -114,11 +107,7 @@ def window_starts(seed: Sequence[int], first_start: int, num_starts: int, segmen
 
 # --- tf.data ---
 
-PIECE_SPEC = {
-    "id": tf.TensorSpec([], tf.string),
-    "audio": tf.TensorSpec([None], tf.float32),
-    "notes": tf.TensorSpec([None, NOTE_COLUMNS], tf.float64),
-}
+AUDIO_SPEC = tf.TensorSpec([None], tf.float32)
 MEL_SPEC = tf.TensorSpec([None, NUM_MELS], tf.float32)
 BLOCK_SPEC = {
     "mel": tf.TensorSpec([None], tf.string),
@@ -137,39 +126,30 @@ def in_graph(function: Callable, specs: Sequence[tf.TensorSpec], *tensors: tf.Te
     return tuple(results)
 
 
-def parse_record(dataset: Dataset, trim: bool = False) -> Dataset:
-    """Records to pieces: notes from the sequence, audio as floats."""
+def add_mel(dataset: Dataset) -> Dataset:
+    """Records to pieces: audio as floats, and its log-mel by the definition that everything else uses too."""
 
-    def parse(sequence: bytes, audio: np.ndarray):
-        return notes_to_array(notes_of_sequence(sequence, trim)), float_audio(audio)
+    def measure(audio: np.ndarray):
+        audio = float_audio(audio)
+        return audio, log_mel(audio, xp=np)
 
     def step(record):
-        specs = [PIECE_SPEC["notes"], PIECE_SPEC["audio"]]
-        notes, audio = in_graph(parse, specs, record["sequence"], record["audio"])
-        return {"id": record["id"], "notes": notes, "audio": audio}
+        audio, mel = in_graph(measure, [AUDIO_SPEC, MEL_SPEC], record["audio"])
+        return {"id": record["id"], "sequence": record["sequence"], "audio": audio, "mel": mel}
 
     return dataset.map(step, tf.data.AUTOTUNE)
 
 
-def add_mel(dataset: Dataset) -> Dataset:
-    """The log-mel of every whole piece, by the definition that everything else uses too."""
-
-    def step(piece):
-        (mel,) = in_graph(lambda audio: (log_mel(audio, xp=np),), [MEL_SPEC], piece["audio"])
-        return piece | {"mel": mel}
-
-    return dataset.map(step, tf.data.AUTOTUNE)
-
-
-def cut_blocks(dataset: Dataset) -> Dataset:
+def cut_blocks(dataset: Dataset, trim: bool = False) -> Dataset:
     """Pieces to blocks (see above); the audio ends here."""
 
-    def cut(mel: np.ndarray, notes: np.ndarray):
-        mels, events, *numbers = zip(*blocks_of_piece(mel, notes), strict=True) if len(mel) else [()] * 5
+    def cut(mel: np.ndarray, sequence: bytes):
+        blocks = blocks_of_piece(mel, Events.from_notes(notes_of_sequence(sequence, trim)))
+        mels, events, *numbers = zip(*blocks, strict=True) if len(mel) else [()] * 5
         return np.array(mels, object), np.array(events, object), *(np.array(n, np.int32) for n in numbers)
 
     def step(piece):
-        results = in_graph(cut, list(BLOCK_SPEC.values()), piece["mel"], piece["notes"])
+        results = in_graph(cut, list(BLOCK_SPEC.values()), piece["mel"], piece["sequence"])
         columns = dict(zip(BLOCK_SPEC, results, strict=True))
         return columns | {"id": tf.fill(tf.shape(columns["first_frame"]), piece["id"])}
 

@@ -1,4 +1,5 @@
-"""The embedded data set: which pieces there are, how each is composed, and how it sounds. No TensorFlow.
+"""The embedded data set: which pieces there are, how each is composed, how it sounds, and all of it as a prepared
+folder. No TensorFlow; `datasets/synthetic.py` makes tfds's data set of the same pieces.
 
 A piece is a pure function of the seed, the split and its number: seed -> MIDI bytes -> notes and audio. The
 MIDI file is the only source of both, so labels and sound cannot drift apart.
@@ -10,23 +11,34 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from music_synth import errors
-from music_synth.audio.io import resample
-from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.audio.io import audio_from_int16, audio_to_int16, resample
+from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.audio.soundfont import RENDER_RATE, render_midi
 from music_synth.data.composer.ensembles import ENSEMBLES
 from music_synth.data.composer.score import to_midi
 from music_synth.data.datasets.corpus import SPLITS
+from music_synth.data.examples import Piece
+from music_synth.data.prepared import MANIFEST, write_folder
+from music_synth.data.prepared import VERSION as ARRAYS_VERSION
 from music_synth.errors import UserError
+from music_synth.files import locked
+from music_synth.midi.notes import Note, read_midi
 
+NAME = "synthetic"
+VERSION = "1.0.0"  # raise it when the composer, its sound or the record change
+DEFAULT_MINUTES = 40
 KINDS = tuple(ENSEMBLES)  # they take turns, so a third of the time is piano and guitar
 HELD_OUT_SHARE = 1 / 8  # of the training minutes, for validation and for test
 PIECE_SECONDS = (36, 54)  # drawn evenly; pieces end with a whole phrase, so they come out 30 to 60 s long
@@ -144,6 +156,79 @@ def plan_split(split: str, minutes: float, seed: int = 0, half_dry: bool = False
 
 def _kinds(minutes: float) -> list[str]:
     return [KINDS[i % len(KINDS)] for i in range(max(1, round(minutes * 60 / MEAN_SECONDS)))]
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A size of the data set: minutes of music in the training split (validation and test: an eighth each), the
+    composer's seed, and whether half of the pieces have no reverb, for training inverters. Its name says all of it.
+    """
+
+    minutes: float = DEFAULT_MINUTES
+    seed: int = 0
+    half_dry: bool = False
+
+    def __post_init__(self):
+        self.plan("train")  # complains about sizes that make no sense
+
+    @property
+    def name(self) -> str:
+        return f"{self.minutes:g}min" + (f"-seed{self.seed}" if self.seed else "") + "-halfdry" * self.half_dry
+
+    @property
+    def description(self) -> str:
+        return f"{self.minutes:g} minutes, seed {self.seed}" + ", half of it without reverb" * self.half_dry
+
+    @classmethod
+    def named(cls, name: str) -> Edition:
+        """Gives the edition that a name describes, with hyphens or underscores; "": the default. UserError: none."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)min(?:-seed(\d+))?(-halfdry)?", name.replace("_", "-"))
+        if name and not match:
+            raise UserError(f"no data set of the size {name!r}: it reads as in synthetic:5min or synthetic:5min_seed1")
+        return cls(float(match[1]), int(match[2] or 0), bool(match[3])) if match else cls()
+
+    def plan(self, split: str) -> list[PieceSpec]:
+        """Plans the pieces of a split."""
+        return plan_split(split, self.minutes, self.seed, self.half_dry)
+
+    def pieces(self, split: str, bar: tqdm) -> Iterator[tuple[str, list[Note], np.ndarray]]:
+        """Makes the pieces of a split in order, as (id, notes, audio as of `render`); `bar` counts them."""
+        for spec, midi, audio in make_pieces(self.plan(split), workers=min(4, os.cpu_count() or 1)):
+            yield spec.id, read_midi(midi, as_published=True), audio
+            bar.update()
+
+    def bar(self, progress: bool = True) -> tqdm:
+        """A progress bar over all pieces."""
+        total = sum(len(self.plan(split)) for split in SPLITS)
+        return tqdm(desc=f"composing and rendering {NAME}/{self.name}", total=total, unit="piece", disable=not progress)
+
+
+def prepare_arrays(edition: Edition, data_dir: Path, progress: bool = True) -> Path:
+    """Gives the prepared folder of an edition, with its audio; what is not there is made now, in a minute or two.
+
+    It lies beside tfds's build, and its name says of which version of the data set and of the arrays it is.
+
+    Raises:
+      UserError: no room or no permission in `data_dir`, or FluidSynth missing.
+    """
+    folder = data_dir / NAME / edition.name / f"arrays-{VERSION}-{ARRAYS_VERSION}"
+    if (folder / MANIFEST).exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent), edition.bar(progress) as bar:
+            if not (folder / MANIFEST).exists():  # else another process was faster
+                splits = {split: map(_piece, edition.pieces(split, bar)) for split in SPLITS}
+                write_folder(folder, splits, NAME, VERSION, audio=True)
+    except OSError as error:
+        raise UserError(f"cannot build the synthetic data set in {data_dir}: {error.strerror or error}") from error
+    return folder
+
+
+def _piece(made: tuple[str, list[Note], np.ndarray]) -> Piece:
+    name, notes, audio = made
+    audio = audio_from_int16(audio_to_int16(audio))  # as data sets store it
+    return Piece(name, notes, log_mel(audio, np), audio)
 
 
 def compose(spec: PieceSpec) -> bytes:

@@ -7,6 +7,7 @@ module, there is `music_synth.data.seqio_tasks`.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ from music_synth.data import preprocessors
 from music_synth.data.data_dir import default_data_dir
 from music_synth.data.datasets import builder, reading, synthetic
 from music_synth.data.datasets.corpus import SPLITS
-from music_synth.data.examples import Piece
-from music_synth.data.prepared import notes_from_array
+from music_synth.data.examples import NO_CONTEXT, Piece, data_set_of
 from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf, tfds
+from music_synth.data.synthetic import Edition
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
 
-NO_CONTEXT = "_nocontext"  # suffix of the task without context
 MEGA = ("maestro", "slakh", "cerberus4", "guitarset", "musicnet", "urmp")  # the mixture of the published models
 MIXING_EXPONENT = 0.3  # published: a task of n examples is drawn with probability proportional to n^0.3
 SHUFFLE_RECORDS = 32  # buffer of whole pieces, 10 MB for five minutes of each
@@ -33,10 +33,7 @@ SkipHook = Callable[[str, float], None]
 
 
 def build_synthetic(config: str, data_dir: Path) -> tfds.core.DatasetBuilder:
-    settings = synthetic.SyntheticConfig.from_name(config) if config else synthetic.SyntheticConfig.of()
-    if settings is None:
-        raise UserError(f"no data set of the size {config!r}: it reads as in synthetic:5min or synthetic:5min_seed1")
-    return synthetic.prepare(settings.minutes, settings.seed, data_dir, half_dry=settings.half_dry)
+    return synthetic.prepare(Edition.named(config), data_dir)
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,6 @@ def build(name: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBui
 def is_data_set(name: str) -> bool:
     """Whether `name` is that of a data set of this package, perhaps with a configuration."""
     return name.partition(":")[0] in DATA_SETS
-
-
-def data_set_of(task: str) -> str:
-    """The data set that a task of this package is about."""
-    return task.removesuffix(NO_CONTEXT)
 
 
 def register_tasks(
@@ -215,9 +207,8 @@ def make_task(
         name,
         source=source,
         preprocessors=[
-            functools.partial(preprocessors.parse_record, trim=trim),
             preprocessors.add_mel,
-            preprocessors.cut_blocks,
+            functools.partial(preprocessors.cut_blocks, trim=trim),
             seqio.CacheDatasetPlaceholder(),
             preprocessors.draw_windows(tokenizer.segment_frames, empty_context),
             preprocessors.cut_windows(tokenizer, context_frames, on_skip),
@@ -244,8 +235,8 @@ def register_mixture(name: str, tasks: Sequence[str], exponent: float = MIXING_E
     seqio.MixtureRegistry.add(name, [(task, rate) for task in tasks])
 
 
-def find(name: str, context: bool = True) -> Provider:
-    """The registered task or mixture `name`, or the variant of it without context.
+def registered(name: str, context: bool = True) -> Provider:
+    """Gives the registered task or mixture `name`, or the variant of it without context.
 
     Raises:
       UserError: there is none of that name, or it has no context although context is asked for.
@@ -332,7 +323,6 @@ class InMemorySource(seqio.DataSource):
         return dataset.shuffle(self._size, seed=seed) if shuffle else dataset
 
 
-@closed_at_exit
 def pieces(provider: Provider, split: str) -> Iterator[Piece]:
     """The whole pieces of a split, with audio: task by task in order of their names, as they are stored.
 
@@ -342,11 +332,18 @@ def pieces(provider: Provider, split: str) -> Iterator[Piece]:
     holders = [task for task in seqio.get_subtasks(provider) if split in task.splits]
     if not holders:
         raise UserError(f"{provider.name!r} has no split {split!r}: choose from {', '.join(provider.splits)}")
-    return (
-        Piece(piece["id"].decode(), notes_from_array(piece["notes"]), piece["mel"], piece["audio"])
-        for task in holders
-        for piece in whole_pieces(task, split).as_numpy_iterator()
-    )
+    return itertools.chain.from_iterable(map(functools.partial(_pieces_of_task, split=split), holders))
+
+
+@closed_at_exit
+def _pieces_of_task(task: seqio.Task, split: str) -> Iterator[Piece]:
+    if task.preprocessors[0] is not preprocessors.add_mel:
+        raise ValueError(f"task {task.name!r} was not made by register_data_set: its first step is not add_mel")
+    trim = task.preprocessors[1].keywords["trim"]
+    dataset = preprocessors.add_mel(task.source.get_dataset(split=split, shuffle=False))
+    for piece in dataset.as_numpy_iterator():
+        notes = preprocessors.notes_of_sequence(piece["sequence"], trim)
+        yield Piece(piece["id"].decode(), notes, piece["mel"], piece["audio"])
 
 
 def pieces_in_memory(name: str, split: str, data_dir: str | Path | None = None) -> Iterator[Piece]:
@@ -358,14 +355,4 @@ def pieces_in_memory(name: str, split: str, data_dir: str | Path | None = None) 
             f" python -m music_synth.prepare_data {name} --audio --out FOLDER"
         )
     register_tasks(names=[data_set_of(name)], data_dir=data_dir)
-    return pieces(find(data_set_of(name)), split)
-
-
-def whole_pieces(task: seqio.Task, split: str) -> tf.data.Dataset:
-    """The pieces of a split, {id, notes, audio, mel}, in the order in which they are stored."""
-    dataset = task.source.get_dataset(split=split, shuffle=False)
-    for step in task.preprocessors:
-        if step is preprocessors.cut_blocks:
-            return dataset
-        dataset = step(dataset)
-    raise ValueError(f"task {task.name!r} was not made by register_data_set: it has no step cut_blocks")
+    return pieces(registered(data_set_of(name)), split)

@@ -7,7 +7,8 @@ from music_synth.audio.io import audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, log_mel
 from music_synth.data.audio_feed import open_audio_feed
 from music_synth.data.examples import Piece
-from music_synth.data.prepared import PreparedFeed, open_audio, write_folder
+from music_synth.data.feed import open_feed
+from music_synth.data.prepared import read_manifest, write_folder
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
@@ -30,6 +31,10 @@ def folder(tmp_path_factory):
     return path
 
 
+def open_audio(folder, split):
+    return [piece.open_audio() for piece in read_manifest(folder)[split]]
+
+
 def feed(folder, **settings):
     return open_audio_feed(str(folder), **({"batch_size": 4, "num_frames": 8, "eval_frames": 8} | settings))
 
@@ -38,7 +43,7 @@ def test_the_folder_keeps_the_audio(folder):
     for audio, length in zip(open_audio(folder, "train"), LENGTHS["train"], strict=True):
         assert audio.dtype == np.int16
         np.testing.assert_allclose(audio / 32768, make_piece(f"train{length}", length).audio, atol=0.6 / 32768)
-    pieces = PreparedFeed(folder, Tokenizer(), 1).pieces("train")
+    pieces = open_feed(str(folder), Tokenizer(), 1).pieces("train")
     np.testing.assert_array_equal(audio_to_int16(next(pieces).audio), open_audio(folder, "train")[0])
 
 
@@ -64,12 +69,6 @@ def test_a_batch_is_a_function_of_seed_and_number(folder):
     third = next(itertools.islice(feed(folder).train_batches(), 3, None))["audio"]
     np.testing.assert_array_equal(third, draw(3))
     assert np.abs(draw(3) - draw(4)).max() > 0 and np.abs(draw(3) - draw(3, seed=1)).max() > 0
-
-
-def test_processes_share_the_rows(folder):
-    whole = next(feed(folder).train_batches(5))["audio"]
-    parts = [next(feed(folder, shard_index=i, num_shards=2).train_batches(5))["audio"] for i in range(2)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_long_pieces_come_more_often_and_all_of_them(folder):
@@ -125,7 +124,7 @@ def test_bad_settings(folder, tmp_path):
         ({"mix": 1.5}, "mix = 1.5"),
         ({"gain_db": (3.0, -3.0)}, "gain_db"),
         ({"num_frames": 0}, "num_frames = 0"),
-        ({"batch_size": 3, "num_shards": 2}, "multiple of 2"),
+        ({"batch_size": 0}, "batch_size = 0"),
         ({"stored_mel": True}, "cannot be mixed; set AudioFeed.mix = 0, not 0.2"),
     ):
         with pytest.raises(UserError, match=said):

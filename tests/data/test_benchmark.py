@@ -67,7 +67,7 @@ def test_a_form_that_cannot_be_read_is_left_out(main, made_tasks, made_data_dir,
     assert "left out: seqio cache: task 'made' is not cached" in told
     assert "left out: prepared arrays: no folder" in told
     (result,) = json.loads((tmp_path / "report.json").read_text())["results"]
-    assert result["name"] == "made, tfds data set"
+    assert result["name"] == "made, the data set itself"
 
 
 @pytest.mark.parametrize(

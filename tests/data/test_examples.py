@@ -1,6 +1,5 @@
 """Windows of a piece: what is cut, what is padded, and how starts are drawn."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from music_synth.data.examples import (
     evaluation_batches,
     num_strata,
     pad_window,
-    shard_rows,
     stratified_start,
 )
 from music_synth.midi.segments import OverlongSegmentWarning, SegmentTooLong
@@ -146,9 +144,7 @@ def test_too_many_tokens(made):
 def test_evaluation_batches_are_the_segments_in_order(made):
     tokenizer, batch_size = Tokenizer(), 4
     pieces = [(piece.mel, Events.from_notes(piece.notes)) for piece in made["validation"]]
-    batches = list(
-        evaluation_batches(pieces, tokenizer, context_frames=CONTEXT, batch_size=batch_size, rows=range(batch_size))
-    )
+    batches = list(evaluation_batches(pieces, tokenizer, context_frames=CONTEXT, batch_size=batch_size))
     rows = [{name: batch[name][i] for name in batch} for batch in batches for i in range(batch_size)]
     expected = []
     for piece in made["validation"]:
@@ -166,9 +162,3 @@ def test_evaluation_batches_are_the_segments_in_order(made):
     for row in rows[len(expected) :]:
         for name in row:
             np.testing.assert_array_equal(row[name], blank[name])
-
-
-def test_shards_make_the_rows_of_a_batch():
-    assert list(itertools.chain(*(shard_rows(12, i, 3) for i in range(3)))) == list(range(12))
-    with pytest.raises(ValueError, match="12"):
-        shard_rows(12, 0, 5)

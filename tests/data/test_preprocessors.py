@@ -6,7 +6,6 @@ import pytest
 from music_synth.data import preprocessors
 from music_synth.data.examples import cut_window
 from music_synth.data.note_sequences import write_note_sequence
-from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.midi.notes import Note, Pedal, apply_sustain, trim_overlaps
 from music_synth.midi.tokenizer import Events, Tokenizer
@@ -51,7 +50,7 @@ def test_float_audio_leaves_floats():
 
 def test_blocks_are_equal_and_cover_the_piece(made):
     piece = made["train"][2]  # 4750 frames
-    blocks = list(preprocessors.blocks_of_piece(piece.mel, notes_to_array(piece.notes)))
+    blocks = list(preprocessors.blocks_of_piece(piece.mel, Events.from_notes(piece.notes)))
     starts = [first_frame + first_start for _, _, first_frame, first_start, _ in blocks]
     ends = [start + block[4] for start, block in zip(starts, blocks, strict=True)]
     assert len(blocks) == 3
@@ -73,7 +72,7 @@ def test_windows_of_blocks_are_those_of_the_piece(made, tokenizer, notes):
     events = Events.from_notes(notes)
     checked = 0
     for block_mel, block_events, first_frame, first_start, num_starts in preprocessors.blocks_of_piece(
-        piece.mel, notes_to_array(notes)
+        piece.mel, events
     ):
         part = np.frombuffer(block_mel, np.float16).reshape(-1, 128)
         part_events = Events.from_array(np.frombuffer(block_events, np.int32).reshape(-1, 6))
@@ -98,7 +97,7 @@ def test_a_block_holds_only_the_events_it_needs(made):
 
 def test_empty_piece_has_no_blocks():
     nothing = np.zeros((0, 128), np.float32)
-    assert list(preprocessors.blocks_of_piece(nothing, notes_to_array([]))) == []
+    assert list(preprocessors.blocks_of_piece(nothing, Events.from_notes([]))) == []
 
 
 def test_window_starts_depend_on_the_seed_alone():
@@ -131,14 +130,14 @@ def records(made):
 
 @pytest.fixture(scope="module")
 def blocks(records):
-    return preprocessors.cut_blocks(preprocessors.add_mel(preprocessors.parse_record(records))).cache()
+    return preprocessors.cut_blocks(preprocessors.add_mel(records)).cache()
 
 
 def test_pieces_in_graph(records, made):
-    pieces = list(preprocessors.add_mel(preprocessors.parse_record(records)).as_numpy_iterator())
+    pieces = list(preprocessors.add_mel(records).as_numpy_iterator())
     for piece, expected in zip(pieces, made["train"], strict=True):
         assert piece["id"].decode() == expected.id
-        assert notes_from_array(piece["notes"]) == expected.notes
+        assert preprocessors.notes_of_sequence(piece["sequence"]) == expected.notes
         np.testing.assert_array_equal(piece["audio"], expected.audio)
         np.testing.assert_array_equal(piece["mel"], expected.mel)
 
@@ -147,7 +146,7 @@ def test_blocks_in_graph(blocks, made):
     expected = [
         (piece.id.encode(), *block)
         for piece in made["train"]
-        for block in preprocessors.blocks_of_piece(piece.mel, notes_to_array(piece.notes))
+        for block in preprocessors.blocks_of_piece(piece.mel, Events.from_notes(piece.notes))
     ]
     names = ("id", "mel", "events", "first_frame", "first_start", "num_starts")
     assert [tuple(block[name] for name in names) for block in blocks.as_numpy_iterator()] == expected

@@ -29,7 +29,7 @@ def short_pieces():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return synthetic.prepare(MINUTES, data_dir=tmp_path_factory.mktemp("data"), progress=False)
+    return synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path_factory.mktemp("data"), progress=False)
 
 
 def files_of(builder):
@@ -57,16 +57,16 @@ def test_records_are_the_planned_pieces_in_order(built):
 
 def test_same_seed_same_bytes(built, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # nor does the number of workers matter
-    again = synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False)
+    again = synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path, progress=False)
     assert files_of(again) == files_of(built) and len(files_of(built)) == 3
-    other = synthetic.prepare(MINUTES, seed=1, data_dir=tmp_path, progress=False)
+    other = synthetic.prepare(pieces.Edition(MINUTES, seed=1), data_dir=tmp_path, progress=False)
     assert other.data_path != again.data_path
     assert not set(files_of(other).values()) & set(files_of(built).values())
 
 
 def test_built_once(built, monkeypatch):
-    monkeypatch.setattr(synthetic, "make_pieces", None)
-    again = synthetic.prepare(MINUTES, data_dir=built.data_path.parents[2], progress=False)
+    monkeypatch.setattr(pieces, "make_pieces", None)
+    again = synthetic.prepare(pieces.Edition(MINUTES), data_dir=built.data_path.parents[2], progress=False)
     assert again.info.splits["train"].num_examples == 3
 
 
@@ -79,11 +79,14 @@ def test_found_by_name(built):
 
 
 def test_configurations():
-    config = synthetic.SyntheticConfig.from_name("5min-seed3")
-    assert (config.minutes, config.seed, config.name) == (5.0, 3, "5min-seed3")
-    assert synthetic.SyntheticConfig.from_name("large") is None
+    for name in ("5min-seed3", "5min_seed3"):
+        edition = pieces.Edition.named(name)
+        assert edition == pieces.Edition(5.0, 3) and edition.name == "5min-seed3"
+    assert pieces.Edition.named("0.5min_halfdry").half_dry and pieces.Edition.named("") == pieces.Edition()
+    with pytest.raises(UserError, match="no data set of the size 'large': it reads as in synthetic:5min"):
+        pieces.Edition.named("large")
     with pytest.raises(UserError, match="minutes"):
-        synthetic.prepare(minutes=0)
+        pieces.Edition(minutes=0)
 
 
 def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
@@ -98,9 +101,9 @@ def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "render", failing)
         with pytest.raises(UserError, match="FluidSynth"):
-            synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False)
+            synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("dataset_info.json"))
-    assert len(records_of(synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False), "train")) == 3
+    assert len(records_of(synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path, progress=False), "train")) == 3
 
 
 def test_missing_fluidsynth_is_said_in_one_line(tmp_path, monkeypatch):
@@ -109,13 +112,13 @@ def test_missing_fluidsynth_is_said_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(soundfont, "_import_fluidsynth", missing)
     with pytest.raises(UserError, match="apt-get install libfluidsynth3"):
-        synthetic.prepare(MINUTES, data_dir=tmp_path, progress=False)
+        synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path, progress=False)
 
 
 def test_data_dir_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot build .*file"):
-        synthetic.prepare(MINUTES, data_dir=tmp_path / "file", progress=False)
+        synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path / "file", progress=False)
 
 
 def test_default_data_dir(monkeypatch, tmp_path):
@@ -129,7 +132,7 @@ def test_default_data_dir(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
-    code = f"from music_synth.data.datasets.synthetic import prepare; prepare(20, data_dir={str(tmp_path)!r})"
+    code = f"from music_synth.data.datasets.synthetic import Edition, prepare; prepare(Edition(20), {str(tmp_path)!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list(tmp_path.rglob("*incomplete*")) and time.time() < deadline and process.poll() is None:
@@ -140,3 +143,7 @@ def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     assert list(tmp_path.rglob("*incomplete*"))
     builder = synthetic.Synthetic(config="20min", data_dir=str(tmp_path))
     assert not builder.data_path.exists()
+    synthetic.prepare(pieces.Edition(0.5), tmp_path, progress=False)
+    assert list(tmp_path.rglob("*incomplete*"))  # of another size
+    synthetic.prepare(pieces.Edition(20), tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*incomplete*")) and not list(tmp_path.rglob(".part*"))

@@ -6,11 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from music_synth.data import pipeline, tasks
+from music_synth.data import seqio_windows, tasks
 from music_synth.data.examples import cut_window, pad_window
 from music_synth.data.feed import open_feed
-from music_synth.data.pipeline import NoteToMelFeatureConverter
 from music_synth.data.quiet_tensorflow import seqio, tf
+from music_synth.data.seqio_windows import NoteToMelFeatureConverter
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Events, Tokenizer
 
@@ -21,7 +21,7 @@ def test_importing_registers_nothing():
     for name in ("synthetic", "synthetic_nocontext"):
         if name in seqio.TaskRegistry.names():
             seqio.TaskRegistry.remove(name)
-    importlib.reload(pipeline)
+    importlib.reload(seqio_windows)
     assert "synthetic" not in seqio.TaskRegistry.names()
 
 
@@ -30,7 +30,7 @@ def test_tasks_have_the_agreed_features():
     assert names[:2] == ["synthetic", "synthetic_nocontext"] and names[-2:] == ["mega", "mega_nocontext"]
     assert len(names) == 2 * (len(tasks.DATA_SETS) + 1)
     assert tasks.register_tasks(Tokenizer(velocity_bins=127)) == names  # anew
-    task, without = tasks.find("synthetic"), tasks.find("synthetic", context=False)
+    task, without = tasks.registered("synthetic"), tasks.registered("synthetic", context=False)
     assert without.name == "synthetic_nocontext"
     assert set(task.output_features) == {"inputs", "targets", "targets_context"}
     assert set(without.output_features) == {"inputs", "targets"}
@@ -84,7 +84,7 @@ def block_sizes(frames):
 
 def test_mixture_rates(registered, made, made_data_dir, find_window):
     registered.register_mixture("mix", ["made", "few"])
-    mixture = tasks.find("mix")
+    mixture = tasks.registered("mix")
     rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
     assert rates == {"made": 5**0.3, "few": 2**0.3}
     feed = open_feed("mix", Tokenizer(), 8, seed=0, data_dir=str(made_data_dir))
@@ -100,11 +100,11 @@ def test_mixture_rates(registered, made, made_data_dir, find_window):
 def test_offline_cache(registered, made, made_data_dir, tmp_path, find_window):
     from music_synth.data.cache import write_cache
 
-    assert write_cache(["made"], tmp_path, made_data_dir, min_files=3) == ["made"]
+    assert write_cache("made", tmp_path, made_data_dir, min_files=3)
     assert (tmp_path / "made" / "COMPLETED").exists()
-    assert write_cache(["made"], tmp_path, made_data_dir) == []  # it is there
+    assert not write_cache("made", tmp_path, made_data_dir)  # it is there
     with pytest.raises(UserError, match="'few' is not cached"):
-        tasks.use_cache(tasks.find("few"), tmp_path)
+        tasks.use_cache(tasks.registered("few"), tmp_path)
 
     tokenizer = Tokenizer(velocity_bins=127)  # the cache does not know of it
     settings = {"data_dir": str(made_data_dir), "cache_dir": str(tmp_path), "empty_context": 0.0}

@@ -1,7 +1,7 @@
 """tfds data sets of the corpora that people download: from a folder or archives to records, once.
 
-    summary = builder.scan("maestro", source)              # what is there, what is missing
-    built = builder.build("maestro", source, data_dir)     # records in data_dir/maestro/1.0.0
+    found = reading.scan("maestro", source, place)          # what is there, what is missing
+    built = builder.build("maestro", found, data_dir)     # records in data_dir/maestro/1.0.0
 
 A build has two steps. Every recording becomes a file in a working folder beside the data set, in several processes,
 by itself: a build that is broken off goes on with those that are left. Then tfds gathers the files. With a Beam
@@ -11,20 +11,25 @@ runner both happen inside one pipeline, on any number of machines that see `sour
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from music_synth.data.datasets import record
 from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
-from music_synth.data.datasets.reading import VERSION, Job, corpus, find, fingerprint, load_all, note_bad
+from music_synth.data.datasets.reading import VERSION, Job, corpus, keep, load_all, read_kept
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.errors import UserError
+from music_synth.files import locked, whole_folder
+
+Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
 
 
 class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -40,20 +45,21 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        there = {
-            item.split
-            for number, item in enumerate(self.job.recordings)
-            if self.job.beam or self.job.file(number).exists()  # tfds knows no empty split
-        }
+        # tfds knows no empty split.
+        there = {item.split for _, item, path in self._numbered() if self.job.beam or path.exists()}
         return {split: self._generate_examples(split) for split in SPLITS if split in there}
 
     def _generate_examples(self, split: str):
-        numbered = [(i, item) for i, item in enumerate(self.job.recordings) if item.split == split]
+        numbered = [one for one in self._numbered() if one[1].split == split]
         if not self.job.beam:
-            return (stored(self.job, number, item) for number, item in numbered if self.job.file(number).exists())
+            return (stored(*one) for one in numbered if one[2].exists())
         import apache_beam as beam
 
-        return beam.Create(numbered) | beam.FlatMap(functools.partial(load_and_store, self.job))
+        job = dataclasses.replace(self.job, recordings=())  # workers are sent it again and again
+        return beam.Create(numbered) | beam.FlatMap(functools.partial(keep_and_store, job))
+
+    def _numbered(self) -> list[tuple[int, Recording, Path]]:
+        return list(zip(itertools.count(), self.job.recordings, self.job.files))
 
 
 @functools.cache
@@ -64,37 +70,31 @@ def builder_class(name: str) -> type[CorpusBuilder]:
     )
 
 
-def stored(job: Job, number: int, item: Recording) -> tuple[int, dict]:
-    """Key and record of a recording that was read."""
-    return number, record.make_record(item.id, *job.read(number))
+def stored(number: int, item: Recording, path: Path) -> tuple[int, dict]:
+    """Gives key and record of a recording that is kept in a file."""
+    return number, record.make_record(item.id, *read_kept(path))
 
 
-def load_and_store(job: Job, numbered: tuple[int, Recording]) -> list[tuple[int, dict]]:
-    """What a Beam worker does: none where the recording is bad and may be."""
-    number, item = numbered
-    complaint = job.load(number)
+def keep_and_store(job: Job, numbered: tuple[int, Recording, Path]) -> list[tuple[int, dict]]:
+    """Does a Beam worker's part: no record where the recording is bad and may be."""
+    number, item, path = numbered
+    complaint = keep(job.name, item, path)
     if complaint is None:
-        return [stored(job, number, item)]
-    note_bad(job.folder, number, complaint)
+        return [stored(*numbered)]
+    job.complain(number, complaint)
     if not job.skip_bad:
         raise ValueError(complaint)
     return []
 
 
-def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Found:
-    """What `source` holds: the unpacked folder, one archive, or a folder of archives (unpacked once) or TFRecords."""
-    from music_synth.data.datasets.archives import unpacked
-
-    return find(name, unpacked(source, corpus(name).archives, unpack_to, progress))
-
-
 def is_built(name: str, data_dir: Path) -> bool:
-    return builder_class(name)(data_dir=os.fspath(data_dir)).data_path.exists()
+    """Says whether a corpus was built in `data_dir`."""
+    return _open_builder(name, data_dir).data_path.exists()
 
 
 def open_built(name: str, data_dir: Path) -> CorpusBuilder:
-    """The builder of a corpus that was built. UserError if it was not."""
-    made = builder_class(name)(data_dir=os.fspath(data_dir))
+    """Gives the builder of a corpus that was built. UserError if it was not."""
+    made = _open_builder(name, data_dir)
     if not made.data_path.exists():
         raise UserError(
             f"{name} is not in {data_dir}: python -m music_synth.prepare_data {name} --source PATH builds it from"
@@ -125,9 +125,6 @@ def build(
       UserError: recordings are missing or cannot be read, no room, or the pipeline failed. Nothing half-built is
         left under the data set's name; recordings that are done are kept for the next try.
     """
-    made = builder_class(name)(data_dir=os.fspath(data_dir))
-    if made.data_path.exists():
-        return made
     if found.missing and not skip_bad:
         raise UserError(
             f"{len(found.missing)} items of {name} are missing, the first: {found.missing[0]};"
@@ -135,54 +132,87 @@ def build(
         )
     if not found.recordings:
         raise UserError(f"no recordings of {name} found: --dry_run lists what is missing")
-    folder = data_dir / f".{name}-{fingerprint(found.recordings)}"
+    folder = data_dir / f".{name}-{VERSION}"
     job = Job(name, tuple(found.recordings), folder, skip_bad, beam_options is not None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in (*folder.glob("*.bad"), *folder.glob("*.part")):
-            stale.unlink()
-        if beam_options is None:
-            load_all(job, workers or os.cpu_count() or 1, progress)
-            if not any(folder.glob("*.npz")):
-                bad = [path.read_text() for path in sorted(folder.glob("*.bad"))]
-                raise UserError(f"no recording of {name} can be read; the first of {len(bad)}: {bad[0]}")
-        with _gathering(made, job):
-            made.download_and_prepare(download_config=_download_config(beam_options))
+        with locked(folder):  # another process may build the same
+            if is_built(name, data_dir):
+                return open_built(name, data_dir)
+            made = _build(job, data_dir, workers or os.cpu_count() or 1, beam_options, progress)
+            left_out = [*found.missing, *job.complaints()]
+            if left_out:
+                say(f"{len(left_out)} items of {name} were left out:")
+                for line in left_out:
+                    say(f"  {line}")
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(
             f"cannot build {name} in {data_dir}: {error.strerror or error}; what is done is kept"
         ) from error
-    left_out = [*found.missing, *(path.read_text() for path in sorted(folder.glob("*.bad")))]
-    if left_out:
-        say(f"{len(left_out)} items of {name} were left out:")
-        for line in left_out:
-            say(f"  {line}")
-    shutil.rmtree(folder, ignore_errors=True)
     return made
 
 
-@contextlib.contextmanager
-def _gathering(made: CorpusBuilder, job: Job) -> Iterator[None]:
-    """tfds at work on `job`, quietly; what Beam wraps in many lines comes out as the complaint itself."""
-    made.job = job
-    tfds.disable_progress_bar()
+def _build(job: Job, data_dir: Path, workers: int, beam_options: Sequence[str] | None, progress: bool) -> CorpusBuilder:
+    """Reads the recordings and lets tfds gather them; what Beam wraps in many lines comes out as one complaint."""
+    for stale in (*job.folder.glob("*.bad"), *job.folder.glob(".*")):
+        stale.unlink()
+    if beam_options is None:
+        load_all(job, workers, progress)
+        if not any(path.exists() for path in job.files):
+            bad = job.complaints()
+            raise UserError(f"no recording of {job.name} can be read; the first of {len(bad)}: {bad[0]}")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    except (UserError, OSError, KeyboardInterrupt):
+        return build_whole(functools.partial(_open_builder, job.name), data_dir, beam_options, job=job)
+    except (UserError, OSError):
         raise
     except Exception as error:
-        bad = sorted(job.folder.glob("*.bad"))
-        told = bad[0].read_text() if bad and not job.skip_bad else f"{type(error).__name__}: {error}"
-        raise UserError(f"{told} (building {job.name} in {job.folder.parent}; what is done is kept)") from error
+        bad = [] if job.skip_bad else job.complaints()
+        told = bad[0] if bad else f"{type(error).__name__}: {error}"
+        raise UserError(f"{told} (building {job.name} in {data_dir}; what is done is kept)") from error
+
+
+def _open_builder(name: str, data_dir: Path) -> CorpusBuilder:
+    return builder_class(name)(data_dir=os.fspath(data_dir))
+
+
+def build_whole(
+    open_builder: Callable[[Path], Builder],
+    data_dir: Path,
+    beam_options: Sequence[str] | None = None,
+    **attributes: Any,
+) -> Builder:
+    """Lets tfds build a data set, quietly, on the disk before it takes its name; what a killed build left is removed.
+
+    Args:
+      open_builder: of the data set in a folder of data sets.
+      beam_options: see `build`.
+      attributes: what the builder is given while it builds.
+
+    Raises:
+      OSError: it cannot be written. Nothing is left under the data set's name.
+    """
+    target = Path(open_builder(data_dir).data_path)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), whole_folder(target) as part:
+            made = open_builder(part)
+            for name, value in attributes.items():
+                setattr(made, name, value)
+            made.download_and_prepare(download_config=_download_config(beam_options))
+            others = list(part.iterdir())
+            for path in Path(made.data_path).iterdir():
+                path.rename(part / path.name)
+            for path in others:
+                shutil.rmtree(path)
+    except OSError:
+        if not target.exists():  # else another process was faster
+            raise
     finally:
-        made.job = None
         tfds.enable_progress_bar()
-        parent = Path(made.data_path).parent
-        for part in parent.glob("*incomplete*"):  # which tfds leaves when Beam fails
-            shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):  # it goes only when it is empty
-            parent.rmdir()
+            target.parent.rmdir()
+    return open_builder(data_dir)
 
 
 def _download_config(beam_options: Sequence[str] | None) -> tfds.download.DownloadConfig:

@@ -10,10 +10,9 @@ import hashlib
 import importlib
 import multiprocessing
 import os
-import tempfile
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from music_synth.data.datasets import tfrecords
+from music_synth.data.datasets.archives import unpacked
 from music_synth.data.datasets.corpus import Corpus, Found, Loaded, Reader, Recording
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.errors import UserError
+from music_synth.files import replacing
 
 VERSION = "1.0.0"  # of all corpora; raise it when a reader or the record changes
 CORPORA = {  # name -> module and what it is called there
@@ -55,6 +56,11 @@ def find(name: str, root: Path) -> Found:
     return corpus(name).find(root)
 
 
+def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Found:
+    """Lists what `source` holds: an unpacked folder, an archive, or a folder of archives or TFRecords."""
+    return find(name, unpacked(source, corpus(name).archives, unpack_to, progress))
+
+
 def reader(name: str, recording: Recording) -> Reader:
     return tfrecords if isinstance(recording, tfrecords.Record) else corpus(name)
 
@@ -69,28 +75,18 @@ class Job:
     skip_bad: bool
     beam: bool
 
-    def file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.npz"
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """Where each recording is kept. It is another file once one that the recording is made from changes."""
+        return [self.folder / f"{fingerprint(item)}.npz" for item in self.recordings]
 
-    def load(self, number: int) -> str | None:
-        """Makes the file of a recording, if it is not there yet; the complaint about a bad one."""
-        path, item = self.file(number), self.recordings[number]
-        if path.exists():
-            return None
-        try:
-            notes, audio = reader(self.name, item).load(item)
-        except UserError as error:
-            return str(error)
-        except Exception as error:  # a reader met what nobody foresaw: say where
-            return f"{item.id}: {type(error).__name__}: {error}; leave it out with --skip_bad"
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
-            np.savez(part, notes=notes_to_array(notes), audio=audio)
-        os.replace(part.name, path)
-        return None
+    def complain(self, number: int, complaint: str) -> None:
+        """Notes what is wrong with a recording, for `complaints`."""
+        (self.folder / f"{number:06d}.bad").write_text(complaint)
 
-    def read(self, number: int) -> Loaded:
-        with np.load(self.file(number)) as arrays:
-            return Loaded(notes_from_array(arrays["notes"]), arrays["audio"])
+    def complaints(self) -> list[str]:
+        """Lists what was wrong, in the order of recordings."""
+        return [path.read_text() for path in sorted(self.folder.glob("*.bad"))]
 
 
 def seconds(recording: Recording) -> float:
@@ -116,17 +112,31 @@ def pieces(name: str, recordings: Sequence[Recording]) -> tuple[int, tuple[int, 
     return len({item.files[0] for item in recordings}), corpus(name).pieces
 
 
-def note_bad(folder: Path, number: int, complaint: str) -> None:
-    (folder / f"{number:06d}.bad").write_text(complaint)
+def keep(name: str, item: Recording, path: Path) -> str | None:
+    """Makes the file of a recording of a corpus, if it is not there yet; the complaint about a bad one."""
+    if path.exists():
+        return None
+    try:
+        notes, audio = reader(name, item).load(item)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # a reader met what nobody foresaw: say where
+        return f"{item.id}: {type(error).__name__}: {error}; leave it out with --skip_bad"
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, notes=notes_to_array(notes), audio=audio)
+    return None
 
 
-def fingerprint(recordings: Sequence[Recording]) -> str:
-    """Changes with the recordings and the sizes of their files, so that a resumed build never mixes two sources."""
-    digest = hashlib.sha256(VERSION.encode())
-    for item in recordings:
-        sizes = [(path.name, path.stat().st_size) for path in item.files]
-        digest.update(repr((item.id, item.split, sizes)).encode())
-    return digest.hexdigest()[:12]
+def read_kept(path: Path) -> Loaded:
+    """Reads what `keep` made."""
+    with np.load(path) as arrays:
+        return Loaded(notes_from_array(arrays["notes"]), arrays["audio"])
+
+
+def fingerprint(item: Recording) -> str:
+    """Changes with a recording, the sizes of its files and when they were written, and with the readers here."""
+    stats = [(path.name, status.st_size, status.st_mtime_ns) for path in item.files for status in [path.stat()]]
+    return hashlib.sha256(repr((VERSION, item.id, item.split, stats)).encode()).hexdigest()[:16]
 
 
 def leave_with_parent() -> None:
@@ -141,23 +151,23 @@ def leave_with_parent() -> None:
 
 def load_all(job: Job, workers: int, progress: bool) -> None:
     """Makes the file of every recording, in `workers` processes. UserError at the first bad one, if they count."""
-    left = [n for n in range(len(job.recordings)) if not job.file(n).exists()]
+    left = [n for n, path in enumerate(job.files) if not path.exists()]
     numbers, done = iter(left), len(job.recordings) - len(left)
     # Spawned, not forked: this process has threads of TensorFlow.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=leave_with_parent)
     bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)
-    pending: dict = {}
+    pending: dict[Future, int] = {}
     try:
         with bar:
             while True:
                 while len(pending) < 2 * workers and (number := next(numbers, None)) is not None:
-                    pending[pool.submit(job.load, number)] = number
+                    pending[pool.submit(keep, job.name, job.recordings[number], job.files[number])] = number
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     number, complaint = pending.pop(future), future.result()
                     if complaint is not None:
-                        note_bad(job.folder, number, complaint)
+                        job.complain(number, complaint)
                         if not job.skip_bad:
                             raise UserError(complaint)
                     bar.update()

@@ -58,7 +58,7 @@ def data_dir(source, tmp_path_factory):
 
 
 def scanned(source, folder):
-    return builder.scan("maestro", source, folder / "extracted", progress=False)
+    return reading.scan("maestro", source, folder / "extracted", progress=False)
 
 
 def records(made):
@@ -72,7 +72,7 @@ def test_records_are_what_the_reader_loads(source, built, tmp_path):
     found = scanned(source, tmp_path)
     assert {s: made.info.splits[s].num_examples for s in made.info.splits} == {"train": 2, "validation": 1, "test": 1}
     tasks.register_tasks(names=["maestro"], data_dir=built)
-    pieces = {piece.id: piece for split in tasks.SPLITS for piece in tasks.pieces(tasks.find("maestro"), split)}
+    pieces = {piece.id: piece for split in tasks.SPLITS for piece in tasks.pieces(tasks.registered("maestro"), split)}
     assert set(pieces) == {item.id for item in found.recordings}
     for item in found.recordings:
         notes, audio = reading.corpus("maestro").load(item)
@@ -155,6 +155,21 @@ def test_a_bad_recording_stops_the_build_and_the_next_run_goes_on(source, data_d
     assert records(made) == records(builder.open_built("maestro", data_dir))
 
 
+def test_a_recording_mended_at_equal_length_is_read_again(source, tmp_path):
+    found = scanned(source, tmp_path)
+    job = reading.Job("maestro", tuple(found.recordings), tmp_path, False, False)
+    assert reading.keep("maestro", found.recordings[0], job.files[0]) is None
+    wav = next(path for path in found.recordings[0].files if path.suffix == ".wav")
+    content = bytearray(wav.read_bytes())
+    content[2000:3000] = bytes(1000)
+    wav.write_bytes(content)
+    mended = reading.Job("maestro", tuple(found.recordings), tmp_path, False, False)
+    assert mended.files[0] != job.files[0] and mended.files[1:] == job.files[1:]
+    assert reading.keep("maestro", found.recordings[0], mended.files[0]) is None
+    before, after = (reading.read_kept(path).audio for path in (job.files[0], mended.files[0]))
+    assert len(before) == len(after) and (before != after).any()
+
+
 @pytest.mark.parametrize("beam_options", [None, ["--runner=DirectRunner"]])
 def test_skip_bad_goes_on_and_lists_what_it_left_out(source, tmp_path, beam_options):
     found = scanned(source, tmp_path)
@@ -216,7 +231,7 @@ def test_two_archives_in_one_folder(tmp_path):
         ("zip", write_musicnet_em(tmp_path, {"1727": notes})),
     ):
         shutil.make_archive(str(download / root.name), kind, tmp_path, root.name)
-    found = builder.scan("musicnet_em", download, tmp_path / "extracted", progress=False)
+    found = reading.scan("musicnet_em", download, tmp_path / "extracted", progress=False)
     assert [item.id for item in found.recordings] == ["1727"]
 
 

@@ -85,12 +85,12 @@ def test_two_processes_of_beam_equal_one(source, expected, tmp_path, capfd):
 def test_a_killed_build_goes_on(source, expected, tmp_path, monkeypatch):
     killed = started(arguments(source, tmp_path, "--workers=1"), start_new_session=True)
     deadline = time.monotonic() + ANY_TIME
-    while len(done := sorted(tmp_path.glob(".musicnet-*/*.npz"))) < 2:
+    while len(done := sorted(tmp_path.glob(".musicnet-*/[!.]*.npz"))) < 2:
         assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()
         time.sleep(0.01)
     killed.kill()
     killed.communicate(timeout=ANY_TIME)  # to the end of its output, which its worker shares: that must end too
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".musicnet-*/*.npz")}
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob(".musicnet-*/[!.]*.npz")}
     assert 2 <= len(done) < len(IDS)
     assert not builder.is_built("musicnet", tmp_path)
     with pytest.raises(UserError, match="musicnet is not in"):
@@ -100,7 +100,7 @@ def test_a_killed_build_goes_on(source, expected, tmp_path, monkeypatch):
 
     def load_all(*args):
         reading.load_all(*args)
-        later.update((path, path.stat().st_mtime_ns) for path in tmp_path.glob(".musicnet-*/*.npz"))
+        later.update((path, path.stat().st_mtime_ns) for path in tmp_path.glob(".musicnet-*/[!.]*.npz"))
 
     monkeypatch.setattr(builder, "load_all", load_all)
     prepare_data.main(arguments(source, tmp_path, "--workers=1"))
@@ -137,7 +137,7 @@ def test_a_disk_that_fills(source, expected, tmp_path):
     prepare_data.main(arguments(archive, data, "--dry_run"))  # unpacks
     with no_file_above(2_000_000), pytest.raises(UserError, match=f"cannot build musicnet in {data}: File too large"):
         prepare_data.main(argv)
-    assert not builder.is_built("musicnet", data) and not list(data.glob(".musicnet-*/*.npz"))
+    assert not builder.is_built("musicnet", data) and not list(data.glob(".musicnet-*/[!.]*.npz"))
     with (
         no_file_above(5_000_000),
         pytest.raises(
@@ -145,7 +145,7 @@ def test_a_disk_that_fills(source, expected, tmp_path):
         ),
     ):
         prepare_data.main(argv)
-    assert not builder.is_built("musicnet", data) and len(list(data.glob(".musicnet-*/*.npz"))) == len(IDS)
+    assert not builder.is_built("musicnet", data) and len(list(data.glob(".musicnet-*/[!.]*.npz"))) == len(IDS)
     prepare_data.main(arguments(archive, data))
     assert records(data) == expected
     with no_file_above(300_000), pytest.raises(UserError, match=f"cannot write {out}: .* written; make room"):

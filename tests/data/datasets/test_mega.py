@@ -74,7 +74,7 @@ def test_trains_with_its_overlay(name, data_dir, tmp_path):
 def test_mega_draws_each_data_set_by_its_share(data_dir):
     """Of 2,000 batches of 4 windows, as many as n^0.3 says; the programs tell whose a window is."""
     tasks.register_tasks(data_dir=data_dir)
-    weights = {name: tasks.find(name).num_input_examples("train") ** tasks.MIXING_EXPONENT for name in tasks.MEGA}
+    weights = {name: tasks.registered(name).num_input_examples("train") ** tasks.MIXING_EXPONENT for name in tasks.MEGA}
     ids = Tokenizer().vocabulary
     batches = open_feed("mega", Tokenizer(), 4, data_dir=str(data_dir)).train_batches()
     tokens = np.concatenate([next(batches)["note_tokens"][:, :256] for _ in range(2000)])  # [8000, 256]

@@ -84,8 +84,9 @@ def built(name, items, folder):
     """The records that a data set stores of recordings."""
     folder.mkdir()
     job = reading.Job(name, tuple(items), folder, False, False)
-    assert [job.load(number) for number in range(len(items))] == [None] * len(items)
-    return [builder.stored(job, number, item)[1] for number, item in enumerate(items)]
+    kept = list(zip(items, job.files, strict=True))
+    assert [reading.keep(name, *one) for one in kept] == [None] * len(items)
+    return [builder.stored(number, *one)[1] for number, one in enumerate(kept)]
 
 
 def shard(folder, split="train", number=0):

@@ -1,24 +1,23 @@
-"""The feed over seqio tasks and mixtures, and the feature converter between their features and a batch."""
+"""The training windows in seqio tasks and mixtures, and the converter of their features to those of a batch."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from music_synth.audio.mel import MIN_LOG_MEL
 from music_synth.data import tasks
-from music_synth.data.examples import Batch, Piece, evaluation_batches, num_strata, shard_rows, tell_skipped
+from music_synth.data.examples import Batch, Piece, SegmentSettings, data_set_of, num_strata
 from music_synth.data.preprocessors import BLOCK_STARTS
 from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf
 from music_synth.errors import UserError
-from music_synth.midi.tokenizer import Events, Tokenizer
 
-ROUND_EXAMPLES = 2048  # training examples of a round at least, see SeqioFeed
+ROUND_EXAMPLES = 2048  # training examples of a round at least, see SeqioWindows
 IN_MEMORY_BYTES = 2**31  # data sets up to this size on disk are held in memory as mel, in less than half of it
 ROUND_STREAM, ORDER_STREAM = 0, 1  # random streams of a seed: within a round, and which files it is about
 PREFETCH_BATCHES = 4
@@ -93,28 +92,20 @@ class Stream:
     num_files: int  # into which its blocks are divided, or may be
 
 
-def plan_rounds(streams: Sequence[Stream], min_examples: int, num_shards: int) -> tuple[int, list[int]]:
-    """How long a round is, and into how many groups of files each task falls.
+def plan_rounds(streams: Sequence[Stream], min_examples: int) -> tuple[int, list[int]]:
+    """Plans how long a round is, and into how many groups of files each task falls.
 
     A round draws, from each task, as many examples as one group of its files has, or more; so everything is seen
     equally often in the long run. Groups are as many as that allows, lest rounds become long.
 
     Returns:
-      Examples of a round (global), and the number of groups of each stream.
+      Examples of a round, and the number of groups of each stream.
     """
-    files = [stream.num_files // num_shards for stream in streams]
-    for stream, number in zip(streams, files, strict=True):
-        if not number:
-            raise UserError(
-                f"task {stream.task.name!r} has {stream.num_files} files, too few for {num_shards} processes"
-            )
-    smallest = [s.num_windows / number / s.share for s, number in zip(streams, files, strict=True)]
+    smallest = [stream.num_windows / stream.num_files / stream.share for stream in streams]
     examples = max(min_examples, math.ceil(max(smallest)))
-    groups = [
-        min(number, math.ceil(stream.num_windows / (stream.share * examples)))
-        for stream, number in zip(streams, files, strict=True)
+    return examples, [
+        min(stream.num_files, math.ceil(stream.num_windows / (stream.share * examples))) for stream in streams
     ]
-    return examples, groups
 
 
 def seed_of(*numbers: int) -> int:
@@ -132,8 +123,8 @@ def readable(elements: Iterator, name: str) -> Iterator:
         raise UserError(f"task {name!r} cannot be read: {reason} (a damaged cache can be written anew)") from error
 
 
-class SeqioFeed:
-    """A feed (`music_synth.data.feed.Feed`) over a seqio task or mixture.
+class SeqioWindows:
+    """The training windows, and the pieces, of a seqio task or mixture.
 
     Training runs in rounds of a few thousand examples. A round is a pipeline of its own over a part of every task's
     files, seeded by (seed, number of the round); a task's parts take turns in a random order. So batch k is a
@@ -142,62 +133,45 @@ class SeqioFeed:
 
     A task that is small and not cached offline is turned into mel once and stays in memory. A large one must be
     cached: its mel would be computed anew in every epoch.
-
-    num_skipped counts the training windows that were left out because they have too many tokens (the pipeline
-    works ahead, so a few of them may be of batches to come).
     """
 
-    def __init__(
-        self,
-        task: str,
-        tokenizer: Tokenizer,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        context: bool = True,
-        empty_context: float = 0.1,
-        data_dir: str | None = None,
-        cache_dir: str | None = None,
-        shard_index: int = 0,
-        num_shards: int = 1,
-    ):
-        """See `music_synth.data.feed.open_feed`."""
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_skipped = 0
-        name = tasks.data_set_of(task)
+    def __init__(self, settings: SegmentSettings, on_skip: Callable[[str, float], None]):
+        """Opens the task, building its data set if it can.
+
+        Args:
+          on_skip: told (piece id, seconds) of windows that are passed over for having too many tokens; the pipeline
+            works ahead, so a few of them may be of batches to come.
+        """
+        self._settings = settings
+        tokenizer, task = settings.tokenizer, settings.task
+        name = data_set_of(task)
         tasks.register_tasks(
             tokenizer,
             names=[name] if tasks.is_data_set(name) else list(tasks.DATA_SETS),
-            empty_context=empty_context,
-            data_dir=data_dir,
-            on_skip=self._count_skip,
+            empty_context=settings.empty_context,
+            data_dir=settings.data_dir,
+            on_skip=on_skip,
         )
-        self._provider = tasks.find(task, context)
+        self._provider = tasks.registered(task, settings.context)
         vocabulary = self._provider.output_features["inputs"].vocabulary
         if vocabulary.vocab_size != tokenizer.vocabulary.num_embeddings:
             raise UserError(
                 f"task {task!r} was registered for {vocabulary.vocab_size} token ids, the tokenizer has "
                 f"{tokenizer.vocabulary.num_embeddings}: register it with the same Tokenizer settings"
             )
-        for name in {tasks.data_set_of(subtask.name) for subtask in seqio.get_subtasks(self._provider)}:
+        for name in {data_set_of(subtask.name) for subtask in seqio.get_subtasks(self._provider)}:
             if tasks.is_data_set(name):
-                tasks.build(name, data_dir)
-        self.context_frames = tokenizer.segment_frames if context else 0
-        self._cached = cache_dir is not None
-        if self._cached:
-            tasks.use_cache(self._provider, cache_dir)
-        self._shard = (shard_index, num_shards)
-        self._rows = shard_rows(batch_size, shard_index, num_shards)
+                tasks.build(name, settings.data_dir)
+        if settings.cache_dir:
+            tasks.use_cache(self._provider, settings.cache_dir)
         self._streams: list[Stream] = []  # filled when training begins
 
     @closed_at_exit
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches start_step, start_step + 1, ... without end; each is a function of (seed, number)."""
         self._streams = self._streams or self._make_streams()
-        examples, groups = plan_rounds(self._streams, ROUND_EXAMPLES, self._shard[1])
-        steps = -(-examples // self.batch_size)
+        examples, groups = plan_rounds(self._streams, ROUND_EXAMPLES)
+        steps = -(-examples // self._settings.batch_size)
         first_round, skip = divmod(start_step, steps)
         following = self._round(first_round, groups, skip, steps)
         for number in itertools.count(first_round + 1):
@@ -209,24 +183,13 @@ class SeqioFeed:
                     following = self._round(number, groups, 0, steps)
             if count < steps:
                 raise UserError(
-                    f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches: a "
-                    "process found only empty files; cache it in fewer files, or use fewer processes"
+                    f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches: it found "
+                    "only empty files; cache it in fewer files"
                 )
             skip = 0
 
-    def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
-        """Consecutive segments of the pieces of `split`; the last batch is filled up with blank rows."""
-        pieces = ((piece.mel, Events.from_notes(piece.notes)) for piece in self.pieces(split))
-        return evaluation_batches(
-            pieces,
-            self.tokenizer,
-            context_frames=self.context_frames,
-            batch_size=self.batch_size,
-            rows=self._rows,
-        )
-
-    def pieces(self, split: str) -> Iterator[Piece]:
-        """The whole pieces of `split`, with audio: of each task in order of their names, as they are stored."""
+    def pieces(self, split: str, audio: bool = True) -> Iterator[Piece]:
+        """Reads the whole pieces of `split`, with audio: of each task in order of their names, as they are stored."""
         return tasks.pieces(self._provider, split)
 
     def _make_streams(self) -> list[Stream]:
@@ -235,11 +198,11 @@ class SeqioFeed:
         return [self._make_stream(task, rate / sum(rates)) for task, rate in zip(subtasks, rates, strict=True)]
 
     def _make_stream(self, task: seqio.Task, share: float) -> Stream:
-        windows_per_block = num_strata(BLOCK_STARTS, self.tokenizer.segment_frames)
-        if self._cached:
+        windows_per_block = num_strata(BLOCK_STARTS, self._settings.tokenizer.segment_frames)
+        if self._settings.cache_dir:
             num_blocks = task.get_cached_stats("train")["examples"]
             files = tf.io.gfile.glob(f"{task.cache_dir}/train.tfrecord-*")
-            return Stream(task, share, num_blocks * windows_per_block, len(files))
+            return Stream(task, share, num_blocks * windows_per_block, max(1, len(files)))
         if tasks.stored_bytes(task) > IN_MEMORY_BYTES:
             raise UserError(
                 f"task {task.name!r} is too large to be read without a cache: write one, or a prepared folder, with "
@@ -251,23 +214,22 @@ class SeqioFeed:
 
     def _round(self, number: int, groups: Sequence[int], skip: int, steps: int) -> Iterator[Batch]:
         """Batches `skip` .. `steps` of round `number`. They are worked on from now on."""
-        lengths = {"inputs": self.tokenizer.max_tokens, "targets": self.tokenizer.segment_frames}
-        if self.context_frames:
-            lengths["targets_context"] = self.context_frames
-        seed = seed_of(self.seed, ROUND_STREAM, number)
+        lengths = {"inputs": self._settings.tokenizer.max_tokens, "targets": self._settings.tokenizer.segment_frames}
+        if self._settings.context_frames:
+            lengths["targets_context"] = self._settings.context_frames
+        seed = seed_of(self._settings.seed, ROUND_STREAM, number)
         datasets = []
         for stream, num_groups in zip(self._streams, groups, strict=True):
             epoch, position = divmod(number, num_groups)
-            order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(num_groups)
-            shard_index, num_shards = self._shard
+            order = np.random.default_rng([self._settings.seed, ORDER_STREAM, epoch]).permutation(num_groups)
             dataset = stream.task.get_dataset(
                 lengths,
                 split="train",
-                use_cached=self._cached,
+                use_cached=bool(self._settings.cache_dir),
                 shuffle=True,
                 shuffle_buffer_size=1,  # examples are shuffled below, where the round's end is known
                 seed=seed,
-                shard_info=seqio.ShardInfo(shard_index * num_groups + int(order[position]), num_groups * num_shards),
+                shard_info=seqio.ShardInfo(int(order[position]), num_groups),
                 num_epochs=None,
                 trim_output_features=False,  # there is nothing to trim
                 try_in_mem_cache=False,  # it would keep up to 10,000 records, whatever their size
@@ -275,14 +237,10 @@ class SeqioFeed:
             datasets.append(dataset.map(lambda example: {name: example[name] for name in lengths}))
         shares = [stream.share for stream in self._streams]
         dataset = tf.data.Dataset.sample_from_datasets(datasets, shares, seed) if len(datasets) > 1 else datasets[0]
-        rows = len(self._rows)
+        rows = self._settings.batch_size
         dataset = dataset.take(steps * rows).shuffle(tasks.SHUFFLE_WINDOWS, seed).skip(skip * rows)
-        dataset = NoteToMelFeatureConverter(context=bool(self.context_frames))(dataset, lengths)
+        dataset = NoteToMelFeatureConverter(context=bool(self._settings.context_frames))(dataset, lengths)
         dataset = dataset.batch(rows, drop_remainder=True).prefetch(PREFETCH_BATCHES)
         options = tf.data.Options()
         options.experimental_warm_start = True
         return readable(dataset.with_options(options).as_numpy_iterator(), self._provider.name)
-
-    def _count_skip(self, piece: str, seconds: float) -> None:
-        self.num_skipped += 1
-        tell_skipped(self.num_skipped, piece, seconds, self.tokenizer.max_tokens)

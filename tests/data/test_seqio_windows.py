@@ -5,19 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from music_synth.data import pipeline
+from music_synth.data import seqio_windows
 from music_synth.data.examples import cut_window, pad_window
-from music_synth.data.feed import open_feed
-from music_synth.data.pipeline import NoteToMelFeatureConverter, Stream, plan_rounds
-from music_synth.data.prepared import PreparedFeed, write_folder
+from music_synth.data.feed import Feed, open_feed
+from music_synth.data.prepared import write_folder
 from music_synth.data.quiet_tensorflow import closed_at_exit, tf
+from music_synth.data.seqio_windows import NoteToMelFeatureConverter, Stream, plan_rounds
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Events, Tokenizer
 
 
 @pytest.fixture
 def open_made(made_tasks, made_data_dir, monkeypatch):
-    monkeypatch.setattr(pipeline, "ROUND_EXAMPLES", 24)  # three batches; the default is far beyond these tests
+    monkeypatch.setattr(seqio_windows, "ROUND_EXAMPLES", 24)  # three batches; the default is far beyond these tests
 
     def open_it(task="made", batch_size=8, tokenizer=None, **settings):
         settings = {"seed": 5, "data_dir": str(made_data_dir)} | settings
@@ -27,7 +27,7 @@ def open_made(made_tasks, made_data_dir, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def prepared(made, tmp_path_factory) -> PreparedFeed:
+def prepared(made, tmp_path_factory) -> Feed:
     folder = tmp_path_factory.mktemp("prepared") / "made"
     write_folder(folder, made, "made", "1.0.0")
     return open_feed(str(folder), Tokenizer(), 8)
@@ -82,24 +82,6 @@ def test_batch_is_a_function_of_seed_and_number(open_made):
         assert not np.array_equal(a["mel"], b["mel"])
 
 
-def test_shards_read_disjoint_blocks_and_together_all(open_made, made, find_window):
-    mels = [piece.mel for piece in made["train"]]
-
-    def blocks_seen(shard_index):
-        feed = open_made(shard_index=shard_index, num_shards=2)
-        batches = take(feed, 16)
-        assert all(batch["mel"].shape == (4, 256, 128) for batch in batches)
-        return {
-            (p, s * -(-len(mels[p]) // 2048) // len(mels[p]))
-            for b in batches
-            for p, s in (find_window(m, mels) for m in b["mel"])
-        }
-
-    first, second = blocks_seen(0), blocks_seen(1)
-    assert not first & second
-    assert first | second == {(p, i) for p, mel in enumerate(mels) for i in range(-(-len(mel) // 2048))}
-
-
 def test_evaluation_equals_that_of_the_prepared_feed(open_made, prepared):
     for batch, expected in zip(open_made().eval_batches(), prepared.eval_batches(), strict=True):
         for name in ("note_tokens", "mel_mask", "context_mask"):
@@ -133,17 +115,15 @@ def test_user_errors(open_made, made_tasks):
     with pytest.raises(UserError, match=r"Feed\.context"):
         open_made("made_nocontext")
     with pytest.raises(UserError, match=r"no split 'holdout': choose from .*train"):
-        open_made().pieces("holdout")
+        next(open_made().pieces("holdout"))
     with pytest.raises(UserError, match="segment_frames = 1000"):
         open_made(tokenizer=Tokenizer(segment_frames=1000))
     with pytest.raises(UserError, match=r"not cached in /nowhere"):
         open_made(cache_dir="/nowhere")
-    with pytest.raises(UserError, match="too few for 100 processes"):
-        take(open_made(batch_size=100, num_shards=100), 1)
 
 
 def test_large_task_must_be_cached(open_made, monkeypatch):
-    monkeypatch.setattr(pipeline, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(seqio_windows, "IN_MEMORY_BYTES", 1000)
     with pytest.raises(UserError, match="too large"):
         take(open_made(), 1)
 
@@ -176,17 +156,16 @@ def test_rounds_read_every_group_to_its_end(seed):
     streams = [
         Stream(None, float(share), int(rng.integers(1, 1_000_000)), int(rng.integers(8, 3000))) for share in shares
     ]
-    num_shards = int(rng.integers(1, 8))
-    examples, groups = plan_rounds(streams, 2048, num_shards)
+    examples, groups = plan_rounds(streams, 2048)
     assert examples >= 2048
     for stream, num_groups in zip(streams, groups, strict=True):
-        assert 1 <= num_groups <= stream.num_files // num_shards
+        assert 1 <= num_groups <= stream.num_files
         assert stream.share * examples >= stream.num_windows / num_groups * 0.999
 
 
 def test_rounds_of_a_small_task_are_short():
-    assert plan_rounds([Stream(None, 1.0, 480, 60)], 2048, 1) == (2048, [1])
-    examples, groups = plan_rounds([Stream(None, 1.0, 143_000, 64)], 2048, 1)
+    assert plan_rounds([Stream(None, 1.0, 480, 60)], 2048) == (2048, [1])
+    examples, groups = plan_rounds([Stream(None, 1.0, 143_000, 64)], 2048)
     assert examples < 2300 and groups == [64]
 
 
