@@ -197,7 +197,7 @@ def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) ->
     Raises:
         UserError: there is none, it cannot be read, or it is a SavedModel without `trust`.
     """
-    if name in (None, SHIPPED):
+    if name is None or str(name) == SHIPPED:
         return neural.load_weights(neural.SHIPPED)
     if str(name) == GRIFFIN_LIM:
         return GriffinLim()
