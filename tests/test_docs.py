@@ -154,6 +154,7 @@ def workspace(tmp_path_factory, quick_compilation):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
 def test_blocks_without_a_title_run(page, workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
