@@ -217,10 +217,10 @@ def summary(name: str, found: Found, measure: bool) -> str:
 
 def check_writable(folder: Path) -> None:
     """Refuses, before work begins, a folder that could not be written after it."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if parent == folder and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another folder")
     try:
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if parent == folder and not folder.is_dir():
+            raise UserError(f"{folder} is a file: choose another folder")
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:

@@ -109,17 +109,17 @@ class StoredPiece:
 
     def read(self, audio: bool = True) -> Piece:
         """Reads it whole, with its audio if that was kept and is wanted."""
-        mel = self.open_mel()
+        mel = self.open_mel().astype(np.float32)
         self.check_mel(mel)
         sound = audio_from_int16(self.open_audio()) if audio and self.num_samples is not None else None
-        return Piece(self.id, self.read_notes(), mel.astype(np.float32), sound)
+        return Piece(self.id, self.read_notes(), mel, sound)
 
     def check_mel(self, frames: np.ndarray, first: int = 0) -> None:
         """Refuses frames [t, 128] of its mel, from number `first` on, that hold what no log-mel does."""
-        wrong = ~(np.abs(frames) <= MAX_LOG_MEL).all(axis=1)  # NaN compares with nothing
-        if wrong.any():
-            frame = int(wrong.argmax())
-            value = next(x for x in frames[frame].tolist() if not abs(x) <= MAX_LOG_MEL)
+        if len(frames) and not (frames.max() <= MAX_LOG_MEL and frames.min() >= -MAX_LOG_MEL):  # NaN, too, is not
+            wrong = ~(np.abs(frames) <= MAX_LOG_MEL)
+            frame = int(wrong.any(axis=1).argmax())
+            value = frames[frame][wrong[frame]][0]
             raise self._damaged("mel", f"{value} in frame {first + frame}, at {(first + frame) / FRAME_RATE:.2f} s")
 
     def check_sizes(self) -> None:
@@ -307,9 +307,11 @@ class PreparedWindows:
                 self._on_skip(piece.id, start / FRAME_RATE)
                 stratum = int(rng.integers(strata))
                 continue
-            piece.check_mel(window.target, start)
-            piece.check_mel(window.context, start - len(window.context))
-            return pad_window(window, settings.tokenizer, settings.context_frames, training=True)
+            row = pad_window(window, settings.tokenizer, settings.context_frames, training=True)
+            piece.check_mel(row["mel"], start)
+            if settings.context:
+                piece.check_mel(row["context_mel"], start - len(window.context))
+            return row
         raise UserError(
             f"{MAX_DRAWS} windows of {self.folder} in a row exceed {settings.tokenizer.max_tokens} tokens:"
             " raise Tokenizer.max_tokens"

@@ -95,6 +95,8 @@ def test_mels_that_a_decoder_sampled(made, tmp_path, quick_compilation):
         (["synthetic", "--out", "FULL/file"], "is a file"),
         (["synthetic", "--out", "FULL/file/below"], "cannot write"),
         (["synthetic", "--cache", "FULL/file/below"], "cannot write"),
+        (["synthetic", "--out", "n" * 300], "cannot write nnn.*: File name too long; choose another folder"),
+        (["synthetic", "--out", "/proc/no/folder"], "cannot write /proc/no/folder: "),
         (["synthetic", "--nonsense"], "--nonsense"),
     ],
 )
