@@ -48,9 +48,9 @@ CONFIGURABLES = {
 }
 ENTRIES = {  # what `build` prepares and the entry point calls
     "train": "music_synth.training.loop:train",
-    "evaluate": "music_synth.evaluate:evaluate",
+    "evaluate": "music_synth.evaluation.scoring:evaluate",
 }
-WITHHELD = ("config_text", "trust")  # arguments that the entry point gives, and no file
+WITHHELD = ("config_text", "transcriber", "embeddings", "trust")  # arguments that the entry point gives, and no file
 
 _in_force = Maker({}, CONFIGURABLES)
 

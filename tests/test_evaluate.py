@@ -1,6 +1,7 @@
-"""The evaluate command: table, scores, report and what they say."""
+"""The evaluate command: table, scores, report and what they say; samplers and inverters held against a reference."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -11,6 +12,8 @@ import soundfile
 
 from music_synth import evaluate as entry
 from music_synth.errors import UserError
+from music_synth.evaluation import measures, scoring
+from music_synth.evaluation.measures import Cell
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -33,7 +36,7 @@ def flags_of(folder):
         f"--gin.OUTPUT_DIR={folder / 'scores'}",
         "--gin.MAX_SECONDS=7",  # 300 frames and the first 50 of the next piece
         "--gin.evaluate.batch_size=2",
-        "--gin.evaluate.inverter=griffin_lim",  # compiles nothing
+        "--inverter=griffin_lim",  # compiles nothing
         f"--checkpoints={folder / 'autoregressive'},{folder / 'diffusion'}",
         "--sampler=num_steps=2,name=ddpm",
     ]
@@ -70,7 +73,7 @@ def test_table_and_scores_agree(evaluated):
         assert f"{row['cells']['log_mel']['value']:.2f}" in line
     assert all(f"{folder}/{kind}, step 0" in table for kind in ("autoregressive", "diffusion"))
     assert [row["about"]["given"] for row in scores["rows"][1:5:2]] == [{}, {"num_steps": 2, "name": "ddpm"}]
-    assert "needs --vggish PATH" in lines[1]
+    assert "vggish" not in lines[0] and "(needs --vggish PATH)" in table.splitlines()[-1]
 
 
 def test_scores_are_those_of_the_data(evaluated):
@@ -124,8 +127,68 @@ def test_samplers_must_be_those_of_a_decoder(evaluated):
     runs = [str(folder / kind) for kind in ("autoregressive", "diffusion")]
     for order in (runs, runs[::-1]):  # the reason of each, whichever comes last
         with pytest.raises(UserError, match="at least 1") as told:
-            entry.plan(order, ["num_steps=0"])
+            scoring.plan(order, ["num_steps=0"])
         assert all(f"{run}: " in str(told.value) for run in runs)
+
+
+def test_samplers_and_inverters_are_held_against_a_reference(evaluated, capsys):
+    """Beside what was scored before, whose clips are taken as they are."""
+    folder, _ = evaluated
+    argv = [f"--checkpoints={folder / 'diffusion'}", "--reference=num_steps=2,name=ddpm", "--sampler=num_steps=1"]
+    entry.main([*flags_of(folder)[:-2], *argv, "--inverter=shipped", "--transcriber=none"])
+    rows = read_scores(folder)["rows"]
+    models = [(row["mode"][:6], row["about"]["given"], row.get("no_worse")) for row in rows if row["kind"] == "model"]
+    ddpm, one_step = {"num_steps": 2, "name": "ddpm"}, {"num_steps": 1}
+    assert [model[:2] for model in models] == [
+        (mode, given) for given in (ddpm, one_step) for mode in ("whole ", "single", "whole ")
+    ]
+    assert [model[2] is None for model in models] == [True, True, False, False, False, False]
+    assert [row.get("no_worse") is None for row in rows if row["kind"] == "ceiling"] == [True, True, False]
+    table = capsys.readouterr().out
+    assert "| no worse than the reference |" in table and "cheapest that is no worse than the reference: " in table
+    whole = next(line for line in table.splitlines() if "name ddpm), whole pieces" in line)
+    assert whole.endswith("| reference |")
+    assert "note F1, onset" in table.split("Not taken:")[1]
+
+
+def test_inverters_are_scored_without_a_decoder(evaluated, tmp_path):
+    folder, _ = evaluated
+    argv = [*flags_of(folder)[:-2], "--checkpoints=", "--gin.CLIP_SECONDS=2", f"--gin.OUTPUT_DIR={tmp_path}"]
+    entry.main([*argv, "--transcriber=none"])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["kind"] for row in scores["rows"]] == ["baseline", "ceiling", "ceiling"]
+    assert scores["seconds"] == 4.0 and scores["rows"][2]["cells"]["cost"]["value"] > 0
+
+
+def test_no_worse_is_better_or_inside_the_interval_in_all():
+    columns = measures.columns(["log_mel"])
+    reference = {"log_mel": Cell(5, 4, 6), "log_mel_frechet": Cell(30, 28, 40), "onset_f1": Cell(0.6, 0.5, 0.7)}
+    reference |= {"calibration": Cell(0.5, 0.4, 0.6), "cost": Cell(1.0), "stft": Cell(1.0)}
+    good = {"log_mel": Cell(5.9), "log_mel_frechet": Cell(10), "onset_f1": Cell(0.51), "stft": Cell(0.9)}
+    good |= {"calibration": Cell(9.0), "cost": Cell(9.0), "onset_offset_f1": Cell(0.0)}  # which say nothing of it
+    assert scoring.is_no_worse(good, reference, columns)
+    for key, value in {"log_mel": 6.1, "log_mel_frechet": 41, "onset_f1": 0.49, "stft": 1.01}.items():
+        assert not scoring.is_no_worse(good | {key: Cell(value)}, reference, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hot:
+    """A decoder that has a temperature."""
+
+    temperature: float = 1.0
+
+    def with_sampling(self, **settings):
+        if set(settings) - {"temperature"}:
+            raise UserError("no setting")
+        return dataclasses.replace(self, **settings)
+
+
+def test_a_decoder_that_has_a_mean_is_scored_at_it_too(monkeypatch):
+    monkeypatch.setattr(scoring, "load_run", lambda path: (Hot(), None, {}, 0))
+    given = lambda *args: [dict(opener.sampling) for opener in scoring.plan(["a"], *args)]
+    assert given([""]) == [{}, {"temperature": 0}]
+    assert given(["temperature=0", ""]) == [{"temperature": 0}, {}]
+    assert given(["temperature=0.7"], "temperature=1") == [{"temperature": 1}, {"temperature": 0.7}, {"temperature": 0}]
 
 
 def test_transcribers_that_are_none_are_refused(tmp_path, monkeypatch):
@@ -138,7 +201,7 @@ def test_transcribers_that_are_none_are_refused(tmp_path, monkeypatch):
         ("broken_ears:hear", "division by zero"),
     ):
         with pytest.raises(UserError, match=said):
-            entry.load_transcriber(wrong)
+            scoring.load_transcriber(wrong)
 
 
 @pytest.mark.slow  # starts two processes, each of which imports JAX and loads what it works with: 60 s

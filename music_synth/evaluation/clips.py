@@ -14,9 +14,11 @@ whole.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
 SCORES = "scores.json"
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)  # what a damaged file raises
 MAX_SLUG = 80  # letters of a name that stand in a file's, the last ones
 
 
@@ -53,92 +56,118 @@ class Sound:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of clips; all methods take a clip's name."""
+    """A folder of clips; all methods take a clip's name. What is cut or empty, and cannot be read, is not there."""
 
     path: Path
-
-    def has_target(self, name: str) -> bool:
-        return self.file(name, "json").exists()  # which is written last
 
     def write_target(self, name: str, target: Target) -> None:
         self.write_sound(name, Sound(target.mel, target.audio))
         self.write_json(name, "json", {"id": target.id, "notes": target.notes})
 
+    def find_target(self, name: str) -> Target | None:
+        about, sound = self.read_json(name, "json"), self.find_sound(name)
+        try:
+            notes = [Note(*note) for note in about["notes"]]
+            return None if sound is None else Target(about["id"], notes, sound.mel, sound.audio)
+        except (KeyError, TypeError):
+            return None
+
     def read_target(self, name: str) -> Target:
-        about, sound = self.read_json(name, "json"), self.read_sound(name)
-        return Target(about["id"], [Note(*note) for note in about["notes"]], sound.mel, sound.audio)
+        """Reads what `write_target` wrote; UserError if it is not there any more."""
+        return self._present(name, self.find_target(name))
 
     def write_sound(self, name: str, sound: Sound) -> None:
         if sound.audio is not None:
             heard = np.clip(sound.audio, -1.0, 1.0)  # what is louder than a file can hold is cut off without a word
-            self.write(name, "flac", lambda path: write_audio(path, heard))
-        self.write(name, "npz", lambda path: np.savez(path, mel=np.asarray(sound.mel, np.float32)))
+            self.write(name, "flac", functools.partial(write_audio, audio=heard))
+        num_samples = -1 if sound.audio is None else len(sound.audio)
+        arrays = {"mel": np.asarray(sound.mel, np.float32), "num_samples": np.int64(num_samples)}
+        self.write(name, "npz", functools.partial(np.savez, **arrays))  # last: without it there is no clip
 
-    def has_sound(self, name: str) -> bool:
-        return self.file(name, "npz").exists()  # which is written last
+    def find_sound(self, name: str) -> Sound | None:
+        try:
+            with np.load(self.file(name, "npz")) as arrays:
+                mel, num_samples = arrays["mel"], int(arrays["num_samples"])
+            audio = None if num_samples < 0 else read_audio(self.file(name, "flac"))
+        except (*UNREADABLE, UserError):
+            return None
+        return Sound(mel, audio) if audio is None or len(audio) == num_samples else None
 
     def read_sound(self, name: str) -> Sound:
-        audio = self.file(name, "flac")
-        with np.load(self.file(name, "npz")) as arrays:
-            return Sound(arrays["mel"], read_audio(audio) if audio.exists() else None)
+        """Reads what `write_sound` wrote; UserError if it is not there any more."""
+        return self._present(name, self.find_sound(name))
 
     def write_json(self, name: str, kind: str, content: Any) -> None:
-        self.write(name, kind, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+        def write(path: Path) -> None:
+            path.write_text(json.dumps(content), encoding="utf-8")
 
-    def read_json(self, name: str, kind: str) -> Any:
-        """{} where there is none yet."""
-        path = self.file(name, kind)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self.write(name, kind, write)
+
+    def read_json(self, name: str, kind: str) -> dict[str, Any]:
+        """Reads a dictionary; {} where there is none."""
+        try:
+            content = json.loads(self.file(name, kind).read_text(encoding="utf-8"))
+        except UNREADABLE:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def find_array(self, name: str, kind: str) -> np.ndarray | None:
+        try:
+            return np.load(self.file(name, kind))
+        except UNREADABLE:
+            return None
 
     def file(self, name: str, kind: str) -> Path:
         return self.path / f"{name}.{kind}"
 
     def write(self, name: str, kind: str, write: Callable[[Path], object]) -> None:
-        """UserError if the folder cannot be written."""
+        """Has `write` write a file; UserError if the folder cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=self.path) as folder:
                 made = Path(folder) / f"made.{kind.rsplit('.', 1)[-1]}"
                 write(made)
-                os.replace(made, self.file(name, kind))
+                os.replace(made, self.file(name, kind))  # not synced: what a crash cuts off is made anew
         except OSError as error:
             raise UserError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
+    def _present(self, name: str, found: Any) -> Any:
+        if found is None:
+            raise UserError(f"the clip {name} in {self.path} is gone or damaged; the same command makes it anew")
+        return found
+
 
 def target_name(piece: Any, heard: str) -> str:
-    """The name of a piece's clip, in all folders; `heard` says what its audio is: a recording, or made by what."""
+    """Names a piece's clip, in all folders; `heard` says what its audio is: a recording, or made by what."""
     return f"{slug(piece.id)[-MAX_SLUG:]}-{checksum([piece.id, piece.notes, piece.mel, heard])}"
 
 
 def slug(text: str) -> str:
-    """Text as a part of a file's name: "Diffusion (runs/a)" -> "diffusion-runs-a"."""
+    """Makes text a part of a file's name: "Diffusion (runs/a)" -> "diffusion-runs-a"."""
     return "-".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())
 
 
 def checksum(thing: Any) -> str:
-    """Of nested plain values, dataclasses of them, and arrays: 8 hexadecimal digits."""
-    value = 0
+    """Sums up nested plain values, dataclasses of them, and arrays: 8 hexadecimal digits."""
+    return f"{_crc(thing, 0):08x}"
 
-    def add(part: Any) -> None:
-        nonlocal value
-        if isinstance(part, dict):
-            for key in sorted(part):
-                add((key, part[key]))
-        elif isinstance(part, (list, tuple)):
-            for item in part:
-                add(item)
-            value = zlib.crc32(b";", value)
-        elif hasattr(part, "dtype"):
-            value = zlib.crc32(np.ascontiguousarray(part).tobytes(), value)
-        else:
-            value = zlib.crc32(repr(part).encode(), value)
 
-    add(thing)
-    return f"{value:08x}"
+def _crc(part: Any, value: int) -> int:
+    if isinstance(part, dict):
+        for key in sorted(part):
+            value = _crc((key, part[key]), value)
+        return value
+    if isinstance(part, (list, tuple)):
+        for item in part:
+            value = _crc(item, value)
+        return zlib.crc32(b";", value)
+    if hasattr(part, "dtype"):
+        return zlib.crc32(np.ascontiguousarray(part).tobytes(), value)
+    return zlib.crc32(repr(part).encode(), value)
 
 
 def file_checksum(path: str | Path) -> str:
-    """Of a file or folder as far as names, sizes and times of change tell; of a name that is no path: its own."""
+    """Sums up a file or folder as far as names, sizes and times of change tell; of a name that is no path: its own."""
     path = Path(path)
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
     return checksum([str(path), [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]])

@@ -1,13 +1,14 @@
-"""Scores decoders on held-out pieces: what stands in the table, how its clips are made, and by whom.
+"""Scores decoders and inverters on held-out pieces: what stands in the table, and who makes its clips.
 
-A row of the table is a `Row`: a source, which makes the clips, and where they are kept. Every checkpoint has two:
+A row of the table is a `Row`: a source, which makes the clips (`sources`), and where they are kept (`clips`). Every
+decoder has two:
 
 * whole pieces, generated as a listener hears them: the context of a segment is what the model wrote before;
 * single segments with their true context, joined.
 
-Beside them stand the training set's mean spectrum (what no model should fail to beat), the ground truth's audio (the
-ceiling: what perfection gets) and the ground truth through the inverter (what is lost after the decoder). What is
-measured of all of them is in `measures`, where the clips lie in `clips`.
+Beside them stand floors, which no model should fail to beat: the training set's mean spectrum, and a decoder's mean
+with noise of the right color laid on it; and ceilings: the ground truth's audio (what perfection gets) and the ground
+truth through each inverter (what is lost after the decoder). What is measured of all of them is in `measures`.
 
 The work falls into groups of clips, of which each is made and then measured. One process does them in turn; Apache
 Beam, if it is asked, spreads them over processes or machines that see the same folder.
@@ -15,188 +16,34 @@ Beam, if it is asked, spreads them over processes or machines that see the same 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
 from music_synth.errors import UserError
 from music_synth.evaluation import measures
-from music_synth.evaluation.clips import MAX_SLUG, SCORES, Folder, Sound, Target, checksum, slug, target_name
+from music_synth.evaluation.clips import MAX_SLUG, SCORES, Folder, checksum, slug
 from music_synth.evaluation.measures import Cell, Tools
-from music_synth.midi.notes import Note
-from music_synth.playing import Decoder, Segment, piece_seed, whole_mels
+from music_synth.evaluation.pieces import Targets
+from music_synth.evaluation.sources import (
+    SINGLE,
+    WHOLE,
+    Checkpoint,
+    MeanSpectrum,
+    Noisy,
+    Recording,
+    Revoiced,
+    Sampled,
+    Source,
+    ThroughInverter,
+)
 
-WHOLE, SINGLE = "whole pieces", "single segments with true context"
 BASELINE, MODEL, CEILING = "baseline", "model", "ceiling"
-
-
-class Piece(Protocol):
-    """A whole piece of a split, as `Feed.pieces` yields it; a frozen dataclass."""
-
-    id: str
-    notes: list[Note]
-    mel: np.ndarray  # log-mel [T, M]
-    audio: np.ndarray | None  # [S]; None where the feed does not keep it
-
-
-class Checkpoint(NamedTuple):
-    """A trained decoder and its name in the table."""
-
-    name: str
-    decoder: Decoder
-
-
-# --- where clips come from ---------------------------------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Makes clips. A frozen dataclass that can be sent to another process."""
-
-    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
-        """(which of the targets, its clip, what it cost) in any order. UserError if it cannot."""
-
-
-@dataclass(frozen=True)
-class MeanSpectrum:
-    """The same spectrum in all frames; never played."""
-
-    log_mel: np.ndarray  # [M]
-
-    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
-        for index, target in enumerate(targets):
-            yield index, Sound(np.broadcast_to(self.log_mel, target.mel.shape), None), {}
-
-
-@dataclass(frozen=True)
-class Recording:
-    """The ground truth's audio itself; its mel is taken anew, and differs where data and mel disagree."""
-
-    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
-        for index, target in enumerate(targets):
-            yield index, Sound(mel_of(target.audio, len(target.mel)), target.audio), {}
-
-
-@dataclass(frozen=True)
-class ThroughInverter:
-    """The ground truth's mel, made audio."""
-
-    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
-        for index, target in enumerate(targets):
-            audio = tools.inverter(target.mel, target.notes)
-            yield index, Sound(mel_of(audio, len(target.mel)), audio), {}
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a checkpoint samples from the notes."""
-
-    open_checkpoint: Callable[[], Checkpoint]
-    mode: str  # WHOLE or SINGLE
-    seed: int
-    batch_size: int  # segments side by side: changes the speed, not the numbers
-
-    def make(self, targets: Sequence[Target], tools: Tools) -> Iterator[tuple[int, Sound, dict[str, float]]]:
-        decoder = self.open_checkpoint().decoder
-        tokens = [decoder.tokenizer.encode(target.notes, len(target.mel)) for target in targets]
-        mels = [target.mel for target in targets]
-        seeds = [piece_seed(target.id, self.seed) for target in targets]
-        if self.mode == WHOLE:
-            batches = decoder.sample_pieces(tokens, seeds, self.batch_size)
-        else:
-            batches = decoder.sample_segments(tokens, mels, seeds, self.batch_size)
-        seconds: list[float] = []  # of each call, a second of mel
-        for index, mel in whole_mels(timed(batches, seconds), [len(mel) for mel in mels]):
-            # Without the first call, which compiles; the median, as a call of fewer rows may compile too.
-            cost = float(np.median(seconds[1:] or seconds))
-            yield index, Sound(mel, tools.inverter(mel, targets[index].notes)), {measures.COST.key: cost}
-
-
-def timed(batches: Iterable[list[Segment]], seconds: list[float]) -> Iterator[list[Segment]]:
-    """Yields the batches; `seconds` gets how long a second of mel took in each."""
-    start = time.perf_counter()
-    for batch in batches:
-        seconds.append((time.perf_counter() - start) / (len(batch) * len(batch[0].mel) / FRAME_RATE))
-        yield batch
-        start = time.perf_counter()
-
-
-def mel_of(audio: np.ndarray, num_frames: int) -> np.ndarray:
-    """The first frames of the log-mel of audio [S], which is extended with silence if it is too short."""
-    return log_mel(np.pad(audio, (0, max(0, num_frames * HOP_LENGTH - len(audio)))), np)[:num_frames]
-
-
-# --- pieces ------------------------------------------------------------------------------------------------------
-
-
-def take(pieces: Iterable[Piece], max_seconds: float | None = None) -> Iterator[Piece]:
-    """The pieces in order until `max_seconds` are full; the last one is cut there. None: all of them."""
-    if max_seconds is not None and not max_seconds > 0:
-        raise UserError(f"max_seconds = {max_seconds}: must be positive, or None for the whole split")
-    left = float("inf") if max_seconds is None else max(1, round(max_seconds * FRAME_RATE))
-    for piece in pieces:
-        taken = cut(piece, left) if left < len(piece.mel) else piece
-        left -= len(taken.mel)
-        yield taken
-        if left <= 0:
-            return
-
-
-def cut(piece: Piece, num_frames: int) -> Piece:
-    """The first `num_frames` frames of a piece; notes that sound at the cut end there."""
-    end = num_frames / FRAME_RATE
-    notes = [note._replace(offset=min(note.offset, end)) for note in piece.notes if note.onset < end]
-    # One hop more: the last frame's window reaches into it.
-    audio = None if piece.audio is None else piece.audio[: (num_frames + 1) * HOP_LENGTH]
-    return dataclasses.replace(piece, notes=notes, mel=piece.mel[:num_frames], audio=audio)
-
-
-def mean_log_mel(pieces: Iterable[Piece]) -> np.ndarray:
-    """Mean log-mel [M] over all frames of the pieces, float32."""
-    total, count = 0.0, 0
-    for piece in pieces:
-        total = total + piece.mel.sum(axis=0, dtype=np.float64)
-        count += len(piece.mel)
-    if not count:
-        raise UserError("the training split is empty: its mean spectrum cannot be taken")
-    return (total / count).astype(np.float32)
-
-
-class Targets(NamedTuple):
-    """The clips of a split, on disk."""
-
-    folder: Folder
-    names: list[str]
-    seconds: float
-    have_audio: bool  # else the mel through the inverter stands for the recording
-
-
-def store_targets(pieces: Iterable[Piece], folder: Path, tools: Tools, inverter_sum: str) -> Targets:
-    """Writes the pieces one by one. Those whose audio the feed does not keep get that of their mel.
-
-    `inverter_sum` is the checksum of the inverter's files, by which what it made is told from what another one did.
-    """
-    kept, names, seconds, have_audio = Folder(folder / "target"), [], 0.0, True
-    for piece in pieces:
-        have_audio &= piece.audio is not None
-        name = target_name(piece, heard=inverter_sum if piece.audio is None else "recording")
-        needed = len(piece.mel) * HOP_LENGTH
-        if not kept.has_target(name):
-            audio = tools.inverter(piece.mel, piece.notes) if piece.audio is None else piece.audio
-            audio = audio[: needed + HOP_LENGTH]
-            audio = np.pad(audio, (0, max(0, needed - len(audio))))
-            kept.write_target(name, Target(piece.id, piece.notes, piece.mel, audio))
-        names.append(name)
-        seconds += len(piece.mel) / FRAME_RATE
-    return Targets(kept, names, seconds, have_audio)
-
 
 # --- rows --------------------------------------------------------------------------------------------------------
 
@@ -211,6 +58,8 @@ class Row:
     folder: Folder
     mode: str = ""  # of a model: WHOLE or SINGLE
     about: Mapping[str, Any] = field(default_factory=dict)  # of a model, for scores.json
+    against: Folder | None = None  # of the row that it should be no worse than
+    after: bool = False  # whether it takes the clips of another row, which come first
 
 
 @dataclass(frozen=True)
@@ -224,67 +73,100 @@ class Scored:
     cells: dict[str, Cell]
     drift: dict[str, list[dict[str, float]]]  # measure -> the k-th 5.12 s
     folder: str  # of its clips
+    against: str  # folder of the row that it should be no worse than, or ""
     about: dict[str, Any]
 
 
-def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverter: tuple[str, str]) -> list[Row]:
-    """The rows beside the models; `inverter` is its name and the checksum of its files."""
-    name, inverter_sum = inverter
-    return [
+def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverters: Mapping[str, str]) -> list[Row]:
+    """Lists the rows beside the models; `inverters` are checksums of their files, by name."""
+    mean = Row(
+        "mean spectrum of the training set", BASELINE, MeanSpectrum(mean_spectrum), at(folder, "mean", mean_spectrum)
+    )
+    places = {name: at(folder, f"inverter {name}", checksum) for name, checksum in inverters.items()}
+    first, *others = places
+    through = [
         Row(
-            "mean spectrum of the training set",
-            BASELINE,
-            MeanSpectrum(mean_spectrum),
-            at(folder, "mean", mean_spectrum),
-        ),
-        Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)),
-        Row(f"ground truth through {name}", CEILING, ThroughInverter(), at(folder, "inverter", inverter_sum)),
+            f"ground truth through {inverter_name(name)}",
+            CEILING,
+            ThroughInverter(name),
+            place,
+            against=places[first] if name in others else None,
+        )
+        for name, place in places.items()
     ]
+    return [mean, Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)), *through]
+
+
+def inverter_name(name: str) -> str:
+    return "the shipped inverter" if name == "shipped" else name
 
 
 def model_rows(
     open_checkpoint: Callable[[], Checkpoint],
     folder: Path,
-    inverter_sum: str,
+    inverters: Mapping[str, str],
     seed: int,
     batch_size: int,
     about: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """Whole pieces and single segments of a checkpoint. `about` is kept with the scores."""
-    checkpoint = open_checkpoint()
-    decoder = checkpoint.decoder
-    identity = (decoder.params, repr(decoder.model), repr(decoder.tokenizer), inverter_sum, seed)
-    return [
+    """Lists whole pieces and single segments of a checkpoint, and whole pieces through the inverters after the first.
+
+    Args:
+      inverters: checksums of their files, by name.
+      about: kept with the scores.
+    """
+    checkpoint, about = open_checkpoint(), about or {}
+    decoder, (first, *others) = checkpoint.decoder, inverters
+    identity = (decoder.params, repr(decoder.model), repr(decoder.tokenizer), inverters[first], seed)
+    rows = [
         Row(
             checkpoint.name,
             MODEL,
-            Sampled(open_checkpoint, mode, seed, batch_size),
+            Sampled(open_checkpoint, mode, first, seed, batch_size),
             at(folder, f"{checkpoint.name} {mode.split()[0]}", identity),
             mode,
-            about or {},
+            about,
         )
         for mode in (WHOLE, SINGLE)
     ]
+    for name in others:
+        source, place = (
+            Revoiced(rows[0].folder, name),
+            at(folder, f"{checkpoint.name} {name}", identity, inverters[name]),
+        )
+        title = f"{checkpoint.name}, through {inverter_name(name)}"
+        rows.append(Row(title, MODEL, source, place, WHOLE, about, against=rows[0].folder, after=True))
+    return rows
+
+
+def noisy_row(mean: Row, targets: Targets, folder: Path, inverters: Mapping[str, str], seed: int) -> Row:
+    """The floor of a decoder that has a mean: what noise alone makes of it. `mean` is its row of whole pieces."""
+    source = Noisy(mean.folder, targets.folder, tuple(targets.names), next(iter(inverters)), seed)
+    place = at(folder, f"{mean.name} noise", mean.folder.path.name, targets.names, seed)
+    return Row(f"{mean.name} plus Gaussian noise", BASELINE, source, place, about=mean.about, after=True)
 
 
 def at(folder: Path, name: str, *identity: Any) -> Folder:
     return Folder(folder / f"{slug(name)[-MAX_SLUG:]}-{checksum(identity)}")
 
 
+# --- making and measuring ----------------------------------------------------------------------------------------
+
+
 def make(row: Row, targets: Folder, names: Sequence[str], tools: Tools) -> list[str]:
     """Makes the clips of a row that are missing; returns the names of those that are there. A failure is kept."""
-    missing = [name for name in names if not row.folder.has_sound(name)]
+    missing = [name for name in names if row.folder.find_sound(name) is None]
+    made = set(names) - set(missing)
     try:
-        for index, sound, cost in (
-            row.source.make([targets.read_target(name) for name in missing], tools) if missing else ()
-        ):
-            row.folder.write_json(missing[index], SCORES, cost)
+        wanted = [targets.read_target(name) for name in missing]
+        for index, sound, scores in row.source.make(missing, wanted, tools) if missing else ():
+            row.folder.write_json(missing[index], SCORES, scores)
             row.folder.write_sound(missing[index], sound)
+            made.add(missing[index])
     except UserError as error:
-        for name in missing:
-            if not row.folder.has_sound(name):
-                row.folder.write_json(name, SCORES, {"failed": str(error)})
-    return [name for name in names if row.folder.has_sound(name)]
+        for name in set(missing) - made:
+            row.folder.write_json(name, SCORES, {"failed": str(error)})
+    return [name for name in names if name in made]
 
 
 def score(
@@ -295,9 +177,10 @@ def score(
     beam_options: Sequence[str] | None = None,
     progress: bool = False,
 ) -> Iterator[Scored]:
-    """The rows with their numbers, in order.
+    """Makes and measures the clips; yields the rows with their numbers, in order.
 
     Args:
+      rows: one that takes the clips of another comes after it.
       open_tools: gives the tools; with Beam, in each process, for which it must be possible to send it there.
       group_size: clips made together.
       beam_options: of Apache Beam, "--runner=FlinkRunner" among them; None: no Beam.
@@ -309,8 +192,9 @@ def score(
     groups = [
         list(group) for group in np.array_split(np.array(targets.names), max(1, -(-len(targets.names) // group_size)))
     ]
-    if beam_options is not None:
-        spread([(row, group) for row in rows for group in groups], targets.folder, open_tools, beam_options)
+    for after in (False, True) if beam_options is not None else ():
+        work = [(row, group) for row in rows for group in groups if row.after == after]
+        spread(work, targets.folder, open_tools, beam_options or ())
     tools = open_tools()
     with tqdm(total=len(rows) * len(targets.names), unit="clip", disable=not progress) as bar:
         for row in rows:
@@ -323,13 +207,15 @@ def score(
 
 
 def summarized(row: Row, targets: Targets, tools: Tools) -> Scored:
+    """Makes the cells of a row from the scores of its clips."""
     scores = [row.folder.read_json(name, SCORES) for name in targets.names]
     failed = next((own["failed"] for own in scores if "failed" in own), "")
     cells = {} if failed else measures.summarize(row.folder, targets.folder, targets.names, tools)
     if isinstance(row.source, Recording) and not targets.have_audio:
         cells = {"log_mel": Cell(missing="needs recordings: prepare_data --audio keeps them")}
     drifts = {} if failed else {key: measures.drift(row.folder, targets.names, key) for key in ("log_mel", "stft")}
-    return Scored(row.name, row.kind, row.mode, failed, cells, drifts, row.folder.path.name, dict(row.about))
+    against = row.against.path.name if row.against else ""
+    return Scored(row.name, row.kind, row.mode, failed, cells, drifts, row.folder.path.name, against, dict(row.about))
 
 
 def spread(

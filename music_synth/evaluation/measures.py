@@ -1,12 +1,17 @@
 """What is measured: of every clip by itself, and from that of a whole row of the table.
 
-| key                                                 | of a clip                                  | of a row          |
-|-----------------------------------------------------|--------------------------------------------|-------------------|
-| `log_mel`                                           | mean absolute log-mel difference, dB       | mean, all frames  |
-| `stft`                                              | multi-resolution STFT distance             | mean, all clips   |
-| `onset_f1` and others                               | transcribed notes against those to be heard | mean, all clips  |
-| `<embedding>_distance`                              | mean distance of frames, pair by pair      | mean, all clips   |
-| `<embedding>_frechet`, `_frechet_infinity`, `_kernel` | frames                                   | of all frames     |
+| key                          | of a clip                                            | of a row                       |
+|------------------------------|------------------------------------------------------|--------------------------------|
+| `log_mel`                    | mean absolute log-mel difference, dB                 | mean, all frames               |
+| `change`                     | mean absolute change from frame to frame, dB         | over the recordings' own       |
+| `calibration`                | log-mel difference of samples of two seeds, dB       | over `log_mel`                 |
+| `stft`                       | multi-resolution STFT distance                       | mean, all clips                |
+| `onset_f1` and others        | transcribed notes against those to be heard          | mean, all clips                |
+| `<embedding>_distance`       | mean distance of frames, pair by pair                | mean, all clips                |
+| `<embedding>_frechet`, `_frechet_infinity`, `_kernel` | frames                      | of all frames                  |
+
+Calibration and change tell a generator from a regression and from noise: both are 1 where a decoder draws from the
+distribution of the recordings, near 0 of a regression, and change is far above 1 of noise.
 
 Intervals are percentile bootstraps over clips, 95 %. A clip of which a number cannot be taken (shorter than an
 embedding's window, say) is left out of that number, and the reason kept.
@@ -54,7 +59,7 @@ NEEDS_PROGRAMS = "needs --transcriber MODULE:NAME, one that hears instruments (b
 class Tools:
     """What clips are made and measured with."""
 
-    inverter: Inverter
+    inverters: Mapping[str, Inverter]  # by name; the first plays all rows, the others beside it
     embeddings: Mapping[str, Embedding | str] = field(default_factory=dict)  # a str says why it is absent
     transcriber: Transcriber | str = "needs a transcriber"
     hears_programs: bool = False
@@ -68,7 +73,7 @@ class Column:
 
     key: str
     title: str
-    higher_is_better: bool = False
+    higher_is_better: bool | None = False  # None: 1 is best
     digits: int = 2
     essential: bool = False  # stands in the Markdown table
 
@@ -81,13 +86,19 @@ NOTE_COLUMNS = (
     Column("full_f1", "note F1, and program", True, 3),
     Column("drum_f1", "drum F1", True, 3),
 )
-COST = Column("cost", "sampling, s a second", digits=3, essential=True)
+COST = Column("cost", "cost, s a second", digits=3, essential=True)  # of sampling; of an inverter where only it works
+BETWEEN = "between"  # of a clip's scores: how far a sample of another seed is
 PITCH_ONLY = ("onset_f1", "onset_offset_f1")  # what a transcriber without instruments can be scored by
 
 
 def columns(names: Sequence[str]) -> list[Column]:
-    """All of the table, for embeddings of these names."""
-    made = [Column("log_mel", "log-mel error, dB", essential=True), Column("stft", "STFT distance", essential=True)]
+    """Lists the columns of the table, for embeddings of these names."""
+    made = [
+        Column("log_mel", "log-mel error, dB", essential=True),
+        Column("stft", "STFT distance", essential=True),
+        Column("calibration", "calibration", None, essential=True),
+        Column("change", "frame-to-frame change", None, essential=True),
+    ]
     for name in names:
         made += [
             Column(f"{name}_distance", f"{name} distance", digits=3),
@@ -112,6 +123,17 @@ def log_mel_error(mel: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     frames = DB_PER_NEPER * np.abs(difference).mean(axis=1)  # [T]
     segments = [float(frames[first : first + SEGMENT_FRAMES].mean()) for first in range(0, len(mel), SEGMENT_FRAMES)]
     return {"value": float(frames.mean()), "frames": len(frames), "segments": segments}
+
+
+def frame_change(mel: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Mean absolute change from frame to frame of two log-mels [T, M]: {value, target, both in dB; frames: T - 1}."""
+    if len(mel) < 2:
+        raise UserError("a clip of one frame does not change")
+    own, other = (
+        float(DB_PER_NEPER * np.abs(np.diff(np.maximum(one, MIN_LOG_MEL).astype(np.float64), axis=0)).mean())
+        for one in (mel, target)
+    )
+    return {"value": own, "target": other, "frames": len(mel) - 1}
 
 
 def stft_error(audio: np.ndarray, target: np.ndarray) -> dict[str, Any]:
@@ -165,7 +187,8 @@ def _measures(
     row: Folder, targets: Folder, name: str, target: Target, sound: Sound, tools: Tools
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     found: dict[str, Callable[[], dict[str, Any]]] = {
-        "log_mel": functools.partial(log_mel_error, sound.mel, target.mel)
+        "log_mel": functools.partial(log_mel_error, sound.mel, target.mel),
+        "change": functools.partial(frame_change, sound.mel, target.mel),
     }
     if sound.audio is None or target.audio is None:
         return found
@@ -173,24 +196,25 @@ def _measures(
     if not isinstance(tools.transcriber, str):
         found[notes_key(tools)] = functools.partial(_score_notes, tools.transcriber, target.notes, sound.audio)
     for key, embedding in embeddings_of(tools).items():
-        found[key] = functools.partial(_embed, row, targets, name, target, sound, key, embedding)
+        pair = ((targets, target.audio), (row, sound.audio))
+        found[key] = functools.partial(_embed, pair, name, key, embedding)
     return found
 
 
-def _embed(row, targets, name, target, sound, key, embedding) -> dict[str, Any]:
-    """Frames of a clip and of its target, and how far they lie apart."""
-    frames = []
-    for folder, audio in ((targets, target.audio), (row, sound.audio)):
-        kind = f"{key}.npy"
-        if not folder.file(name, kind).exists():
-            made = np.asarray(embedding.embed(audio), np.float32)
-            folder.write(name, kind, functools.partial(np.save, arr=made))
-        frames.append(np.load(folder.file(name, kind)))
+def _embed(pair: Sequence[tuple[Folder, np.ndarray]], name: str, key: str, embedding: Embedding) -> dict[str, Any]:
+    """Takes frames of a target and of a clip, in their folders, where they are missing; and how far they lie apart."""
+    kind, frames = f"{key}.npy", []
+    for folder, audio in pair:
+        found = folder.find_array(name, kind)
+        if found is None:
+            found = np.asarray(embedding.embed(audio), np.float32)
+            folder.write(name, kind, functools.partial(np.save, arr=found))
+        frames.append(found)
     return {"value": reconstruction_distance(*frames)}
 
 
 def notes_key(tools: Tools) -> str:
-    """Under which a clip keeps the scores of its notes."""
+    """Gives the key under which a clip keeps the scores of its notes."""
     return f"notes-{tools.transcriber_name}"
 
 
@@ -206,7 +230,7 @@ def _score_notes(transcriber: Transcriber, notes: Sequence[Note], audio: np.ndar
 
 
 def embeddings_of(tools: Tools) -> dict[str, Embedding]:
-    """Those that are there, by the key under which a clip keeps their frames."""
+    """Gives those that are there, by the key under which a clip keeps their frames."""
     return {
         f"{name}-{tools.checksums.get(name, '0')}": embedding
         for name, embedding in tools.embeddings.items()
@@ -231,10 +255,15 @@ class Cell:
 
 
 def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, seed: int = 0) -> dict[str, Cell]:
-    """The cells of a row by column, from the scores of its clips. Columns that say nothing about the row are absent."""
+    """Makes the cells of a row by column, from the scores of its clips. Columns that say nothing of it are absent."""
     scores = [row.read_json(name, SCORES) for name in names]
-    cells = {"log_mel": _mean_cell(scores, "log_mel", seed, weight="frames")}
-    if not any(row.file(name, "flac").exists() for name in names):
+    cells = {
+        "log_mel": _mean_cell(scores, "log_mel", seed, weight="frames"),
+        "change": _ratio_cell(scores, "change", "change", "target", seed),
+    }
+    if any(BETWEEN in score for score in scores):
+        cells["calibration"] = _ratio_cell(scores, BETWEEN, "log_mel", "value", seed)
+    if not any("stft" in score for score in scores):
         return cells
     cells["stft"] = _mean_cell(scores, "stft", seed)
     for column in NOTE_COLUMNS:
@@ -256,7 +285,7 @@ def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, 
 
 
 def drift(row: Folder, names: Sequence[str], key: str) -> list[dict[str, float]]:
-    """Mean over clips of the score of their k-th 5.12 s, for every k: [{value, clips}]."""
+    """Takes the mean over clips of the score of their k-th 5.12 s, for every k: [{value, clips}]."""
     columns: list[list[float]] = []
     for name in names:
         for k, value in enumerate(row.read_json(name, SCORES).get(key, {}).get("segments", ())):
@@ -266,18 +295,38 @@ def drift(row: Folder, names: Sequence[str], key: str) -> list[dict[str, float]]
 
 
 def _mean_cell(scores: Sequence[dict], key: str, seed: int, value: str = "value", weight: str | None = None) -> Cell:
+    """Takes the mean over clips of a number, the clips alike or by their `weight`."""
     good = [score[key] for score in scores if value in score.get(key, {})]
     reasons = (score.get(key, {}).get("failed", "not measured") for score in scores if value not in score.get(key, {}))
     left_out = dict(Counter(reasons))  # plain: asdict cannot copy a Counter
-    if not good:
+    weights = [score[weight] if weight else 1 for score in good]
+    pairs = [(score[value] * weight, weight) for score, weight in zip(good, weights, strict=True)]
+    return _quotient(pairs, seed, left_out)
+
+
+def _ratio_cell(scores: Sequence[dict], above: str, below: str, value: str, seed: int) -> Cell:
+    """Takes the ratio of two numbers of the clips, each the mean over all frames: `above`, and `value` of `below`."""
+    good = [(score[above], score[below]) for score in scores if "value" in score.get(above, {}) and below in score]
+    good = [(top, bottom) for top, bottom in good if value in bottom]
+    left_out = {"not measured": len(scores) - len(good)} if len(good) < len(scores) else {}
+    pairs = [(top["value"] * top["frames"], bottom[value] * bottom["frames"]) for top, bottom in good]
+    return _quotient(pairs, seed, left_out)
+
+
+def _quotient(pairs: Sequence[tuple[float, float]], seed: int, left_out: Mapping[str, int]) -> Cell:
+    """Takes sum / sum over clips, with its interval."""
+
+    def quotient(pairs: Sequence[tuple[float, float]]) -> float:
+        above, below = np.sum(pairs, axis=0)
+        return float(above / below) if below else math.nan
+
+    if not pairs:
         return Cell(missing=_failed(left_out))
-    pairs = [(score[value], score[weight] if weight else 1) for score in good]
-
-    def mean(pairs: Sequence[tuple[float, float]]) -> float:
-        return float(np.average([value for value, _ in pairs], weights=[weight for _, weight in pairs]))
-
-    low, high = bootstrap_interval(pairs, np.random.default_rng(seed), mean)
-    return Cell(mean(pairs), _number(low), _number(high), len(good), left_out=left_out)
+    value = quotient(pairs)
+    if not math.isfinite(value):
+        return Cell(missing="failed: nothing to compare with")
+    low, high = bootstrap_interval(pairs, np.random.default_rng(seed), quotient)
+    return Cell(value, _number(low), _number(high), len(pairs), left_out=left_out)
 
 
 def _distance_cells(
@@ -329,7 +378,7 @@ def _distance_cells(
 
 
 def _frames(row: Folder, targets: Folder, names: Sequence[str], key: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reference and judged frames of each clip, of equal number."""
+    """Reads reference and judged frames of each clip, of equal number."""
     for name in names:
         reference, judged = (np.load(folder.file(name, f"{key}.npy")) for folder in (targets, row))
         n = min(len(reference), len(judged))
@@ -345,7 +394,7 @@ def _number(value: float) -> float | None:
 
 
 def as_json(cells: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
-    """Of each cell what it says, without what it does not."""
+    """Says of each cell what it says, without what it does not."""
     return {
         key: {name: value for name, value in dataclasses.asdict(cell).items() if value not in (None, "", {})}
         for key, cell in cells.items()

@@ -21,24 +21,29 @@ if TYPE_CHECKING:
 
     from music_synth.midi.notes import Note
 
+NO_WORSE = "no worse than the reference"
+
+
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
 def to_markdown(scores: dict[str, Any]) -> str:
-    """The essential columns of scores.json, which `evaluate.evaluate` writes; the best model of each mode in bold."""
-    columns = [column for column in scores["columns"] if column["essential"]]
+    """Makes the essential columns of scores.json, which `scoring.evaluate` writes; the best of each mode in bold."""
+    columns = [column for column in scores["columns"] if column["essential"] and has_numbers(scores, column)]
+    judged = any("no_worse" in row for row in scores["rows"])
     best = best_cells(scores["rows"], columns)
     lines = [
         f"{heading(scores)} The best model of a mode is bold.",
         "",
-        "| | " + " | ".join(map(column_title, columns)) + " |",
-        "|---|" + "---:|" * len(columns),
+        "| | " + " | ".join(map(column_title, columns)) + " |" + f" {NO_WORSE} |" * judged,
+        "|---|" + "---:|" * (len(columns) + judged),
     ]
     for number, row in enumerate(scores["rows"]):
         cells = []
         for column in columns:
             text = cell_text(row, column, first=column is columns[0])
             cells.append(f"**{text}**" if (number, column["key"]) in best else text)
+        cells += [verdict(row, scores["rows"])] * judged
         lines.append(f"| {row_name(row)} | " + " | ".join(cells) + " |")
     lines += ["", not_taken(scores)] if not_taken(scores) else []
     return "\n".join(lines) + "\n"
@@ -53,7 +58,14 @@ def heading(scores: dict[str, Any]) -> str:
 
 
 def column_title(column: dict[str, Any]) -> str:
-    return f"{column['title']} {'↑' if column['higher_is_better'] else '↓'}"
+    return f"{column['title']} {'→ 1' if column['higher_is_better'] is None else '↓↑'[column['higher_is_better']]}"
+
+
+def verdict(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """Says whether a row is no worse than the one that it is held against; of that one: that it is the reference."""
+    if "no_worse" in row:
+        return "yes" if row["no_worse"] else "no"
+    return "reference" if row["folder"] in [other.get("against") for other in rows] else ""
 
 
 def row_name(row: dict[str, Any]) -> str:
@@ -76,16 +88,21 @@ def best_cells(rows: Sequence[dict[str, Any]], columns: Sequence[dict[str, Any]]
     """(row, column key) of what is best among the models of a mode, where they differ."""
     best = set()
     for column in columns:
-        key, sign = column["key"], 1 if column["higher_is_better"] else -1
+        key = column["key"]
         for mode in {row["mode"] for row in rows if row["kind"] == "model"}:
             values = {
-                number: sign * row["cells"][key]["value"]
+                number: goodness(row["cells"][key]["value"], column)
                 for number, row in enumerate(rows)
                 if row["kind"] == "model" and row["mode"] == mode and "value" in row["cells"].get(key, {})
             }
             if len(set(values.values())) > 1:
                 best |= {(number, key) for number, value in values.items() if value == max(values.values())}
     return best
+
+
+def goodness(value: float, column: dict[str, Any]) -> float:
+    """Turns a number so that more is better."""
+    return -abs(value - 1) if column["higher_is_better"] is None else value if column["higher_is_better"] else -value
 
 
 def has_numbers(scores: dict[str, Any], column: dict[str, Any]) -> bool:
@@ -141,7 +158,7 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
     except ImportError as error:
         raise UserError(f"the report needs jinja2 ({error}): pip install 'music_synth[eval]'") from error
     columns = [column for column in scores["columns"] if column["essential"] or has_numbers(scores, column)]
-    best = best_cells(scores["rows"], columns)
+    best, judged = best_cells(scores["rows"], columns), any("no_worse" in row for row in scores["rows"])
     undefined = jinja2.StrictUndefined
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
@@ -156,12 +173,15 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
             }
             for column in columns
         ]
+        if judged:
+            said = verdict(row, scores["rows"])
+            cells.append({"text": said, "interval": "", "best": False, "number": True})
         rows.append({"name": row_name(row), "kind": row["kind"], "cells": cells})
     page = environment.from_string(template).render(
         title=title,
         heading=heading(scores).replace("`", ""),
         not_taken=not_taken(scores),
-        titles=[column_title(column) for column in columns],
+        titles=[*map(column_title, columns), *[NO_WORSE] * judged],
         rows=rows,
         plots=[(name, data_uri(png(figure), "image/png")) for name, figure in plots(scores)],
         examples=[
@@ -214,7 +234,8 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
         )
         sounds = [Excerpt("target", target.mel[frames], target.audio[samples])]
         for system, folder in systems:
-            if folder.has_sound(name) and (sound := folder.read_sound(name)).audio is not None:
+            sound = folder.find_sound(name)
+            if sound is not None and sound.audio is not None:
                 sounds.append(Excerpt(system, sound.mel[frames], sound.audio[samples]))
         seconds, start = len(sounds[0].mel) / FRAME_RATE, first / FRAME_RATE
         notes = [
@@ -243,7 +264,7 @@ def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
     for key in ("log_mel", "onset_f1"):
         points = [row for row in whole if all("value" in row["cells"].get(of, {}) for of in (key, "cost"))]
         if points:
-            figure, axes = new_plot(columns["cost"]["title"] + " of mel", columns[key]["title"])
+            figure, axes = new_plot(columns["cost"]["title"], columns[key]["title"])
             for row in points:
                 cell, color = row["cells"][key], colors[row["name"]]
                 axes.plot(row["cells"]["cost"]["value"], cell["value"], "o", color=color, label=row["name"])

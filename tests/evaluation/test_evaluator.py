@@ -14,9 +14,10 @@ import pytest
 
 from music_synth.audio.mel import MIN_LOG_MEL, log_mel
 from music_synth.errors import UserError
-from music_synth.evaluation import evaluator
-from music_synth.evaluation.evaluator import Checkpoint
+from music_synth.evaluation import evaluator, sources
+from music_synth.evaluation import pieces as chosen
 from music_synth.evaluation.measures import Tools
+from music_synth.evaluation.sources import SINGLE, WHOLE, Checkpoint
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
@@ -85,12 +86,15 @@ def silence(mel, notes=None):
     return np.zeros(320 * len(mel), np.float32)
 
 
+INVERTER, SUMS = {"silence": silence}, {"silence": "0"}
+
+
 def score(model, pieces, folder, batch_size=8, seed=0, **settings):
     """Rows: mean spectrum, whole pieces, single segments, the recording, the ground truth through silence."""
-    tools = Tools(silence)
-    targets = evaluator.store_targets(pieces, folder, tools, "0")
-    baseline, *ceilings = evaluator.reference_rows(np.zeros(128, np.float32), folder, ("silence", "0"))
-    models = evaluator.model_rows(functools.partial(checkpoint, model), folder, "0", seed, batch_size)
+    tools = Tools(INVERTER)
+    targets = chosen.store_targets(pieces, folder, tools, SUMS)
+    baseline, *ceilings = evaluator.reference_rows(np.zeros(128, np.float32), folder, SUMS)
+    models = evaluator.model_rows(functools.partial(checkpoint, model), folder, SUMS, seed, batch_size)
     return list(evaluator.score([baseline, *models, *ceilings], targets, lambda: tools, batch_size, **settings))
 
 
@@ -110,7 +114,7 @@ def test_a_perfect_model_scores_zero_and_the_mean_spectrum_does_not(tmp_path):
 def test_errors_add_up_over_whole_pieces_but_not_over_single_segments(tmp_path):
     rows = score(Staircase(2.0), [staircase_piece("a", 14)], tmp_path)  # 4 segments, the last of 2 frames
     # Chained, segment j is j too high; with its true context every one but the first is 1 too high.
-    assert [row.mode for row in rows] == ["", evaluator.WHOLE, evaluator.SINGLE, "", ""]
+    assert [row.mode for row in rows] == ["", WHOLE, SINGLE, "", ""]
     assert errors(rows)[1] == pytest.approx(DB * (0 * 4 + 1 * 4 + 2 * 4 + 3 * 2) / 14)
     assert errors(rows)[2] == pytest.approx(DB * 10 / 14)
 
@@ -144,7 +148,7 @@ def test_the_recording_is_compared_with_the_mel(tmp_path):
     mel = log_mel(audio, np)
     for frames in (None, 3):  # whole, and cut in the middle of a piece
         piece = Piece("a", [Note(60, 90, 0, 0.0, 1.0)], mel, audio)
-        piece = piece if frames is None else evaluator.cut(piece, frames)
+        piece = piece if frames is None else chosen.cut(piece, frames)
         assert errors(score(Staircase(0.0), [piece], tmp_path))[3] < 1e-2  # a FLAC file has 16 bits
     wrong = Piece("a", [Note(60, 90, 0, 0.0, 1.0)], mel + 1, audio)
     assert errors(score(Staircase(0.0), [wrong], tmp_path))[3] == pytest.approx(DB, rel=1e-3)
@@ -171,22 +175,114 @@ def test_what_was_made_is_not_made_again(tmp_path):
     assert errors(score(Staircase(1.0), higher, tmp_path))[1] == pytest.approx(DB)
 
 
+@pytest.mark.parametrize("damage", [b"", b"PK\3\4", None])
+def test_clips_that_are_cut_or_empty_are_made_anew(tmp_path, damage):
+    """Of every kind of file in turn; None: cut in the middle."""
+    pieces = [staircase_piece(name, 40) for name in "ab"]
+    first = score(Staircase(2.0), pieces, tmp_path)
+    files = sorted(path for path in tmp_path.rglob("*.*") if path.is_file())
+    assert {"".join(path.suffixes) for path in files} == {".npz", ".flac", ".json", ".scores.json"}
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert errors(score(Staircase(2.0), pieces, tmp_path)) == errors(first)
+
+
+def test_calibration_and_change_tell_a_generator_from_a_regression_and_from_noise(tmp_path):
+    """Recordings of white noise around a level that the notes do not tell; models that know as much, or less."""
+    rng = np.random.default_rng(0)
+    pieces = [Piece(name, [], rng.normal(size=(200, 128)).astype(np.float32)) for name in "abc"]
+    assert pieces[0].mel.min() > MIN_LOG_MEL  # nothing lies under the floor
+
+    @dataclass(frozen=True)
+    class Gaussian:
+        spread: float
+        network: NetworkConfig = NETWORK
+
+        def sample(self, params, batch, rng):
+            return self.spread * jax.vmap(lambda key: jax.random.normal(key, (4, 128)))(rng)
+
+    for spread, calibration, change in ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (3.0, 3 / 5**0.5, 3.0)):
+        whole, single = score(Gaussian(spread), pieces, tmp_path / str(spread))[1:3]
+        assert whole.cells["calibration"].value == pytest.approx(calibration, abs=0.02)
+        assert whole.cells["change"].value == pytest.approx(change, abs=0.03)
+        assert whole.cells["change"].low <= whole.cells["change"].value <= whole.cells["change"].high
+        assert "calibration" not in single.cells and single.cells["change"].value == pytest.approx(change, abs=0.03)
+
+
+def test_noise_laid_on_a_mean_has_the_covariance_of_its_error(tmp_path):
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(128, 128)) / 40
+    noise = rng.normal(size=(2, 3000, 128)) @ mix.T
+    pieces = [Piece(str(k), [], noise[k].astype(np.float32)) for k in range(2)]
+    tools, level = Tools(INVERTER), Level(NetworkConfig(target_frames=4, context_frames=0, max_tokens=64))
+    targets = chosen.store_targets(pieces, tmp_path, tools, SUMS)
+    mean = evaluator.model_rows(functools.partial(checkpoint, level), tmp_path, SUMS, 0, 8)[0]
+    floor = evaluator.noisy_row(mean, targets, tmp_path, SUMS, 0)
+    _, scored = evaluator.score([mean, floor], targets, lambda: tools)
+    made = np.concatenate([floor.folder.read_sound(name).mel for name in targets.names]) - 1.0  # the level
+    np.testing.assert_allclose(np.cov(made.T), mix @ mix.T, atol=0.12 * np.diag(mix @ mix.T).mean())
+    assert scored.name == "it plus Gaussian noise" and scored.cells["change"].value == pytest.approx(1, abs=0.02)
+    again = evaluator.noisy_row(mean, targets, tmp_path, SUMS, 1)
+    assert again.folder != floor.folder
+
+
+def test_a_floor_of_a_model_that_failed_says_so(tmp_path):
+    tools = Tools(INVERTER)
+    targets = chosen.store_targets([staircase_piece("a", 12)], tmp_path, tools, SUMS)
+    mean = evaluator.model_rows(functools.partial(checkpoint, Staircase(np.nan)), tmp_path, SUMS, 0, 8)[0]
+    _, floor = evaluator.score([mean, evaluator.noisy_row(mean, targets, tmp_path, SUMS, 0)], targets, lambda: tools)
+    assert "is gone or damaged" in floor.failed
+
+
+def test_every_inverter_plays_the_truth_and_what_was_sampled_once(tmp_path):
+    calls = []
+
+    @dataclass(frozen=True)
+    class Counted(Level):
+        def sample(self, params, batch, rng):
+            calls.append(len(rng))
+            return super().sample(params, batch, rng)
+
+    audio = np.random.default_rng(0).uniform(-0.9, 0.9, 3200).astype(np.float32)
+    sums = {"first": "0", "second": "1"}
+    tools = Tools({name: lambda mel, notes=None, k=k: silence(mel) + 0.1 * k for k, name in enumerate(sums)})
+    piece = Piece("a", [Note(60, 90, 0, 0.0, 0.1)], log_mel(audio, np)[:10], audio)
+    targets = chosen.store_targets([piece], tmp_path, tools, sums)
+    model = Counted(NetworkConfig(target_frames=4, context_frames=0, max_tokens=64))
+    models = evaluator.model_rows(functools.partial(checkpoint, model), tmp_path, sums, 0, 8)
+    assert [row.name for row in models] == ["it", "it", "it, through second"]
+    ceilings = evaluator.reference_rows(np.zeros(128, np.float32), tmp_path, sums)[2:]
+    assert [row.name for row in ceilings] == ["ground truth through first", "ground truth through second"]
+    rows = list(evaluator.score([*models, *ceilings], targets, lambda: tools))
+    assert rows[2].against == rows[0].folder and rows[4].against == rows[3].folder and not rows[1].against
+    heard = [row.folder.read_sound(targets.names[0]).audio[0] for row in (*models, *ceilings)]
+    assert heard == pytest.approx([0, 0, 0.1, 0, 0.1], abs=1e-4)
+    assert rows[2].cells["log_mel"].value == rows[0].cells["log_mel"].value
+    assert rows[2].cells["stft"].value != rows[0].cells["stft"].value and rows[4].cells["cost"].value > 0
+    assert len(calls) <= 4  # traced for whole pieces and for single segments, and no more for the second inverter
+
+
 def test_a_recording_takes_the_place_of_what_an_inverter_made(tmp_path):
     piece = staircase_piece("a", 10)
     recorded = Piece("a", piece.notes, piece.mel, np.full(3520, 0.5, np.float32))
-    loud = Tools(lambda mel, notes=None: silence(mel) + 0.25)
+    loud = Tools({"loud": lambda mel, notes=None: silence(mel) + 0.25})
     heard = []
-    for one, tools, inverter_sum in ((piece, Tools(silence), "0"), (piece, loud, "1"), (recorded, loud, "1")):
-        targets = evaluator.store_targets([one], tmp_path, tools, inverter_sum)
+    for one, tools, sums in (
+        (piece, Tools(INVERTER), SUMS),
+        (piece, loud, {"loud": "1"}),
+        (recorded, loud, {"loud": "1"}),
+    ):
+        targets = chosen.store_targets([one], tmp_path, tools, sums)
         heard.append(targets.folder.read_target(*targets.names).audio[0])
     assert heard == [0, 0.25, 0.5]
 
 
 def test_the_cost_is_of_rows_that_are_computed(monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr(evaluator.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(sources.time, "perf_counter", lambda: next(clock))
     segment, seconds = Segment(0, 0, np.zeros((50, 1))), []
-    assert len(list(evaluator.timed([[segment] * 4, [segment]], seconds))) == 2
+    assert len(list(sources.timed([[segment] * 4, [segment]], seconds))) == 2
     assert seconds == [0.25, 1]  # a second of the clock each
 
 
@@ -194,21 +290,23 @@ def test_taking_a_part_of_a_split():
     notes = [Note(60, 90, 0, 0.0, 0.5), Note(61, 90, 0, 0.1, 0.15), Note(62, 90, 0, 0.3, 0.4)]
     mel = np.zeros((25, 128), np.float32)
     pieces = [Piece("a", notes, mel), Piece("b", notes, mel)]
-    assert list(evaluator.take(pieces)) == pieces
-    first, second = evaluator.take(iter(pieces), 0.7)  # 35 frames
+    assert list(chosen.take(pieces)) == pieces
+    first, second = chosen.take(iter(pieces), 0.7)  # 35 frames
     assert first is pieces[0]
     assert second.mel.shape == (10, 128)
     assert second.notes == [notes[0]._replace(offset=0.2), notes[1]]
-    assert [len(piece.mel) for piece in evaluator.take(pieces, 0.5)] == [25]
+    assert [len(piece.mel) for piece in chosen.take(pieces, 0.5)] == [25]
+    assert [len(piece.mel) for piece in chosen.take(pieces, clip_seconds=0.3)] == [15, 15]
+    assert [len(piece.mel) for piece in chosen.take(pieces, 0.4, 0.3)] == [15, 5]
     with pytest.raises(UserError, match="max_seconds = -1"):
-        next(evaluator.take(pieces, -1))
+        next(chosen.take(pieces, -1))
 
 
 def test_mean_spectrum_is_the_mean_over_all_frames():
     pieces = [Piece("a", [], np.zeros((1, 128))), Piece("b", [], np.full((3, 128), 4.0))]
-    np.testing.assert_allclose(evaluator.mean_log_mel(pieces), np.full(128, 3.0))
+    np.testing.assert_allclose(chosen.mean_log_mel(pieces), np.full(128, 3.0))
     with pytest.raises(UserError, match="training split is empty"):
-        evaluator.mean_log_mel([])
+        chosen.mean_log_mel([])
 
 
 def test_a_model_without_context_is_scored_too(tmp_path):
@@ -231,10 +329,10 @@ def peak_of(num_clips, folder):
     rng = np.random.default_rng(0)
     pieces = (Piece(str(k), [], rng.normal(size=(3000, 128)).astype(np.float32)) for k in range(num_clips))
     noise = rng.normal(0, 0.1, 320).astype(np.float32)  # hardly any sound, as it is memory that is measured
-    tools = Tools(lambda mel, notes=None: noise)
-    targets = evaluator.store_targets(pieces, folder, tools, "0")
+    tools = Tools({"noise": lambda mel, notes=None: noise})
+    targets = chosen.store_targets(pieces, folder, tools, {"noise": "0"})
     decoder = Decoder(Dice(LONG), {}, Tokenizer(segment_frames=500, max_tokens=64))
-    rows = evaluator.model_rows(lambda: Checkpoint("it", decoder), folder, "0", 0, 4)
+    rows = evaluator.model_rows(lambda: Checkpoint("it", decoder), folder, {"noise": "0"}, 0, 4)
     assert all(row.cells["log_mel"].clips == num_clips for row in evaluator.score(rows, targets, lambda: tools, 4))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

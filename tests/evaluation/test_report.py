@@ -47,17 +47,28 @@ def scores():
         )
     ]
     rows[1]["cells"]["vggish_kernel"] = {"missing": "needs --vggish PATH"}
+    rows[1] |= {"folder": "first", "against": ""}
+    rows[2] |= {"against": "first", "no_worse": True}
     common = {"task": "t", "split": "test", "num_clips": 2, "seconds": 9.0, "reference": "recordings", "note": "Note."}
     return common | {"rows": rows, "columns": columns}
 
 
 def test_the_table_tells_the_best_the_failed_and_the_missing():
     lines = report.to_markdown(scores()).splitlines()
-    assert lines[2] == "| | log-mel error, dB ↓ | note F1 ↑ | sampling ↓ |"
-    assert lines[5] == "| first <model>, whole | 5.25 | 0.500 | 0.100 |"
-    assert lines[6] == "| second model, whole | **4.75** | 0.500 | 0.100 |"  # nothing is best where all are alike
-    assert lines[7] == "| third model, whole | failed: segment 1: not finite | failed | failed |"
+    assert lines[2] == "| | log-mel error, dB ↓ | note F1 ↑ | sampling ↓ | no worse than the reference |"
+    assert lines[5] == "| first <model>, whole | 5.25 | 0.500 | 0.100 | reference |"
+    assert lines[6] == "| second model, whole | **4.75** | 0.500 | 0.100 | yes |"  # nothing is best where all are alike
+    assert lines[7] == "| third model, whole | failed: segment 1: not finite | failed | failed |  |"
     assert lines[10] == "Not taken: kernel (needs --vggish PATH)."
+
+
+def test_of_what_should_be_one_the_nearest_is_best():
+    column = {"key": "change", "title": "change", "higher_is_better": None, "digits": 2, "essential": True}
+    made = scores()
+    for row, value in zip(made["rows"][1:3], (0.7, 1.2), strict=True):
+        row["cells"]["change"] = {"value": value}
+    lines = report.to_markdown(made | {"columns": [column]}).splitlines()
+    assert lines[2].startswith("| | change → 1 |") and lines[6].startswith("| second model, whole | **1.20** |")
 
 
 def write_page(path):
