@@ -17,6 +17,7 @@ import argparse
 
 from music_synth import config, errors
 from music_synth.compilation import keep_compiled
+from music_synth.errors import UserError
 from music_synth.evaluation.embeddings import WITH_PATH
 
 
@@ -24,8 +25,11 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     files, overrides, rest = config.split_flags(argv)
     flags = parse_flags(rest)
+    checkpoints = None if flags.checkpoints is None else [name for name in flags.checkpoints.split(",") if name]
+    if flags.checkpoints and not checkpoints:
+        raise UserError("no checkpoints to score: give --checkpoints=PATH,PATH, or --checkpoints= for inverters alone")
     bound = {
-        "checkpoints": None if flags.checkpoints is None else [name for name in flags.checkpoints.split(",") if name],
+        "checkpoints": checkpoints,
         "samplers": flags.sampler,
         "reference": flags.reference,
         "inverters": flags.inverter,

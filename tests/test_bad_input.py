@@ -174,7 +174,7 @@ CASES = [
     (SCORE + " --checkpoints={w}/run --gin.evaluate.batch_size=0", "batch_size = 0"),
     (SCORE + " --checkpoints={w}/run --gin.OUTPUT_DIR={w}/in.mid", "in.mid"),
     (SCORE + " --checkpoints={w}/run --gin.TASK={w}/nowhere", "nowhere"),
-    (SCORE + " --checkpoints={w}/run --gin.evaluate.inverter={w}/no_inverter", "no_inverter"),
+    (SCORE + " --checkpoints={w}/run --inverter={w}/no_inverter", "no_inverter"),
     (SCORE + " --checkpoints={w}/run --gin.evaluate.metric=fad", "metric"),
     (SCORE + " --checkpoint={w}/run", "--checkpoint="),
     # prepare_data

@@ -5,24 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
+from music_synth.data.examples import Piece
 from music_synth.errors import UserError
 from music_synth.evaluation.clips import Folder, Target, target_name
 from music_synth.evaluation.measures import Tools
-from music_synth.midi.notes import Note
-
-
-class Piece(Protocol):
-    """A whole piece of a split, as `Feed.pieces` yields it; a frozen dataclass."""
-
-    id: str
-    notes: list[Note]
-    mel: np.ndarray  # log-mel [T, M]
-    audio: np.ndarray | None  # [S]; None where the feed does not keep it
 
 
 class Targets(NamedTuple):
@@ -65,13 +56,13 @@ def cut(piece: Piece, num_frames: int) -> Piece:
 
 def rendered(soundfont: Path) -> Iterator[Piece]:
     """Renders the test pieces of the embedded data set by another SoundFont than its own."""
-    from music_synth.data import examples, synthetic
+    from music_synth.data import synthetic
     from music_synth.midi.notes import read_midi
 
     for spec in synthetic.plan_split("test", 40):
         midi = synthetic.compose(spec)
         audio = synthetic.render(midi, soundfont=soundfont)
-        yield examples.Piece(spec.id, read_midi(midi), log_mel(audio, np), audio)
+        yield Piece(spec.id, read_midi(midi), log_mel(audio, np), audio)
 
 
 def mean_log_mel(pieces: Iterable[Piece]) -> np.ndarray:

@@ -119,7 +119,7 @@ def evaluate(
     by_folder = {row.folder: row for row in made}
     scored = [by_folder[row.folder.path.name] for row in rows]
     columns = measures.columns(list(tools.embeddings))
-    scores = {
+    scores: dict[str, Any] = {
         "task": task if soundfont is None else f"the embedded test pieces by {Path(soundfont).name}",
         "split": split,
         "num_clips": len(targets.names),
@@ -185,7 +185,8 @@ load_run = functools.lru_cache(maxsize=1)(runs.load)  # the groups of clips of a
 
 def learning_curve(model_dir: str) -> list[dict[str, float]]:
     """Reads what a run said of itself at each evaluation: {step, minutes of training, eval/...}."""
-    minutes, curve = 0.0, []
+    minutes = 0.0
+    curve: list[dict[str, float]] = []
     for line in read_metrics(model_dir):
         minutes = line.get("train/minutes", minutes)
         scores = {name: value for name, value in line.items() if name.startswith("eval/")}
@@ -208,10 +209,12 @@ def plan(checkpoints: Sequence[str], samplers: Sequence[str], reference: str | N
       UserError: settings that do not read as such, or that no checkpoint has; a run that is none.
     """
     asked = {text: parse_sampler(text) for text in (*([] if reference is None else [reference]), *(samplers or [""]))}
-    references, openers, fitting, refusals = [], [], set(), defaultdict(list)
+    references: list[OpenCheckpoint] = []
+    openers: list[OpenCheckpoint] = []
+    fitting, refusals = set(), defaultdict(list)
     for path in checkpoints:
         model = load_run(path)[0]
-        own = []
+        own: list[OpenCheckpoint] = []
         for text, sampling in asked.items():
             try:
                 model.with_sampling(**sampling)
