@@ -35,7 +35,7 @@ class Segment(NamedTuple):
     """A segment as it was sampled."""
 
     piece: int
-    index: int
+    number: int  # in the piece, from 0
     mel: np.ndarray  # log-mel float32 [T, M]
 
 
@@ -229,9 +229,9 @@ def whole_mels(batches: Iterable[list[Segment]], lengths: Sequence[int]) -> Iter
     """
     mels: dict[int, np.ndarray] = {}
     missing = list(lengths)
-    for piece, index, mel in itertools.chain.from_iterable(batches):
+    for piece, number, mel in itertools.chain.from_iterable(batches):
         whole = mels.setdefault(piece, np.empty((lengths[piece], mel.shape[1]), np.float32))
-        place = whole[index * len(mel) :][: len(mel)]
+        place = whole[number * len(mel) :][: len(mel)]
         place[:] = mel[: len(place)]
         missing[piece] -= len(place)
         if not missing[piece]:

@@ -80,8 +80,8 @@ def test_true_context_is_the_end_of_the_true_segment_before(context_frames):
     decoder = Decoder(model, {}, Tokenizer())
     pieces = [tokens(9, 3, 5), tokens(4)]
     batches = list(decoder.sample_segments(pieces, mels, [0, 0], 3))
-    assert [[(s.piece, s.index) for s in batch] for batch in batches] == [[(0, 1), (1, 0), (0, 2)], [(0, 0)]]
-    first = {(segment.piece, segment.index): segment.mel[0, 0] for batch in batches for segment in batch}
+    assert [[(s.piece, s.number) for s in batch] for batch in batches] == [[(0, 1), (1, 0), (0, 2)], [(0, 0)]]
+    first = {(segment.piece, segment.number): segment.mel[0, 0] for batch in batches for segment in batch}
     assert first == {(0, 0): 100, (1, 0): 100, (0, 1): 6 - context_frames, (0, 2): 12 - context_frames}
 
 
@@ -131,7 +131,7 @@ def whole(batches):
     parts = {}
     for segment in (segment for batch in batches for segment in batch):
         parts.setdefault(segment.piece, []).append(segment.mel)
-        assert segment.index == len(parts[segment.piece]) - 1
+        assert segment.number == len(parts[segment.piece]) - 1
     return {piece: np.concatenate(mels) for piece, mels in parts.items()}
 
 

@@ -81,8 +81,8 @@ class Folder:
             heard = np.clip(sound.audio, -1.0, 1.0)  # what is louder than a file can hold is cut off without a word
             self.write(name, "flac", functools.partial(write_audio, audio=heard))
         num_samples = -1 if sound.audio is None else len(sound.audio)
-        arrays = {"mel": np.asarray(sound.mel, np.float32), "num_samples": np.int64(num_samples)}
-        self.write(name, "npz", functools.partial(np.savez, **arrays))  # last: without it there is no clip
+        mel = np.asarray(sound.mel, np.float32)
+        self.write(name, "npz", functools.partial(np.savez, mel=mel, num_samples=num_samples))  # last: makes it a clip
 
     def find_sound(self, name: str) -> Sound | None:
         try:

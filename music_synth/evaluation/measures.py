@@ -52,7 +52,7 @@ SEGMENT_FRAMES = 256  # over which drift is told: 5.12 s
 MAX_FRAMES = 8192  # of an embedding that the limit at infinity and the kernel distance look at, evenly from all clips
 MAX_GROUPS = 32  # of clips, that a Fréchet distance's interval draws
 FRECHET_RESAMPLES = 40
-NEEDS_PROGRAMS = "needs --transcriber MODULE:NAME, one that hears instruments (basic-pitch hears pitches only)"
+NEEDS_PROGRAMS = "needs --transcriber MODULE:NAME, one that hears instruments"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Tools:
     embeddings: Mapping[str, Embedding | str] = field(default_factory=dict)  # a str says why it is absent
     transcriber: Transcriber | str = "needs a transcriber"
     hears_programs: bool = False
-    transcriber_name: str = ""  # a clip keeps the scores of each by itself
+    transcriber_name: str = ""
     checksums: Mapping[str, str] = field(default_factory=dict)  # of the files of embeddings, by name
 
 
@@ -194,7 +194,9 @@ def _measures(
         return found
     found["stft"] = functools.partial(stft_error, sound.audio, target.audio)
     if not isinstance(tools.transcriber, str):
-        found[notes_key(tools)] = functools.partial(_score_notes, tools.transcriber, target.notes, sound.audio)
+        found[f"notes-{tools.transcriber_name}"] = functools.partial(
+            _score_notes, tools.transcriber, target.notes, sound.audio
+        )
     for key, embedding in embeddings_of(tools).items():
         pair = ((targets, target.audio), (row, sound.audio))
         found[key] = functools.partial(_embed, pair, name, key, embedding)
@@ -211,11 +213,6 @@ def _embed(pair: Sequence[tuple[Folder, np.ndarray]], name: str, key: str, embed
             folder.write(name, kind, functools.partial(np.save, arr=found))
         frames.append(found)
     return {"value": reconstruction_distance(*frames)}
-
-
-def notes_key(tools: Tools) -> str:
-    """Gives the key under which a clip keeps the scores of its notes."""
-    return f"notes-{tools.transcriber_name}"
 
 
 def _score_notes(transcriber: Transcriber, notes: Sequence[Note], audio: np.ndarray) -> dict[str, float]:
@@ -272,7 +269,7 @@ def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, 
         elif column.key not in PITCH_ONLY and not tools.hears_programs:
             cells[column.key] = Cell(missing=NEEDS_PROGRAMS)
         else:
-            cells[column.key] = _mean_cell(scores, notes_key(tools), seed, value=column.key)
+            cells[column.key] = _mean_cell(scores, f"notes-{tools.transcriber_name}", seed, value=column.key)
     for name, embedding in tools.embeddings.items():
         if isinstance(embedding, str):
             for kind in ("distance", "frechet", "frechet_infinity", "kernel"):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
+from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, log_mel
 from music_synth.data.examples import Piece
 from music_synth.errors import UserError
 from music_synth.evaluation.clips import Folder, Target, target_name
@@ -67,7 +67,7 @@ def rendered(soundfont: Path) -> Iterator[Piece]:
 
 def mean_log_mel(pieces: Iterable[Piece]) -> np.ndarray:
     """Takes the mean log-mel [M] over all frames of the pieces, float32."""
-    total, count = 0.0, 0
+    total, count = np.zeros(NUM_MELS), 0
     for piece in pieces:
         total = total + piece.mel.sum(axis=0, dtype=np.float64)
         count += len(piece.mel)

@@ -18,8 +18,9 @@ from scipy import signal
 from music_synth.audio.io import resample
 from music_synth.audio.mel import MIN_LOG_MEL, log_mel
 from music_synth.errors import UserError
-from music_synth.evaluation import embeddings, transcription
-from music_synth.evaluation.embeddings import clap_log_mel, load_embeddings, log_mel_statistics, vggish_log_mel
+from music_synth.evaluation import embeddings, pretrained, transcription
+from music_synth.evaluation.embeddings import load_embeddings, log_mel_statistics
+from music_synth.evaluation.pretrained import clap_log_mel, vggish_log_mel
 
 RNG = np.random.default_rng(0)
 NOISE = (0.1 * RNG.standard_normal(16_000 * 12)).astype(np.float32)
@@ -239,7 +240,7 @@ def test_hub_handles(saved_models, tmp_path, monkeypatch):
     try:
         handle = f"http://127.0.0.1:{server.server_port}/google/vggish/1"
         frames = load_embeddings({"vggish": handle}, trust=True)["vggish"].embed(audio(2))
-        embeddings.waveform_function.cache_clear()
+        pretrained.waveform_function.cache_clear()
         load_embeddings({"vggish": handle}, trust=True)  # from the cache
     finally:
         server.shutdown()
@@ -259,7 +260,7 @@ def test_clap_log_mel_is_that_of_its_feature_extractor():
     """transformers' ClapFeatureExtractor: power under a periodic Hann window, Slaney's mel as librosa has it, dB."""
     filters = pytest.importorskip("librosa.filters")
     matrix = filters.mel(sr=48_000, n_fft=1024, n_mels=64, fmin=50, fmax=14_000)
-    np.testing.assert_allclose(embeddings.clap_mel_matrix(), matrix.T, atol=1e-7)
+    np.testing.assert_allclose(pretrained.clap_mel_matrix(), matrix.T, atol=1e-7)
     sound = resample(audio(1), 16_000, 48_000)
     window, padded = signal.get_window("hann", 1024), np.pad(sound.astype(np.float64), 512, mode="reflect")
     _, _, spectrum = signal.stft(padded, 1, window, 1024, 1024 - 480, boundary=None, padded=False)
