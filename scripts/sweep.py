@@ -164,6 +164,7 @@ def merge(scores: dict[str, Any], runs: Sequence[Run], failures: dict[Run, str])
         if row["kind"] == "model":
             name = model_of[row["about"]["model_dir"]].name
             name += "".join(f", {key} {value}" for key, value in row["about"]["given"].items())
+            name += f", through {row['about']['through']}" if "through" in row["about"] else ""
             groups.setdefault((name, row["kind"], row["mode"]), []).append(row)
         else:
             groups[row["name"], row["kind"], row["mode"]] = [row]

@@ -1,9 +1,12 @@
 """Synthesis: what a call returns, what the command writes and prints, and what an import costs."""
 
+import contextlib
 import dataclasses
 import os
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
 from music_synth.runs import load_inverter
 from music_synth.vocoder.istft import ISTFTGenerator
-from music_synth.vocoder.neural import NeuralInverter
+from music_synth.vocoder.neural import NeuralInverter, save_inverter
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -237,6 +240,30 @@ def test_flags_reach_the_sampler(workspace, tmp_path, monkeypatch):
 )
 def test_lengths_are_said_in_words(seconds, words):
     assert entry.in_words(seconds) == words
+
+
+def peak_of(minutes, workspace, out):
+    """The most memory in MB that this process has had, after it played a piece of a note every five seconds."""
+    midi = workspace / f"{minutes}.mid"
+    write_midi([Note(60 + k % 12, 80, 0, 5.0 * k, 5.0 * k + 2) for k in range(12 * minutes)], midi)
+    with contextlib.redirect_stdout(sys.stderr):
+        argv = [f"--checkpoint={workspace}/diffusion", f"--inverter={workspace}/small.safetensors", "--steps=1"]
+        entry.main([str(midi), *argv, f"--out={out}"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.mark.slow  # plays 35 minutes in a process of its own
+def test_memory_does_not_grow_with_the_length(workspace, tmp_path):
+    generator = ISTFTGenerator(dim=8, mlp_dim=16, num_layers=1, num_consistency_steps=1, num_projections=2)
+    save_inverter(workspace / "small.safetensors", generator, tiny_runs.random_like(generator.init))
+    code = "import pathlib, sys; from tests.test_synthesize import peak_of; "
+    code += "print(*(peak_of(n, pathlib.Path(sys.argv[1]), f'{sys.argv[2]}/{n}.wav') for n in (5, 30)))"
+    command = [sys.executable, "-c", code, str(workspace), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    short, long = map(float, done.stdout.split())
+    assert soundfile.info(tmp_path / "30.wav").duration > 1795
+    assert long - short < 30, (short, long)  # the 25 more minutes are 96 MB of audio, 38 MB of mel
 
 
 def test_importing_is_light():

@@ -135,7 +135,8 @@ def model_rows(
             at(folder, f"{checkpoint.name} {name}", identity, inverters[name]),
         )
         title = f"{checkpoint.name}, through {inverter_name(name)}"
-        rows.append(Row(title, MODEL, source, place, WHOLE, about, against=rows[0].folder, after=True))
+        also = {"through": inverter_name(name)}
+        rows.append(Row(title, MODEL, source, place, WHOLE, {**about, **also}, rows[0].folder, after=True))
     return rows
 
 
