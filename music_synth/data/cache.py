@@ -44,8 +44,8 @@ def write_cache(
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # the tool reads its defaults from there
-    flags.FLAGS.min_shards = min_files
-    flags.FLAGS.tfds_data_dir = str(data_dir or default_data_dir())
+    flags.FLAGS["min_shards"].value = min_files
+    flags.FLAGS["tfds_data_dir"].value = str(data_dir or default_data_dir())
     look_first_in(cache_dir)
     if Path(seqio.TaskRegistry.get(task).cache_dir or "/").is_relative_to(cache_dir):
         return False

@@ -26,6 +26,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -44,7 +45,7 @@ MAX_SKIPPED = 1000  # windows with too many tokens, one after the other
 EVENT_COLUMNS = len(dataclasses.fields(Events))
 FRAME_BYTES = 2 * NUM_MELS  # of a mel in float16
 
-Dataset = tf.data.Dataset
+Dataset: TypeAlias = "tf.data.Dataset"
 
 
 # --- NumPy ---
@@ -97,7 +98,9 @@ def blocks_of_piece(mel: np.ndarray, events: Events) -> Iterator[tuple[bytes, by
         yield part.tobytes(), needed.tobytes(), first_frame, start - first_frame, end - start
 
 
-def window_starts(seed: Sequence[int], first_start: int, num_starts: int, segment_frames: int) -> np.ndarray:
+def window_starts(
+    seed: Sequence[int] | np.ndarray, first_start: int, num_starts: int, segment_frames: int
+) -> np.ndarray:
     """One random start from each part of a block that is about a segment long; int32 [number of parts]."""
     rng = np.random.default_rng(seed)
     strata = num_strata(num_starts, segment_frames)

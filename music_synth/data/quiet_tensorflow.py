@@ -14,7 +14,8 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 
 @contextlib.contextmanager
@@ -47,15 +48,19 @@ NOISE = ("FeatureConnector.dtype", "Overriding TFDS data directory", "--ignore_o
 logging.getLogger("absl").addFilter(lambda record: not any(noise in record.getMessage() for noise in NOISE))
 
 
-def closed_at_exit(function: Callable[..., Generator]) -> Callable[..., Generator]:
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def closed_at_exit(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
     """Closes what a generator function returned before Python ends, if it is still there.
 
     An iterator of tf.data that is left to the very end waits for threads that wait for Python: the process hangs.
     """
 
     @functools.wraps(function)
-    def begin(*args, **kwargs):
-        generator = function(*args, **kwargs)
+    def begin(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        generator: Any = function(*args, **kwargs)
         reference = weakref.ref(generator)
 
         def close() -> None:

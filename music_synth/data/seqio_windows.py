@@ -173,9 +173,10 @@ class SeqioWindows:
         examples, groups = plan_rounds(self._streams, ROUND_EXAMPLES)
         steps = -(-examples // self._settings.batch_size)
         first_round, skip = divmod(start_step, steps)
-        following = self._round(first_round, groups, skip, steps)
+        batches = self._round(first_round, groups, skip, steps)
         for number in itertools.count(first_round + 1):
-            batches, following, count = following, None, skip
+            following: Iterator[Batch] | None = None
+            count = skip
             for batch in batches:
                 yield batch
                 count += 1
@@ -186,7 +187,7 @@ class SeqioWindows:
                     f"{self._provider.name!r} ran out of training examples after {count} of {steps} batches: it found "
                     "only empty files; cache it in fewer files"
                 )
-            skip = 0
+            batches, skip = following or self._round(number, groups, 0, steps), 0
 
     def pieces(self, split: str, audio: bool = True) -> Iterator[Piece]:
         """Reads the whole pieces of `split`, with audio: of each task in order of their names, as they are stored."""

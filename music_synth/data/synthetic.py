@@ -90,7 +90,8 @@ class Deck:
     """Draws without replacement, shuffled anew when it is empty: everything comes up before a repeat."""
 
     def __init__(self, rng: random.Random, items: Sequence, later: frozenset = frozenset()):
-        self.rng, self.items, self.later, self.rest = rng, list(items), later, []
+        self.rng, self.items, self.later = rng, list(items), later
+        self.rest: list = []
 
     def draw(self):
         if not self.rest:

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from music_synth.data import preprocessors
 from music_synth.data.data_dir import default_data_dir
@@ -28,7 +29,7 @@ SHUFFLE_RECORDS = 32  # buffer of whole pieces, 10 MB for five minutes of each
 SHUFFLE_WINDOWS = 512  # buffer of windows, up to 134 MB; a block gives about eight neighbors
 
 MAX_AUDIO_BYTES = 2**32  # of a split that is held in memory to train an inverter, 37 hours
-Provider = seqio.Task | seqio.Mixture
+Provider: TypeAlias = "seqio.Task | seqio.Mixture"
 SkipHook = Callable[[str, float], None]
 
 

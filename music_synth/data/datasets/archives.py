@@ -22,9 +22,9 @@ import uuid
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 from tqdm import tqdm
 
@@ -32,7 +32,7 @@ from music_synth.errors import UserError
 from music_synth.files import whole_folder
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar")
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by how the file begins
+COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by how the file begins
 UNPACKED = ".unpacked.json"  # in a folder that was unpacked: what archive it was
 MAX_MEMBERS = 1_000_000  # Slakh2100 has 100,000
 MAX_RATIO, MAX_SMALL = 100, 2**30  # bytes unpacked for one of the archive, above a gigabyte; audio comes to ten
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 
     name: str
     size: int = 0
-    open: Callable[[], IO[bytes]] | None = None  # None: a folder
+    open: Callable[[], Any] | None = None  # gives its content, a binary file; None: a folder
 
 
 class Refused(ValueError):
@@ -97,7 +97,7 @@ def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
         with (
             archive.open("rb") as raw,
             whole_folder(target) as part,
-            contextlib.closing((_zip_members if archive.suffix == ".zip" else _tar_members)(raw)) as members,
+            contextlib.closing(_zip_members(raw) if archive.suffix == ".zip" else _tar_members(raw)) as members,
             tqdm(
                 desc=f"unpacking {archive.name}",
                 total=identity["size"],
@@ -183,7 +183,7 @@ def _lift(folder: Path, stem: str) -> None:
     inner.rmdir()
 
 
-def _zip_members(raw: IO[bytes]) -> Iterator[Member]:
+def _zip_members(raw: IO[bytes]) -> Generator[Member]:
     """The files in a zip; zipfile checks their CRC where they end."""
     with zipfile.ZipFile(raw) as opened:
         for info in opened.infolist():
@@ -192,12 +192,12 @@ def _zip_members(raw: IO[bytes]) -> Iterator[Member]:
             if info.is_dir():
                 yield Member(info.filename)
             else:
-                yield Member(info.filename, info.file_size, functools.partial(_open_zip_member, opened, info))
+                yield Member(info.filename, info.file_size, functools.partial(_open_zip_member, raw, opened, info))
 
 
-def _open_zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    opened.fp.seek(info.header_offset)
-    _, flags = ZIP_HEADER.unpack(opened.fp.read(ZIP_HEADER.size))
+def _open_zip_member(raw: IO[bytes], opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    raw.seek(info.header_offset)
+    _, flags = ZIP_HEADER.unpack(raw.read(ZIP_HEADER.size))
     if (flags ^ info.flag_bits) & ENCODING_FLAG:  # zipfile would read the name in another encoding
         raise ValueError("its two headers differ")
     try:
@@ -206,14 +206,14 @@ def _open_zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes
         raise Refused(str(error)) from error  # encrypted, or of an unknown kind of compression
 
 
-def _tar_members(raw: IO[bytes]) -> Iterator[Member]:
+def _tar_members(raw: IO[bytes]) -> Generator[Member]:
     """The files in a tar, compressed or not. Read to the end, where compressed files have their checksums."""
     decompress = COMPRESSED.get(raw.read(2))
     raw.seek(0)
-    plain = decompress(raw) if decompress else raw
+    plain: Any = decompress(raw) if decompress else raw
     with tarfile.open(fileobj=plain, mode="r:", tarinfo=CheckedHeader) as opened:
         while info := opened.next():
-            opened.members.clear()  # which would keep all
+            opened.members.clear()  # type: ignore[attr-defined] # which would keep all
             if info.size < 0:
                 raise ValueError(f"{info.name} has {info.size} bytes")
             if not (info.isreg() or info.isdir()):
@@ -238,10 +238,10 @@ class CheckedHeader(tarfile.TarInfo):
     """The header of a member. One that cannot be read is an error; tarfile would take it for the end."""
 
     @classmethod
-    def fromtarfile(cls, opened: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, opened: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(opened)
-        except tarfile.EOFHeaderError:  # zeros: the end indeed
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # zeros: the end indeed
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a header cannot be read: {error}") from error
@@ -249,4 +249,4 @@ class CheckedHeader(tarfile.TarInfo):
     def _proc_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size > BLOCK and not (self.isreg() or self.isdir()):  # a long name, which tarfile reads at once
             raise ValueError(f"a header of {self.size:,} bytes")
-        return super()._proc_member(opened)
+        return super()._proc_member(opened)  # type: ignore[misc]

@@ -32,12 +32,12 @@ from music_synth.files import locked, whole_folder
 Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
 
 
-class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """A tfds data set of a corpus. Its class attributes and `job` say of what."""
 
     VERSION = tfds.core.Version(VERSION)
     corpus: Corpus
-    job: Job | None = None  # while it builds
+    job: Job  # set before it builds
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(

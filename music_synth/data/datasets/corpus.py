@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -50,11 +50,11 @@ class Found(NamedTuple):
 class Reader(Protocol):
     """Reads recordings. Its methods raise UserError whose message names the item and the way out."""
 
-    def labels(self, recording: Recording) -> list[Note]:
+    def labels(self, recording: Any) -> list[Note]:  # one of those that it found
         """Reads the notes of a recording, without its audio."""
         ...
 
-    def load(self, recording: Recording) -> Loaded:
+    def load(self, recording: Any) -> Loaded:
         """Notes and audio of a recording, as of `check`."""
         ...
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +143,12 @@ def fingerprint(item: Recording) -> str:
 def leave_with_parent() -> None:
     """Ends this process as soon as the one that started it is gone: killed, it can end none of its own."""
 
-    def leave():
-        multiprocessing.parent_process().join()
+    def leave(parent: BaseProcess) -> None:
+        parent.join()
         os._exit(1)
 
-    threading.Thread(target=leave, daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=leave, args=(parent,), daemon=True).start()
 
 
 def load_all(job: Job, workers: int, progress: bool) -> None:
