@@ -109,6 +109,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def most_unpacked(folder: Path) -> int:
+    """Bytes that the arrays in a folder can reasonably have: weights hardly pack, whatever their files say of them."""
+    return 2**28 + 100 * sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def check_inside(folder: Path, *names: str) -> None:
     """Raises a UserError if what has one of these names in `folder`, or anything in it, is a link that leads out of it.
 

@@ -21,9 +21,10 @@ from music_synth.files import check_inside
 from music_synth.gin_files import CONFIG_FILE, OPTIMIZERS, PARTS, Maker
 from music_synth.interop import decoders, diffusers, inverters, t5x
 from music_synth.interop.decoders import Trained
+from music_synth.interop.model_card import WEIGHTS, load_exported
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.seam import Params, Seam
-from music_synth.training.checkpoint import FOLDER, WEIGHTS, check_shapes, load_params, load_progress
+from music_synth.training.checkpoint import FOLDER, check_shapes, load_params, load_progress
 from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter
 
@@ -115,9 +116,11 @@ def _read_run(kind: str, folder: Path, step: int | None, ema: bool) -> Trained:
     for key, made, wanted in (("train.model", model, Seam), ("Feed.tokenizer", tokenizer, Tokenizer)):
         if not isinstance(made, wanted):
             raise UserError(f"{folder / CONFIG_FILE}: {key} = {maker.bindings[key]!r} is no {wanted.__name__}")
-    params, step = _load_params(folder, model, step, ema)
     if kind == "export":
+        params, step = load_exported(folder / WEIGHTS, step)
+        check_shapes(params, model, where=f"{folder}, step {step}")
         return Trained(kind, folder, model, tokenizer, params, step)
+    params, step = load_params(folder, step, ema, model)
     if maker.bindings.get("train.ema_decay", 1.0):  # moments are of other parameters than the average, which plays
         average = ("the moving average of the parameters",)
         return Trained(kind, folder, model, tokenizer, params, step, remarks=average)
@@ -144,12 +147,6 @@ def _maker(folder: Path, table: dict[str, str]) -> Maker:
     if "train.model" not in maker.bindings:
         raise UserError(f"{path} does not say train.model: it is not the config of a training run")
     return maker
-
-
-def _load_params(folder: Path, model: Any, step: int | None, ema: bool) -> tuple[Params, int]:
-    params, step = load_params(folder, step, ema)
-    check_shapes(params, model, where=f"{folder}, step {step}")
-    return params, step
 
 
 @dataclass(frozen=True)
@@ -217,4 +214,4 @@ def load_generator(model_dir: str | os.PathLike, step: int | None = None, ema: b
     model = _maker(folder, PARTS).value("train.model")
     if not hasattr(model, "generator"):
         raise UserError(f"{folder} is a run of {type(model).__name__}, not of an inverter (istft.gin, melgan.gin)")
-    return model.generator, _load_params(folder, model, step, ema)[0]["generator"]
+    return model.generator, load_params(folder, step, ema, model)[0]["generator"]

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from music_synth.audio.mel import FRAME_RATE
 from music_synth.data.prepared import MANIFEST
 from music_synth.errors import UserError
 from music_synth.gin_files import CONFIG_FILE, read_values
 from music_synth.interop.decoders import KINDS, Trained
-from music_synth.training.checkpoint import WEIGHTS, save_exported
 from music_synth.training.writer import read_metrics
 
 DTYPES = ("float32", "float16", "bfloat16")
+WEIGHTS = "model.safetensors"
+FORMAT = "music_synth model"  # what the header of that file says it is
 CARD = "README.md"
 TABLE = "table.md"  # of music_synth.evaluate
 UNKNOWN = "not stated"
@@ -142,3 +146,42 @@ def read_table(folder: Path) -> str:
         return (folder / TABLE).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"no {TABLE} in {folder}: give the OUTPUT_DIR of music_synth.evaluate ({error})") from error
+
+
+# --- the weights -------------------------------------------------------------------------------------------------
+
+
+def save_exported(path: Path, params: Any, step: int, dtype: str) -> None:
+    """Writes parameters as one safetensors file, of dtype "float32", "float16" or "bfloat16".
+
+    Raises:
+        UserError: a value that is not finite, or not in that dtype.
+    """
+    from safetensors.flax import save_file
+
+    tensors = {key: jnp.asarray(leaf).astype(dtype) for key, leaf in flatten_dict(params, sep="/").items()}
+    for key, array in tensors.items():
+        if not np.isfinite(np.asarray(array, np.float32)).all():
+            raise UserError(f"{key} has values that are not finite in {dtype}: export it as float32")
+    save_file(tensors, str(path), metadata={"format": FORMAT, "step": str(step)})
+
+
+def load_exported(path: Path, step: int | None) -> tuple[Any, int]:
+    """Reads the parameters that `save_exported` wrote, float32, and the step they are of; `step`: which it must be.
+
+    Raises:
+        UserError: it cannot be read, is of another kind, or of another step.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="flax") as file:  # NumPy's knows no bfloat16
+            meta = file.metadata() or {}
+            tensors = {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error
+    if meta.get("format") != FORMAT or not meta.get("step", "").isdecimal():
+        raise UserError(f"{path} is not of music_synth: its header says format {meta.get('format')!r}")
+    if step not in (None, int(meta["step"])):
+        raise UserError(f"no checkpoint of step {step} in {path.parent}: there is {meta['step']}")
+    return unflatten_dict(tensors, sep="/"), int(meta["step"])

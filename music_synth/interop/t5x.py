@@ -30,13 +30,11 @@ import tensorstore
 from flax.traverse_util import flatten_dict
 
 from music_synth.errors import UserError
-from music_synth.files import check_inside
+from music_synth.files import check_inside, most_unpacked
 
 FILE = "checkpoint"
 PLACEHOLDER = "PLACEHOLDER://"
 VERSION = 3  # of what is written: bfloat16 arrays are of that type; in version 2 they are called uint16
-MAX_PACKING = 100  # a checkpoint unpacks to so many times the bytes of its files at most (weights hardly pack) ...
-MIN_BYTES = 256 * 2**20  # ... and to these
 ZARR_DTYPES = ("bfloat16", "<f2", "<f4", "<f8", "<i4", "<i8", "<u2", "<u4")
 LARGEST_CHUNK = 64 * 2**20  # bytes of a zarr chunk
 UNUSED = np.zeros(1, np.float32)  # stands for a moment that Adafactor does not keep
@@ -159,8 +157,7 @@ class _Leaves:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        self._left = MIN_BYTES + MAX_PACKING * size
+        self._left = most_unpacked(folder)
 
     def read(self, node: Any, name: str) -> Any:
         """A tree like `node` with an array for every leaf, read from its zarr folder where it points to one."""

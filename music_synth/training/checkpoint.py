@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -26,13 +27,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from music_synth.errors import UserError
-from music_synth.files import sync_folder
+from music_synth.files import most_unpacked, sync_folder
 from music_synth.training.partitioning import in_all_processes
 from music_synth.training.step import TrainState
 
 FOLDER = "checkpoints"
-WEIGHTS = "model.safetensors"  # of an exported run, beside its config.gin
-EXPORTED = "music_synth model"  # what the header of that file says it is
 DAMAGED = "damaged-"  # a checkpoint that training passed over is renamed to damaged-<step>, out of the way
 
 
@@ -139,20 +138,22 @@ class Checkpointer:
         return self._manager
 
 
-def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True) -> tuple[Any, int]:
+def load_params(
+    model_dir: str | Path, step: int | None = None, ema: bool = True, model: Any = None
+) -> tuple[Any, int]:
     """Reads the parameters of a run as a nested dictionary of NumPy arrays, and the step they are of.
 
     Args:
-        model_dir: the run's MODEL_DIR, or the folder that a run was exported to (`interop.model_card`).
+        model_dir: the run's MODEL_DIR.
         step: which checkpoint; None: the newest whole one.
         ema: the moving average where the run keeps one, else the parameters themselves.
+        model: whose parameters they must be; this is known before they are read.
 
     Raises:
-        UserError: no folder, no checkpoint in it, no such step, or none that can be read.
+        UserError: no folder, no checkpoint in it, no such step, none that can be read, or one of another model.
     """
-    if (Path(model_dir) / WEIGHTS).is_file():
-        return _load_exported(Path(model_dir) / WEIGHTS, step)
-    return _load(model_dir, step, lambda names: "ema_params" if ema and "ema_params" in names else "params")
+    like = None if model is None else jax.eval_shape(model.init, jax.random.key(0))
+    return _load(model_dir, step, lambda names: "ema_params" if ema and "ema_params" in names else "params", like)
 
 
 def load_progress(model_dir: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -163,8 +164,10 @@ def load_progress(model_dir: str | Path, step: int | None = None) -> dict[str, A
     return _load(model_dir, step, lambda names: "progress")[0]
 
 
-def _load(model_dir: str | Path, step: int | None, choose: Callable[[Collection[str]], str]) -> tuple[Any, int]:
-    """One item of a checkpoint, chosen from the names of what is there; and its step."""
+def _load(
+    model_dir: str | Path, step: int | None, choose: Callable[[Collection[str]], str], like: Any = None
+) -> tuple[Any, int]:
+    """One item of a checkpoint, chosen from the names of what is there, of the shapes of `like`; and its step."""
     if not Path(model_dir).is_dir():
         raise UserError(f"no folder {model_dir}: give the MODEL_DIR of a training run")
     folder = (Path(model_dir) / FOLDER).absolute()
@@ -176,53 +179,26 @@ def _load(model_dir: str | Path, step: int | None, choose: Callable[[Collection[
     for candidate in reversed(steps) if step is None else [step]:
         path = folder / str(candidate)
         try:
-            return _load_item(path, choose), candidate
+            return _load_item(path, choose, like), candidate
         except Damaged as error:
             _warn_damaged(path, error)
     raise UserError(f"no readable checkpoint {'' if step is None else f'of step {step} '}in {model_dir}")
 
 
-def _load_item(path: Path, choose: Callable[[Collection[str]], str]) -> Any:
+def _load_item(path: Path, choose: Callable[[Collection[str]], str], like: Any) -> Any:
     meta = _read_meta(path)
     name = choose(meta["checksums"])
     shapes = _stored_shapes(path, name)
+    if like is not None:
+        _check_shapes(shapes, like, f"{path.parent.parent}, step {path.name}")
+    if sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()) > most_unpacked(path / name):
+        raise Damaged(f"{name}: its arrays are larger than its files can hold")
     tree = _nest({key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()})
     restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     item = _read(path, name, tree, restore_args)
     if _checksums({name: item})[name] != meta["checksums"].get(name):
         raise Damaged("checksums differ")
     return item
-
-
-def save_exported(path: Path, params: Any, step: int, dtype: str) -> None:
-    """Writes parameters as one safetensors file, of dtype "float32", "float16" or "bfloat16".
-
-    Raises:
-        UserError: a value that is not finite, or not in that dtype.
-    """
-    from safetensors.flax import save_file
-
-    tensors = {key: jnp.asarray(leaf).astype(dtype) for key, leaf in _paths(params).items()}
-    for key, array in tensors.items():
-        if not np.isfinite(np.asarray(array, np.float32)).all():
-            raise UserError(f"{key} has values that are not finite in {dtype}: export it as float32")
-    save_file(tensors, str(path), metadata={"format": EXPORTED, "step": str(step)})
-
-
-def _load_exported(path: Path, step: int | None) -> tuple[Any, int]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="flax") as file:  # NumPy's knows no bfloat16
-            meta = file.metadata() or {}
-            tensors = {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error
-    if meta.get("format") != EXPORTED or not meta.get("step", "").isdecimal():
-        raise UserError(f"{path} is not of music_synth: its header says format {meta.get('format')!r}")
-    if step not in (None, int(meta["step"])):
-        raise UserError(f"no checkpoint of step {step} in {path.parent}: there is {meta['step']}")
-    return _nest(tensors), int(meta["step"])
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -274,16 +250,22 @@ def _read(path: Path, name: str, like: Any, restore_args: Any) -> Any:
 def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta" / "metadata").read_text())
-        meta["checksums"], meta["data_position"]
+        if not isinstance(meta["checksums"], dict) or not isinstance(meta["data_position"], int):
+            raise TypeError("it does not say what was saved")
         return meta
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"meta: {error}") from error
 
 
 def _stored_shapes(path: Path, name: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     with _damage_in(name):
-        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / name)).tree
-        return {key: (tuple(leaf.shape), leaf.dtype) for key, leaf in _paths(tree).items()}
+        if not (path / name / "manifest.ocdbt").is_file():  # without it Orbax takes names for paths
+            raise Damaged("no manifest.ocdbt")
+        leaves = _paths(ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / name)).tree)
+        for key, leaf in leaves.items():
+            if any(part > max(size, 1) for part, size in zip(leaf.storage.chunk_shape, leaf.shape, strict=True)):
+                raise Damaged(f"{key} has chunks larger than itself")
+        return {key: (tuple(leaf.shape), np.dtype(leaf.dtype)) for key, leaf in leaves.items()}
 
 
 @contextlib.contextmanager
