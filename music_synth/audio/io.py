@@ -16,6 +16,7 @@ from music_synth.errors import UserError
 from music_synth.files import replacing
 
 WRITABLE = {".wav": "WAV", ".flac": "FLAC"}
+MIN_RATE, MAX_RATE, MAX_SECONDS = 1000, 768_000, 24 * 3600  # that a file may say of itself: Hz, Hz, s
 MAX_WAV_SAMPLES = (2**32 - 64) // 2  # its header counts bytes in 32 bits
 
 
@@ -43,7 +44,13 @@ def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE
         raise UserError(f"no audio file at {name}")
     try:
         opened = io.BytesIO(source) if isinstance(source, bytes) else source
-        audio, file_rate = soundfile.read(opened, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(opened) as file:
+            if not MIN_RATE <= file.samplerate <= MAX_RATE or file.frames > MAX_SECONDS * file.samplerate:
+                raise UserError(
+                    f"{name} says that it has {file.frames} samples at {file.samplerate} Hz: rates are {MIN_RATE} to"
+                    f" {MAX_RATE:,} Hz, and it may last {MAX_SECONDS // 3600} hours"
+                )
+            audio, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"cannot read {name} as audio ({error}); give a WAV or FLAC file") from error
     if audio.size == 0:

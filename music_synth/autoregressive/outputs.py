@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth.errors import check_range
+
 Array = jax.Array
 
 
@@ -57,8 +59,9 @@ class GaussianMixture:
     temperature: float = 1.0
 
     def __post_init__(self):
-        if self.num_components < 1 or self.temperature < 0:
-            raise ValueError(f"{self}: needs at least 1 component and a temperature of 0 or more")
+        check_range(self, 1, 1024, "num_components")
+        if self.temperature < 0:
+            raise ValueError(f"{self}: needs a temperature of 0 or more")
 
     def num_channels(self, dims: int) -> int:
         return self.num_components * (1 + 2 * dims)

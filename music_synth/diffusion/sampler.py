@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from music_synth.diffusion.process import eps_from_x_0
 from music_synth.diffusion.schedule import Schedule, alpha, sigma, time_of
-from music_synth.errors import UserError
+from music_synth.errors import UserError, check_range
 
 Array = jax.Array
 GRIDS = ("t", "leading", "log_snr", "karras")
@@ -51,8 +51,7 @@ class Sampler:
             raise ValueError(f"Sampler.name = {self.name!r}: choose from {sorted(SAMPLERS)}")
         if self.grid not in GRIDS:
             raise ValueError(f"Sampler.grid = {self.grid!r}: choose from {GRIDS}")
-        if self.num_steps < 1:
-            raise ValueError(f"Sampler.num_steps = {self.num_steps}: must be at least 1")
+        check_range(self, 1, 100_000, "num_steps")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more, and finite")
         if not 0 <= self.guidance_rescale <= 1:

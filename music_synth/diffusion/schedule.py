@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth.errors import check_range
+
 Array = jax.Array
 
 
@@ -55,8 +57,9 @@ class LinearSchedule:
     num_steps: int = 1000
 
     def __post_init__(self):
-        if not 0 < self.beta_start <= self.beta_end < 1 or self.num_steps < 2:
-            raise ValueError(f"{self}: needs 0 < beta_start <= beta_end < 1 and at least 2 steps")
+        check_range(self, 2, 100_000, "num_steps")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"{self}: needs 0 < beta_start <= beta_end < 1")
 
     def log_snr(self, t: Array) -> Array:
         keep = np.cumprod(1.0 - np.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=np.float64))
@@ -77,8 +80,7 @@ class SquaredCosineSchedule:
     num_steps: int = 1000
 
     def __post_init__(self):
-        if self.num_steps < 2:
-            raise ValueError(f"SquaredCosineSchedule.num_steps = {self.num_steps}: must be at least 2")
+        check_range(self, 2, 100_000, "num_steps")
 
     def log_snr(self, t: Array) -> Array:
         ends = np.arange(self.num_steps + 1) / self.num_steps

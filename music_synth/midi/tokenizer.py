@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from music_synth.errors import check_range
 from music_synth.midi import segments as seg
 from music_synth.midi.decoding import Decoded, Decoder
 from music_synth.midi.notes import Note
@@ -141,10 +142,8 @@ class Tokenizer:
         if self.granularity not in get_args(Granularity):
             choices = ", ".join(get_args(Granularity))
             raise ValueError(f"granularity={self.granularity!r}: must be one of {choices}")
-        if self.segment_frames < 1:
-            raise ValueError(f"segment_frames={self.segment_frames}: must be at least 1")
-        if self.max_tokens < 2:
-            raise ValueError(f"max_tokens={self.max_tokens}: must be at least 2, for tie and EOS")
+        check_range(self, 1, 2**17, "segment_frames")
+        check_range(self, 2, 2**17, "max_tokens")  # tie and EOS at least
         Vocabulary(self.velocity_bins, self.max_shift_steps)  # checks the rest
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from music_synth.errors import check_range
 from music_synth.midi import segments as seg
 
 PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
@@ -29,8 +30,7 @@ class Vocabulary:
     def __post_init__(self):
         if not 1 <= self.velocity_bins <= MAX_VELOCITY:
             raise ValueError(f"velocity_bins={self.velocity_bins}: must be 1..{MAX_VELOCITY}")
-        if self.max_shift_steps < 1:
-            raise ValueError(f"max_shift_steps={self.max_shift_steps}: must be at least 1")
+        check_range(self, 1, 2**16, "max_shift_steps")
 
     @property
     def shift_id(self) -> int:

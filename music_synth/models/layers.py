@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth.errors import check_range
 from music_synth.midi.tokenizer import Vocabulary
 
 Array = jax.Array
@@ -49,10 +50,12 @@ class NetworkConfig:
     max_noise_time: float = 20000.0  # t in [0, 1] is stretched by this before its sinusoids
 
     def __post_init__(self):
-        for name in ("vocab_size", "model_dim", "num_heads", "head_dim", "mlp_dim", "num_mels", "max_tokens",
-                     "target_frames", "num_encoder_layers", "num_decoder_layers"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)}: must be at least 1")
+        # Most are far beyond what anybody trains: a file with more is in error, or meant to fill the memory.
+        check_range(self, 1, 512, "num_encoder_layers", "num_decoder_layers")
+        check_range(self, 1, 2**14, "model_dim", "num_heads", "head_dim", "num_mels")
+        check_range(self, 1, 2**17, "vocab_size", "mlp_dim", "max_tokens", "target_frames")
+        if max(self.max_tokens, self.target_frames, self.context_frames) * self.model_dim > 2**27:
+            raise ValueError(f"{self}: its tables of positions are too large")
         if self.context_frames < 0:
             raise ValueError(f"NetworkConfig.context_frames = {self.context_frames}: 0 (none) or more")
         if self.model_dim % 2 or self.model_dim < 4:

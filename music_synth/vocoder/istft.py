@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, scale_mel
+from music_synth.errors import check_range
 from music_synth.vocoder.stft import frames_of, magnitude, overlap_add, project_to_mel, scaled, windowed
 
 Array = jax.Array
@@ -107,10 +108,13 @@ class ISTFTGenerator:
     training_steps: tuple[int, int] = (1, 2)  # of the two where a loss looks at the audio; the less, the faster
 
     def __post_init__(self):
+        check_range(self, 1, 256, "num_layers", "width")
+        check_range(self, 1, 2**14, "dim", "mlp_dim")
+        check_range(self, 0, 10_000, "num_consistency_steps", "num_projections")
         if self.width % 2 == 0:
             raise ValueError(f"ISTFTGenerator.width = {self.width}: must be odd")
-        if min(self.num_consistency_steps, self.num_projections, *self.training_steps) < 0:
-            raise ValueError("ISTFTGenerator: numbers of steps must be 0 or more")
+        if len(self.training_steps) != 2 or not all(0 <= steps <= 1000 for steps in self.training_steps):
+            raise ValueError(f"ISTFTGenerator.training_steps = {self.training_steps}: two numbers, 0 to 1000")
         for name in ("consistency_momentum", "projection_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"ISTFTGenerator.{name} = {getattr(self, name)}: must be in [0, 1]")

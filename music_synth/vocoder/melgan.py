@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, scale_mel
+from music_synth.errors import check_range
 
 Array = jax.Array
 
@@ -97,6 +98,9 @@ class MelGANGenerator:
     dilations: tuple[int, ...] = (1, 3, 9)  # of the residual layers after each upsampling
 
     def __post_init__(self):
+        check_range(self, 1, 2**14, "channels")
+        if max(len(self.strides), len(self.dilations)) > 16 or not all(0 < d <= 1000 for d in self.dilations):
+            raise ValueError(f"{self}: at most 16 strides and dilations, of at most 1,000 samples")
         if math.prod(self.strides) != HOP_LENGTH:
             raise ValueError(f"MelGANGenerator.strides = {self.strides}: their product must be the hop, {HOP_LENGTH}")
         if self.channels % 2 ** len(self.strides):
@@ -172,6 +176,10 @@ class Discriminators:
     num_scales: int = 3  # at 16, 8 and 4 kHz
     channels: int = 8  # after the first convolution; four times as many after each layer, up to 16 times
     num_layers: int = 3  # each divides the rate by 4
+
+    def __post_init__(self):
+        check_range(self, 1, 16, "num_scales", "num_layers")
+        check_range(self, 1, 2**12, "channels")
 
     @property
     def module(self) -> DiscriminatorNetwork:

@@ -104,9 +104,9 @@ def test_velocity_bins_are_a_fixed_point(bins):
         ({"velocity_bins": 0}, r"velocity_bins=0: must be 1\.\.127"),
         ({"velocity_bins": 128}, "velocity_bins=128"),
         ({"granularity": "program"}, "granularity='program': must be one of full, midi_class, flat, slakh"),
-        ({"segment_frames": 0}, "segment_frames=0"),
-        ({"max_tokens": 1}, "max_tokens=1"),
-        ({"max_shift_steps": 0}, "max_shift_steps=0"),
+        ({"segment_frames": 0}, "segment_frames = 0"),
+        ({"max_tokens": 1}, "max_tokens = 1"),
+        ({"max_shift_steps": 0}, "max_shift_steps = 0"),
     ],
 )
 def test_tokenizer_rejects_nonsense(fields, message):

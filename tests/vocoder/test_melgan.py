@@ -210,7 +210,7 @@ def test_discriminators_return_maps_of_each_scale():
         (lambda: MelGANGenerator(strides=(8, 8, 4)), "product must be the hop, 320"),
         (lambda: MelGANGenerator(channels=12), "must divide by 8"),
         (lambda: ISTFTGenerator(width=4), "width = 4: must be odd"),
-        (lambda: dataclasses.replace(GENERATORS[1], num_projections=-1), "0 or more"),
+        (lambda: dataclasses.replace(GENERATORS[1], num_projections=-1), "num_projections = -1: must be at least 0"),
     ],
 )
 def test_bad_sizes(make, said):
