@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import ctypes
-import heapq
 import importlib.util
 import os
 import threading
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from music_synth.errors import UserError
-from music_synth.midi import smf
+from music_synth.midi import players, smf
 
 RENDER_RATE = 44_100  # Hz; the rate of most SoundFont samples
 GAIN = 0.8  # FluidSynth master gain: the pieces of our composer then peak between 0.2 and 0.8
 BLOCK = 64  # samples; FluidSynth starts events only at multiples of it, so events are up to 0.73 ms off
 MAX_TAIL = 6.0  # seconds; how long releases and reverb may ring after the last event
 QUIET = 1e-4  # -80 dB; the tail ends with the first tenth of a second below it
-DRUM_CHANNEL = 9
 REVERB_SEND = 40  # CC91 where the file sets none, General MIDI 2's default; FluidSynth's own is 0
 CC_REVERB, CC_PEDAL = 91, 64
+FINE_TUNE = 52  # a generator of SoundFonts, cents
+MELODIC, DRUMS = 0, 1  # FluidSynth's types of channels
 _SETUP = threading.Lock()  # FluidSynth fills its tables when the first synthesizer is made; rendering needs no lock
+
+
+class Room(NamedTuple):
+    """FluidSynth's reverb; the defaults are its own."""
+
+    size: float = 0.2  # 0..1
+    damp: float = 0.0  # 0..1, of high frequencies
+    width: float = 0.5  # 0..100, of the stereo image
+    level: float = 0.9  # 0..1
 
 
 def default_soundfont() -> Path:
@@ -34,24 +45,27 @@ def default_soundfont() -> Path:
 
 
 def render_midi(
-    midi: bytes | str | os.PathLike,
+    midi: bytes | str | os.PathLike | smf.MidiFile,
     soundfont: str | os.PathLike | None = None,
     sample_rate: int = RENDER_RATE,
-    reverb: bool = True,
+    reverb: bool | Room = True,
     gain: float = GAIN,
+    tuning: float = 0.0,
 ) -> np.ndarray:
     """Plays a MIDI file from its first tick until the last release has rung out.
 
-    Program changes, controllers and pitch bends act when they come; channel 10 plays the drum kit (bank 128).
-    The same input gives the same samples. Time 0 of the MIDI file is sample 0. Threads may render side by side.
+    Program changes, controllers and pitch bends act when they come; the channels that `players.Channel` takes for
+    drums, channel 10 first, play the drum kit (bank 128). The same input gives the same samples. Time 0 of the MIDI
+    file is sample 0. Threads may render side by side.
 
     Args:
-      midi: the bytes of a MIDI file, or its path.
-      soundfont: a .sf2 file; the default is `default_soundfont()`.
+      midi: the bytes of a MIDI file, or its path, or what was read from it.
+      soundfont: a .sf2 or .sf3 file; the default is `default_soundfont()`.
       sample_rate: of the result, Hz. FluidSynth does not filter what it transposes: render at 44.1 kHz and
         resample, rather than ask for 16 kHz.
-      reverb: a small room; without it sounds end with their release.
+      reverb: a small room, or the one given; without it sounds end with their release.
       gain: FluidSynth's linear master gain. It is fixed, so that loudness means the same in every piece.
+      tuning: cents above A = 440 Hz.
 
     Returns:
       Mono float32 [S], the mean of left and right. It is never clipped here, but loud files may exceed 1.
@@ -64,21 +78,84 @@ def render_midi(
     path = Path(soundfont) if soundfont is not None else default_soundfont()
     if not path.is_file():
         raise UserError(f"no SoundFont at {path}; give a .sf2 file")
-    settings = {"synth.reverb.active": int(reverb), "synth.chorus.active": 0}
+    settings = {"synth.reverb.active": int(bool(reverb)), "synth.chorus.active": 0}
+    if isinstance(reverb, Room):
+        size, *others = (float(value) for value in reverb)
+        settings |= {"synth.reverb.room-size": size}
+        settings |= dict(zip(("synth.reverb.damp", "synth.reverb.width", "synth.reverb.level"), others, strict=True))
     with _SETUP:
         synth = fluidsynth.Synth(gain=float(gain), samplerate=float(sample_rate), channels=16, **settings)
     try:
         if synth.sfload(str(path)) == fluidsynth.FLUID_FAILED:
             raise UserError(f"{path} is not a SoundFont that FluidSynth can read")
-        synth.program_reset()
-        for channel in range(16):
-            synth.cc(channel, CC_REVERB, REVERB_SEND)
-        return _play(synth, fluidsynth, events, sample_rate)
+        return _play(_Device(synth, fluidsynth, tuning), fluidsynth, events, sample_rate)
     finally:
         synth.delete()
 
 
-def _play(synth, fluidsynth, events: list, sample_rate: int) -> np.ndarray:
+class _Device:
+    """A synthesizer that takes the events of a MIDI file."""
+
+    def __init__(self, synth: Any, fluidsynth: ModuleType, tuning: float):
+        self.synth, self.library, self.tuning = synth, fluidsynth._fl, tuning
+        self.library.fluid_synth_set_gen.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float]
+        self.library.fluid_synth_set_channel_type.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+        self.channels = [players.Channel(number) for number in range(16)]
+        self.reset(smf.GM)
+
+    def reset(self, device: int) -> None:
+        self.synth.system_reset()
+        for channel in self.channels:
+            channel.reset(device)
+            self._set_type(channel)
+            self.synth.program_change(channel.number, 0)
+            self.synth.cc(channel.number, CC_REVERB, REVERB_SEND)
+            self._tune(channel)
+
+    def _set_type(self, channel: players.Channel) -> None:
+        kind = DRUMS if channel.is_drum else MELODIC
+        self.library.fluid_synth_set_channel_type(self.synth.synth, channel.number, kind)
+
+    def _tune(self, channel: players.Channel) -> None:
+        if self.tuning:
+            self.library.fluid_synth_set_gen(self.synth.synth, channel.number, FINE_TUNE, self.tuning)
+
+    def send(self, event: smf.Event) -> None:
+        _, kind, number, a, b = event
+        channel = self.channels[number]
+        if kind == smf.NOTE_ON and b > 0:
+            self.synth.noteon(number, a, b)
+        elif kind in (smf.NOTE_ON, smf.NOTE_OFF):
+            self.synth.noteoff(number, a)
+        elif kind == smf.CONTROL_CHANGE:
+            if a == players.BANK:
+                channel.bank = b
+            self.synth.cc(number, a, b)
+            if a == players.RESET_CONTROLLERS:
+                self._tune(channel)  # FluidSynth forgets it
+        elif kind == smf.PROGRAM_CHANGE:
+            was_drum = channel.is_drum
+            channel.change_program(a)
+            if channel.is_drum != was_drum:
+                self._set_type(channel)
+            self.synth.program_change(number, a)
+        elif kind == smf.PITCH_BEND:
+            self.synth.pitch_bend(number, (b << 7 | a) - 8192)
+        elif kind == smf.RHYTHM_PART:
+            channel.set_rhythm_part(bool(a))
+            self._set_type(channel)
+            self.synth.program_change(number, channel.program)
+        elif kind == smf.RESET:
+            self.reset(a)
+
+    def let_go(self) -> None:
+        """Lets go what is down at the end of the file."""
+        for number in range(16):
+            self.synth.cc(number, CC_PEDAL, 0)
+            self.synth.all_notes_off(number)
+
+
+def _play(device: _Device, fluidsynth: ModuleType, events: list, sample_rate: int) -> np.ndarray:
     write = _float_writer(fluidsynth)
     last = events[-1][0] if events else 0.0
     step = BLOCK * max(1, round(0.1 * sample_rate / BLOCK))  # a tenth of a second of tail
@@ -87,42 +164,28 @@ def _play(synth, fluidsynth, events: list, sample_rate: int) -> np.ndarray:
     for seconds, event in events:
         start = BLOCK * round(seconds * sample_rate / BLOCK)
         if start > position:
-            write(synth, stereo, position, start - position)
+            write(device.synth, stereo, position, start - position)
             position = start
-        _send(synth, event)
-    for channel in range(16):  # a pedal or a key still down at the end of the file is let go
-        synth.cc(channel, CC_PEDAL, 0)
-        synth.all_notes_off(channel)
+        device.send(event)
+    device.let_go()
     end = position + int(MAX_TAIL * sample_rate)
     while position < end:
-        write(synth, stereo, position, step)
+        write(device.synth, stereo, position, step)
         position += step
         if np.abs(stereo[:, position - step : position]).max() < QUIET:
             break
     return stereo[:, :position].mean(axis=0)
 
 
-def _send(synth, event: smf.Event) -> None:
-    _, kind, channel, a, b = event
-    if kind == smf.NOTE_ON and b > 0:
-        synth.noteon(channel, a, b)
-    elif kind in (smf.NOTE_ON, smf.NOTE_OFF):
-        synth.noteoff(channel, a)
-    elif kind == smf.CONTROL_CHANGE:
-        synth.cc(channel, a, b)
-    elif kind == smf.PROGRAM_CHANGE:
-        synth.program_change(channel, a)
-    elif kind == smf.PITCH_BEND:
-        synth.pitch_bend(channel, (b << 7 | a) - 8192)
-
-
-def _timed_events(midi: bytes | str | os.PathLike) -> list[tuple[float, smf.Event]]:
-    """All channel events of all tracks with their seconds, in order; the clock is that of the notes."""
-    source = midi if isinstance(midi, bytes) else Path(midi)
-    file = smf.load(source)
-    smf.warn_of_problems(file, source)
-    merged = heapq.merge(*file.tracks, key=lambda event: event.tick)  # at one tick: in order of the tracks
-    events = [event for event in merged if event.kind != smf.TEMPO]
+def _timed_events(midi: bytes | str | os.PathLike | smf.MidiFile) -> list[tuple[float, smf.Event]]:
+    """All events of all tracks with their seconds, in order; the clock is that of the notes."""
+    if isinstance(midi, smf.MidiFile):
+        file = midi
+    else:
+        source = midi if isinstance(midi, bytes) else Path(midi)
+        file = smf.load(source)
+        smf.warn_of_problems(file, source)
+    events = [event for _, event in players.in_order(file) if event.kind != smf.TEMPO]
     seconds = smf.tick_times(file, np.array([event.tick for event in events], np.int64))
     return list(zip(seconds.tolist(), events, strict=True))
 

@@ -36,7 +36,7 @@ def sounds(midi: smf.MidiFile) -> list[Sound]:
     - Where channels of one program play one pitch at the same time, it sounds until the last of them ends.
     """
     synth = _Synth(midi.ends)
-    for track, event in _in_order(midi):
+    for track, event in in_order(midi):
         synth.play(track, event)
     return _unisons(synth.notes(midi))
 
@@ -200,7 +200,7 @@ class _Synth:
         return result
 
 
-def _in_order(midi: smf.MidiFile) -> Iterator[tuple[int, smf.Event]]:
+def in_order(midi: smf.MidiFile) -> Iterator[tuple[int, smf.Event]]:
     """(track, event) by tick; at one tick in the order of the tracks, and of the file in each."""
     events = list(chain.from_iterable(midi.tracks))
     tracks = np.repeat(np.arange(len(midi.tracks)), [len(track) for track in midi.tracks])

@@ -96,11 +96,50 @@ def test_program_change_in_mid_piece():
 def test_channel_ten_is_drums():
     """On channel 10 key 42 is a hi-hat, high and short; on another channel it is a low piano tone."""
     brightness = {}
-    for channel in (0, soundfont.DRUM_CHANNEL):
+    for channel in (0, smf.DRUM_CHANNEL):
         audio = at(render_midi(midi(*note(42, 0.0, 0.3), channel=channel), reverb=False), 0, 0.3)
         power = np.abs(np.fft.rfft(audio)) ** 2
         brightness[channel] = np.sum(power * np.arange(len(power))) / power.sum() / len(power) * 22050
-    assert brightness[0] < 1000 < 4000 < brightness[soundfont.DRUM_CHANNEL]
+    assert brightness[0] < 1000 < 4000 < brightness[smf.DRUM_CHANNEL]
+
+
+def test_drums_are_those_of_the_notes():
+    """Channels that the file makes drums, by system exclusive or by bank, or makes melodic, sound so."""
+    strike = [smf.Event(tick(0.1), smf.NOTE_ON, 3, 42, 90), smf.Event(tick(0.4), smf.NOTE_OFF, 3, 42, 0)]
+    drums = render_midi(midi(*note(42, 0.1, 0.4), channel=smf.DRUM_CHANNEL))
+    piano = render_midi(midi(*note(42, 0.1, 0.4), channel=3))
+    part = smf.Event(0, smf.RHYTHM_PART, 3, 1, 0)
+    bank = [smf.Event(0, smf.CONTROL_CHANGE, 3, 0, 127), smf.Event(0, smf.PROGRAM_CHANGE, 3, 0, 0)]
+    for events, right in (
+        ([part], drums),
+        (bank, drums),
+        ([smf.Event(0, smf.RESET, 0, smf.GS, 0), *bank], piano),
+        ([part, smf.Event(0, smf.RESET, 0, smf.GM, 0)], piano),
+        ([part, part._replace(a=0)], piano),
+    ):
+        file = smf.MidiFile([[*events, *strike]], DIVISION, 0.0, [tick(0.4)], [])
+        np.testing.assert_allclose(render_midi(file), right[: len(right)], atol=1e-6)
+
+
+def test_a_reset_silences_and_forgets():
+    start = [smf.Event(0, smf.PROGRAM_CHANGE, 0, ORGAN, 0), smf.Event(0, smf.NOTE_ON, 0, 69, 90)]
+    later = [smf.Event(tick(2.0), smf.NOTE_ON, 0, 69, 90)]
+    levels = {}
+    for name, events in (("held", []), ("reset", [smf.Event(tick(1.0), smf.RESET, 0, smf.GM, 0)])):
+        audio = render_midi(smf.MidiFile([[*start, *events, *later]], DIVISION, 0.0, [tick(2.0)], []), reverb=False)
+        levels[name] = rms(at(audio, 0.5, 0.9)), rms(at(audio, 1.6, 1.9))
+    assert levels["held"][1] > 0.5 * levels["held"][0] and levels["reset"][1] < 0.01 * levels["reset"][0]
+
+
+def test_tuning_and_room():
+    notes = note(69, 0.1, 0.9)
+    plain, reset = midi(*notes, program=ORGAN), midi((0.0, smf.CONTROL_CHANGE, 121, 0), *notes, program=ORGAN)
+    for data in (plain, reset):
+        sharp = at(render_midi(data, tuning=50.0), 0.3, 0.8)
+        assert loudness_at(sharp, 440 * 2 ** (50 / 1200)) > 20 * loudness_at(sharp, 430.0)
+    small, large = (render_midi(plain, reverb=soundfont.Room(size, 0.0, 0.5, 0.9)) for size in (0.1, 0.9))
+    assert len(large) > len(small) + RENDER_RATE // 4
+    np.testing.assert_allclose(render_midi(plain, reverb=soundfont.Room()), render_midi(plain), atol=1e-6)
 
 
 def test_pedal_and_bend_and_volume_act():
