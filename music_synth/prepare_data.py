@@ -2,6 +2,7 @@
 
     python -m music_synth.prepare_data maestro --source maestro-v3.0.0.zip
     python -m music_synth.prepare_data synthetic --out FOLDER
+    python -m music_synth.prepare_data rendered --source MIDI_FOLDER --soundfont A.sf2,B.sf3 --variations 3 --out FOLDER
 
 Builds what is not there yet, from what you downloaded; then, if asked, writes a folder of prepared arrays, which trains
 without TensorFlow, or seqio's offline cache, or both.
@@ -47,10 +48,21 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--source",
-        type=local_path,
+        type=local_paths,
         help="what you downloaded: the archive, a folder of archives, or the unpacked folder; or the folder of the"
-        " TFRecords that were published of the data set",
+        " TFRecords that were published of the data set; of rendered: MIDI files, folders, WAD archives, by commas",
     )
+    rendered = parser.add_argument_group(
+        "rendered", "MIDI files of your own through SoundFonts; the rest as for others"
+    )
+    rendered.add_argument("--soundfont", help="SF2 or SF3 files, by commas (default: the one that ships)")
+    rendered.add_argument("--variations", type=int, default=0, help="of each training piece, besides it as it is (0)")
+    rendered.add_argument(
+        "--vary",
+        help="what varies, by commas (default: all): programs, transposition, tempo, gains, tuning, room, equalizer",
+    )
+    rendered.add_argument("--seed", type=int, default=0, help="of the variations (0)")
+    rendered.add_argument("--gain", type=float, help="FluidSynth's master gain (default 0.5)")
     parser.add_argument("--dry_run", action="store_true", help="only list what is there and what is missing")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what is missing or damaged, and list it")
     parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
@@ -68,6 +80,15 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.workers is not None and flags.workers < 1:
         parser.error(f"--workers {flags.workers}: must be at least 1")
+    is_rendered = data_set_of(flags.task) == "rendered"
+    if flags.source and len(flags.source) > 1 and not is_rendered:
+        parser.error(f"--source {','.join(map(str, flags.source))}: {flags.task} has one")
+    if flags.variations < 0:
+        parser.error(f"--variations {flags.variations}: must be at least 0")
+    if flags.gain is not None and not 0 < flags.gain <= 10:
+        parser.error(f"--gain {flags.gain}: must be above 0 and at most 10")
+    if not is_rendered and (flags.soundfont or flags.variations or flags.vary or flags.gain):
+        parser.error(f"--soundfont, --variations, --vary and --gain are for rendered, not for {flags.task}")
     if flags.audio and flags.out is None:
         parser.error("--audio keeps the audio in a folder of prepared arrays: name it with --out")
     if flags.sampled_by and not flags.audio:
@@ -79,6 +100,11 @@ def local_path(text: str) -> Path:
     if "://" in text:
         raise UserError(f"{text} is no local path: mount what it means, on every machine that takes part")
     return Path(text)
+
+
+def local_paths(text: str) -> list[Path]:
+    """Splits a list at its commas, unless it is one path that has some."""
+    return [local_path(part) for part in ([text] if Path(text).exists() else text.split(",")) if part]
 
 
 def main(argv: list[str]) -> None:
@@ -134,24 +160,41 @@ def needing_tensorflow() -> Iterator[None]:
 def build_corpus(name: str, flags: argparse.Namespace, beam_options: list[str]) -> bool:
     """Builds a corpus that is not there yet, from what was downloaded. False: it was only to be listed."""
     folder = Path(flags.data_dir or default_data_dir())
-    source = flags.source or folder / "downloads" / "manual" / name  # tfds's place for what users bring
-    # By archive, not by data set: two may come out of one, as Cerberus4 does out of Slakh's 104 GB.
-    place = folder / "downloads" / "extracted" / corpus(name).archives[0]
     if flags.dry_run:
-        print(summary(name, scan(name, source, place), measure=True))
+        print(summary(name, find_recordings(name, flags, folder), measure=True))
         return False
     with needing_tensorflow():
         from music_synth.data.datasets import builder
     if not builder.is_built(name, folder):
-        found = scan(name, source, place)
+        found = find_recordings(name, flags, folder)
         print(summary(name, found, measure=False))
         beam = beam_options or None
-        builder.build(name, found, folder, skip_bad=flags.skip_bad, workers=flags.workers, beam_options=beam)
+        skip_bad = flags.skip_bad or name == "rendered"  # whose files come from anywhere
+        builder.build(name, found, folder, skip_bad=skip_bad, workers=flags.workers, beam_options=beam)
     elif flags.source is not None:
         place = folder / name
         print(f"{name} was built before, in {place}: --source is not read; remove that folder to build it anew")
     print(f"{name} is built: train on it with --gin.TASK={name}")
     return True
+
+
+def find_recordings(name: str, flags: argparse.Namespace, folder: Path) -> Found:
+    """Finds what --source holds of a corpus; of rendered, what to render of it."""
+    sources = flags.source or [folder / "downloads" / "manual" / name]  # tfds's place for what users bring
+    if name == "rendered":
+        from music_synth.data.datasets import rendered, variation
+
+        return rendered.find_renderings(
+            sources,
+            local_paths(flags.soundfont or ""),
+            flags.variations,
+            variation.KINDS if flags.vary is None else [kind for kind in flags.vary.split(",") if kind],
+            flags.seed,
+            rendered.GAIN if flags.gain is None else flags.gain,
+        )
+    # By archive, not by data set: two may come out of one, as Cerberus4 does out of Slakh's 104 GB.
+    place = folder / "downloads" / "extracted" / corpus(name).archives[0]
+    return scan(name, sources[0], place)
 
 
 def read_pieces(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tuple[int, Iterable[Piece]]]]:

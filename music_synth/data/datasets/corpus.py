@@ -32,6 +32,11 @@ class Recording:
     split: str
     files: tuple[Path, ...]  # all that it is made from, full paths; recordings of one piece share the first
 
+    @property
+    def settings(self) -> str:
+        """Says what else makes it what it is."""
+        return ""
+
 
 class Loaded(NamedTuple):
     """What a recording holds."""

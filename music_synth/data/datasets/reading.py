@@ -41,6 +41,7 @@ CORPORA = {  # name -> module and what it is called there
     "musicnet_official": "musicnet:CORPUS_OFFICIAL",
     "musicnet_em": "musicnet:CORPUS_EM",
     "urmp": "urmp:CORPUS",
+    "rendered": "rendered:CORPUS",
 }
 
 
@@ -137,7 +138,7 @@ def read_kept(path: Path) -> Loaded:
 def fingerprint(item: Recording) -> str:
     """Changes with a recording, the sizes of its files and when they were written, and with the readers here."""
     stats = [(path.name, status.st_size, status.st_mtime_ns) for path in item.files for status in [path.stat()]]
-    return hashlib.sha256(repr((VERSION, item.id, item.split, stats)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((VERSION, item.id, item.split, item.settings, stats)).encode()).hexdigest()[:16]
 
 
 def leave_with_parent() -> None:

@@ -1,0 +1,191 @@
+"""MIDI files of any kind through SoundFonts: music that people wrote, as data to train on.
+
+    python -m music_synth.prepare_data rendered --source FOLDER --soundfont A.sf2,B.sf3 --variations 3
+
+A piece is a MIDI file, alone, in a folder (searched through) or in a WAD archive; one that is there twice counts once.
+Each is rendered with each SoundFont as it is, and of the training pieces so many more times varied (`variation`).
+
+* Notes are those that a player sounds, with effective velocities: see `midi.players`.
+* Whether a piece is for training, validation or test (8, 1 and 1 of ten) hangs on its notes alone, so that it stays
+  where it is when others come, and no piece is in two splits, under whatever names or with whatever sounds. Only of
+  a handful of pieces one moves where a split would be empty.
+* Files that cannot be read are passed over and listed; of damaged ones what makes sense is taken, with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from music_synth.audio.io import resample
+from music_synth.audio.mel import SAMPLE_RATE
+from music_synth.audio.soundfont import RENDER_RATE, default_soundfont, render_midi
+from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check
+from music_synth.data.datasets.variation import KINDS, Variation, equalize, vary
+from music_synth.errors import UserError
+from music_synth.midi import players, smf
+from music_synth.midi.notes import Note, read_midi
+from music_synth.midi.wad import is_wad, read_wad
+
+GAIN = 0.5  # FluidSynth's; full arrangements then peak below 1
+MAX_PEAK = 0.99  # the rare louder piece is turned down to it
+MAX_MINUTES = 60  # of a piece
+HELD_OUT = (("test", 0.1), ("validation", 0.2))  # cumulative shares of the pieces; the rest is for training
+
+
+@dataclass(frozen=True)
+class Rendering(Recording):
+    """A piece with a SoundFont: `files` are both. `seed`: of its variation; empty where it is as written."""
+
+    lump: str = ""  # in a WAD archive
+    seed: str = ""
+    kinds: tuple[str, ...] = KINDS
+    gain: float = GAIN
+
+    @property
+    def settings(self) -> str:
+        return repr((self.lump, self.seed, self.kinds, self.gain))
+
+
+class Rendered:
+    """The reader; see `corpus.Corpus`."""
+
+    title = "MIDI files through SoundFonts"
+    archives: tuple[str, ...] = ()
+    pieces: tuple[int, ...] = ()
+    trim = False
+
+    def find(self, root: Path) -> Found:
+        """Finds each piece of `root`, with the SoundFont that ships, as it is."""
+        return find_renderings([root])
+
+    def labels(self, recording: Recording) -> list[Note]:
+        assert isinstance(recording, Rendering)
+        return notes_of(self._varied(recording))
+
+    def load(self, recording: Recording) -> Loaded:
+        """Renders a piece. UserError: it is too long, or FluidSynth or the SoundFont fails."""
+        assert isinstance(recording, Rendering)
+        midi = self._varied(recording)
+        notes, change = notes_of(midi), self._variation(recording)
+        minutes = max((note.offset for note in notes), default=0.0) / 60
+        if minutes > MAX_MINUTES:
+            raise UserError(f"{recording.id}: {minutes:.0f} minutes; a piece may last {MAX_MINUTES}")
+        audio = render_midi(
+            midi, recording.files[1], RENDER_RATE, reverb=change.room, gain=recording.gain, tuning=change.tuning
+        )
+        audio = equalize(resample(audio, RENDER_RATE, SAMPLE_RATE), SAMPLE_RATE, change.equalizer)
+        peak = np.abs(audio).max(initial=0.0)
+        return check(recording, notes, audio if peak <= MAX_PEAK else audio * np.float32(MAX_PEAK / peak))
+
+    def _variation(self, recording: Rendering) -> Variation:
+        return Variation.draw(recording.seed, recording.kinds) if recording.seed else Variation()
+
+    def _varied(self, recording: Rendering) -> smf.MidiFile:
+        path = recording.files[0]
+        midi = smf.load(read_wad(path)[recording.lump] if recording.lump else path)
+        return vary(midi, self._variation(recording)) if recording.seed else midi
+
+
+CORPUS = Rendered()
+
+
+def notes_of(midi: smf.MidiFile) -> list[Note]:
+    return [Note(*sound) for sound in players.sounds(midi)]
+
+
+def find_renderings(
+    sources: Sequence[Path],
+    soundfonts: Sequence[Path] = (),
+    variations: int = 0,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+    gain: float = GAIN,
+    progress: bool = True,
+) -> Found:
+    """What to render of the pieces of `sources`; `missing` lists files that cannot be read.
+
+    Args:
+      sources: MIDI files, folders and WAD archives.
+      soundfonts: SF2 or SF3 files; the one that ships if there are none.
+      variations: of each training piece with each SoundFont, besides the piece as it is.
+      kinds: what is varied; see `variation.KINDS`.
+      seed: of the variations.
+      gain: FluidSynth's master gain.
+
+    Raises:
+      UserError: a source or a SoundFont is not there, or a variation is unknown.
+    """
+    soundfonts = list(soundfonts) or [default_soundfont()]
+    for path in soundfonts:
+        if not path.is_file():
+            raise UserError(f"no SoundFont at {path}: give .sf2 or .sf3 files")
+    Variation.draw("", kinds)  # complains about unknown kinds
+    found: dict[str, tuple[str, Path, str]] = {}  # by what the piece holds
+    unreadable = []
+    for name, path, lump, data in tqdm(_pieces(sources), desc="looking at pieces", unit="piece", disable=not progress):
+        try:
+            found.setdefault(_content(read_midi(path if data is None else data)), (name, path, lump))
+        except UserError as error:
+            unreadable.append(str(error) if data is None else f"{path}, {lump}: {error}")
+    splits = _splits(found)
+    recordings, ids = [], set()
+    for content, (name, path, lump) in found.items():
+        for soundfont in soundfonts:
+            for number in range(1 + (variations if splits[content] == "train" else 0)):
+                label = re.sub(r"[^\w.-]+", "_", f"{name}.{soundfont.stem}" + (f".{number}" if number else ""))
+                label += f"-{content[:8]}" if label in ids else ""
+                ids.add(label)
+                drawn = f"{seed}/{content}/{soundfont.name}/{number}" if number else ""
+                recordings.append(Rendering(label, splits[content], (path, soundfont), lump, drawn, tuple(kinds), gain))
+    return Found(recordings, unreadable)
+
+
+def _pieces(sources: Sequence[Path]) -> Iterator[tuple[str, Path, str, bytes | None]]:
+    """(name, file, lump, bytes of the lump) of every MIDI file there is."""
+    for source in sources:
+        if source.is_dir():
+            paths = sorted(path for path in source.rglob("*") if path.is_file())
+            paths = [path for path in paths if path.suffix.lower() in smf.SUFFIXES or path.suffix.lower() == ".wad"]
+        elif source.exists():
+            paths = [source]
+        else:
+            raise UserError(f"no such file or folder: {source}")
+        for path in paths:
+            name = path.relative_to(source) if source.is_dir() else Path(path.name)
+            name = ".".join(name.with_suffix("").parts)
+            lumps = {"": None}  # read as a MIDI file, which says what is wrong with it
+            if is_wad(path):
+                with contextlib.suppress(UserError):
+                    lumps = read_wad(path)
+            for lump, data in lumps.items():
+                yield f"{name}.{lump}" if lump else name, path, lump, data
+
+
+def _content(notes: Sequence[Note]) -> str:
+    """What makes a piece the same piece: when which key sounds."""
+    keys = sorted((round(note.onset, 2), note.pitch, note.is_drum) for note in notes)
+    return hashlib.sha256(repr(keys).encode()).hexdigest()
+
+
+def _splits(contents: Collection[str]) -> dict[str, str]:
+    """The split of each piece: by chance, which its content fixes. A split that is left out then takes one."""
+    splits = {}
+    for content in sorted(contents):
+        share = int(content[:8], 16) / 2**32
+        splits[content] = next((split for split, end in HELD_OUT if share < end), "train")
+    if len(splits) < len(SPLITS):
+        return dict.fromkeys(splits, "train")
+    for split in SPLITS:
+        if split not in splits.values():
+            count = Counter(splits.values())
+            splits[next(content for content in splits if count[splits[content]] > 1)] = split
+    return splits
