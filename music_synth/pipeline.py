@@ -142,7 +142,7 @@ class SpectrogramDiffusionPipeline:
             if melgan is None and isinstance(self.inverter, NeuralInverter):
                 melgan = Path(folder) / "model.onnx"
                 export_onnx(self.inverter.generator, self.inverter.params, melgan)
-            diffusers.write(save_directory, self.model, self._params, melgan)
+            diffusers.write(Path(save_directory), self.model, self._params, melgan)
 
     def to(self, device: str | jax.Device) -> SpectrogramDiffusionPipeline:
         """Moves the decoder to a device: "cpu", "cuda", "gpu" or "tpu", with ":N" for the N-th of its kind.
@@ -254,11 +254,11 @@ class SpectrogramDiffusionPipeline:
             model = dataclasses.replace(model, network=dataclasses.replace(model.network, attention="einsum"))
         return model
 
-    def _tokens(self, source: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def _tokens(self, source: Any) -> list[np.ndarray]:
         """Checks what is to be the tokens of segments: int32 [n] each with EOS, without padding."""
         vocab_size, rows = self.model.network.vocab_size, []
-        for i, row in enumerate(source):
-            row = np.asarray(row)
+        for i, given in enumerate(source):
+            row = np.asarray(given)
             if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
                 raise UserError(
                     f"segment {i} of the tokens is no list of whole numbers: give what a MidiProcessor gives"
@@ -298,8 +298,8 @@ def is_midi(source: Any) -> bool:
     )
 
 
-def to_notes(source: Source) -> list[Note]:
-    """Notes from a path, the bytes of a MIDI file, an object of pretty_midi, or notes.
+def to_notes(source: Any) -> list[Note]:
+    """Takes notes from a path, the bytes of a MIDI file, an object of pretty_midi, or notes.
 
     Raises:
       UserError: it is none of these, cannot be read, has no notes, or one that no MIDI file can hold.
@@ -307,7 +307,7 @@ def to_notes(source: Source) -> list[Note]:
     if hasattr(source, "instruments"):
         return from_pretty_midi(source)
     if isinstance(source, (str, os.PathLike, bytes)):
-        return read_midi(source, as_published=True)
+        return read_midi(source if isinstance(source, bytes) else Path(source), as_published=True)
     if isinstance(source, Sequence) and len(source) and all(isinstance(note, Note) for note in source):
         return check_notes(source)
     raise UserError(f"{str(source)[:50]!r} is no path, no bytes, no pretty_midi and no notes")

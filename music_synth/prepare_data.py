@@ -200,7 +200,9 @@ def find_recordings(name: str, flags: argparse.Namespace, folder: Path) -> Found
 def read_pieces(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tuple[int, Iterable[Piece]]]]:
     """Gives the version of a data set, built now if it can be, and of each split the number of its pieces and them."""
     if is_embedded(data_set):
-        stored = read_manifest(folder_of(data_set, data_dir))
+        folder = folder_of(data_set, data_dir)
+        assert folder is not None  # those that are embedded have one
+        stored = read_manifest(folder)
         return synthetic.VERSION, {
             split: (len(pieces), (piece.read() for piece in pieces)) for split, pieces in stored.items()
         }

@@ -173,7 +173,7 @@ def write_folder(
     check_target(folder)
     try:
         with whole_folder(folder) as part:
-            manifest = {
+            manifest: dict[str, Any] = {
                 "format": FORMAT,
                 "version": VERSION,
                 "data_set": data_set,
@@ -206,6 +206,7 @@ def _write_split(part: Path, split: str, pieces: Iterable[Piece], audio: bool) -
         np.save(part / f"{stem}.notes.npy", notes_to_array(piece.notes))
         entries.append({"id": piece.id, "files": stem, "frames": len(piece.mel), "notes": len(piece.notes)})
         if audio:
+            assert piece.audio is not None  # whoever asks for audio gives pieces that have it
             samples = audio_to_int16(piece.audio)
             np.save(part / f"{stem}.audio.npy", samples)
             entries[-1]["samples"] = len(samples)
