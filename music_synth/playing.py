@@ -160,7 +160,7 @@ class Decoder:
     # --- playing -------------------------------------------------------------------------------------------------
 
     def tokenize(self, notes: Sequence[Note]) -> tuple[list[np.ndarray], int]:
-        """Note tokens of a piece's segments, and its frames; UserError if there are no notes."""
+        """Makes the note tokens of a piece's segments, and counts its frames; UserError if there are no notes."""
         num_frames = frames_of(notes)
         return self.tokenizer.encode(notes, num_frames), num_frames
 
@@ -239,15 +239,17 @@ def whole_mels(batches: Iterable[list[Segment]], lengths: Sequence[int]) -> Iter
 
 
 def frames_of(notes: Sequence[Note]) -> int:
-    """Frames of a piece, which ends `RING_OUT_SECONDS` after its last note; the published code keeps its last segment
-    whole. UserError if there are no notes."""
+    """Counts the frames of a piece, which ends `RING_OUT_SECONDS` after its last note.
+
+    The published code keeps the whole last segment instead. UserError if there are no notes.
+    """
     if not notes:
         raise UserError("no notes to play")
     return math.ceil((max(note.offset for note in notes) + RING_OUT_SECONDS) * FRAME_RATE)
 
 
 def piece_seed(piece_id: str, seed: int = 0) -> int:
-    """Seed of a piece: from its id, so that order and batching of the pieces change nothing."""
+    """Makes the seed of a piece from its id, so that order and batching of the pieces change nothing."""
     return zlib.crc32(f"{seed} {piece_id}".encode())
 
 

@@ -187,7 +187,10 @@ class Hot:
 
 def test_a_decoder_that_has_a_mean_is_scored_at_it_too(monkeypatch):
     monkeypatch.setattr(scoring, "load_run", lambda path: (Hot(), None, {}, 0))
-    given = lambda *args: [dict(opener.sampling) for opener in scoring.plan(["a"], *args)]
+
+    def given(*args):
+        return [dict(opener.sampling) for opener in scoring.plan(["a"], *args)]
+
     assert given([""]) == [{}, {"temperature": 0}]
     assert given(["temperature=0", ""]) == [{"temperature": 0}, {}]
     assert given(["temperature=0.7"], "temperature=1") == [{"temperature": 1}, {"temperature": 0.7}, {"temperature": 0}]

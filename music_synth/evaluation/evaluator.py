@@ -141,7 +141,7 @@ def model_rows(
 
 
 def noisy_row(mean: Row, targets: Targets, folder: Path, inverters: Mapping[str, str], seed: int) -> Row:
-    """The floor of a decoder that has a mean: what noise alone makes of it. `mean` is its row of whole pieces."""
+    """Makes the floor of a decoder that has a mean, what noise alone does to it; `mean`: its row of whole pieces."""
     source = Noisy(mean.folder, targets.folder, tuple(targets.names), next(iter(inverters)), seed)
     place = at(folder, f"{mean.name} noise", mean.folder.path.name, targets.names, seed)
     return Row(f"{mean.name} plus Gaussian noise", BASELINE, source, place, about=mean.about, after=True)

@@ -113,7 +113,7 @@ def columns(names: Sequence[str]) -> list[Column]:
 
 
 def log_mel_error(mel: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """{value in dB, frames, segments: the same of every 5.12 s}; what lies under the mel's floor counts as the floor.
+    """Takes {value in dB, frames, segments: the same of every 5.12 s}; what lies under the floor counts as the floor.
 
     Both log-mel [T, M].
     """
@@ -126,7 +126,7 @@ def log_mel_error(mel: np.ndarray, target: np.ndarray) -> dict[str, Any]:
 
 
 def frame_change(mel: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Mean absolute change from frame to frame of two log-mels [T, M]: {value, target, both in dB; frames: T - 1}."""
+    """Takes the mean absolute change from frame to frame of log-mels [T, M]: {value, target, in dB; frames: T - 1}."""
     if len(mel) < 2:
         raise UserError("a clip of one frame does not change")
     own, other = (
@@ -137,7 +137,7 @@ def frame_change(mel: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def stft_error(audio: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """{value, segments: log-magnitude error of every 5.12 s}: convergence + log-magnitude error, mean of 4 resolutions.
+    """Takes {value: convergence + log-magnitude error, mean of 4 resolutions; segments: the latter of every 5.12 s}.
 
     Both audio [S]; the longer is cut. Convergence is over the whole clip, so that a silent stretch of the target is no
     division by zero; the spectra are of 5.12 s at a time.

@@ -73,7 +73,7 @@ def row_name(row: dict[str, Any]) -> str:
 
 
 def cell_text(row: dict[str, Any], column: dict[str, Any], first: bool) -> str:
-    """The number, or why there is none, which a row that failed says in its first cell; the clips that are left out."""
+    """Says a number, or why there is none, which a row that failed does in its first cell; and clips left out."""
     if row["failed"]:
         return f"failed: {row['failed']}" if first else "failed"
     cell = row["cells"].get(column["key"], {})
@@ -85,7 +85,7 @@ def cell_text(row: dict[str, Any], column: dict[str, Any], first: bool) -> str:
 
 
 def best_cells(rows: Sequence[dict[str, Any]], columns: Sequence[dict[str, Any]]) -> set[tuple[int, str]]:
-    """(row, column key) of what is best among the models of a mode, where they differ."""
+    """Finds (row, column key) of what is best among the models of a mode, where they differ."""
     best = set()
     for column in columns:
         key = column["key"]
@@ -110,7 +110,7 @@ def has_numbers(scores: dict[str, Any], column: dict[str, Any]) -> bool:
 
 
 def not_taken(scores: dict[str, Any]) -> str:
-    """A sentence on the columns without any number, and why."""
+    """Says in a sentence which columns have no number, and why."""
     reasons: dict[str, list[str]] = {}
     for column in scores["columns"]:
         missing = [row["cells"].get(column["key"], {}).get("missing", "") for row in scores["rows"]]
@@ -251,7 +251,7 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
 
 
 def plots(scores: dict[str, Any]) -> list[tuple[str, Figure]]:
-    """(caption, figure) of what there is to plot: quality against sampling cost and training time, and drift."""
+    """Plots (caption, figure) quality against sampling cost and training time, and drift, as far as they are known."""
     from matplotlib.ticker import MaxNLocator
 
     columns = {column["key"]: column for column in scores["columns"]}

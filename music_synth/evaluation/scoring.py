@@ -261,7 +261,7 @@ def parse_sampler(text: str) -> dict[str, Any]:
 
 
 def held_against(row: Row, models: Sequence[Row]) -> Row:
-    """A model's row with the reference of its mode, that of the same run if it has one, to be compared with."""
+    """Gives a model's row the reference of its mode to be held against, that of its own run if there is one."""
     of_mode = [one for one in models if one.about["is_reference"] and one.mode == row.mode and not one.after]
     if row.kind != MODEL or row.after or row.about["is_reference"] or not of_mode:
         return row

@@ -109,7 +109,7 @@ class Noisy:
 
 @functools.lru_cache(maxsize=4)
 def error_root(of: Folder, targets: Folder, names: Sequence[str]) -> np.ndarray:
-    """A root [M, M] of the covariance of what clips leave of their targets, over all frames: noise @ root.T has it."""
+    """Takes a root [M, M] of the covariance, over all frames, of targets minus clips: noise @ root.T has it."""
     gaussian = Gaussian()
     for name in names:
         gaussian.add(floored(targets.read_target(name).mel) - floored(of.read_sound(name).mel))
@@ -118,6 +118,7 @@ def error_root(of: Folder, targets: Folder, names: Sequence[str]) -> np.ndarray:
 
 
 def floored(mel: np.ndarray) -> np.ndarray:
+    """Lifts to the mel's floor what lies under it."""
     return np.maximum(mel, MIN_LOG_MEL)
 
 
