@@ -217,7 +217,13 @@ def test_nothing_half_written_is_left(model_dir, tmp_path, monkeypatch):
 
 def test_what_computes_something_else_is_not_kept(model_dir, tmp_path, monkeypatch):
     """Parameters that are damaged on the way, of a decoder and of an inverter."""
-    damaged = lambda params: jax.tree.map(lambda leaf: -leaf, params)
+
+    def damaged(params):
+        return jax.tree.map(lambda leaf: -leaf, params)
+
+    def save_damaged(path, generator, params, *rest):
+        save_inverter(path, generator, damaged(params), *rest)
+
     save = model_card.save_exported
     monkeypatch.setattr(model_card, "save_exported", lambda path, params, *rest: save(path, damaged(params), *rest))
     with pytest.raises(UserError, match=r"read again, computes something else: it differs by"):
@@ -225,7 +231,7 @@ def test_what_computes_something_else_is_not_kept(model_dir, tmp_path, monkeypat
     generator = MelGANGenerator(16, dilations=(1,))
     params = tiny_runs.random_like(generator.init)
     save_inverter(tmp_path / "mine.safetensors", generator, params)
-    monkeypatch.setattr(neural, "save_inverter", lambda path, g, params: save_inverter(path, g, damaged(params)))
+    monkeypatch.setattr(neural, "save_inverter", save_damaged)
     with pytest.raises(UserError, match=r"again.safetensors, written and read again, computes something else"):
         run(tmp_path / "mine.safetensors", tmp_path / "again.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
