@@ -195,13 +195,12 @@ def midi_files(paths: Sequence[Path]) -> list[Path]:
     """Lists the files among the paths, and those in the folders among them, by name."""
     files: list[Path] = []
     for path in paths:
+        found = [path]
         if path.is_dir():
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in MIDI_SUFFIXES)
-            if not found:
-                raise UserError(f"there is no MIDI file ({', '.join(MIDI_SUFFIXES)}) in the folder {path}")
-            files += found
-        else:
-            files.append(path)
+        if not found:
+            raise UserError(f"there is no MIDI file ({', '.join(MIDI_SUFFIXES)}) in the folder {path}")
+        files += found
     return files
 
 
@@ -253,9 +252,7 @@ def outputs(midi: Sequence[Path], out: Path) -> dict[Path, Path]:
         if sys.stdout is None or sys.stdout.closed:
             raise UserError("--out -: stdout is closed; give a player to pipe into, or name a file")
         if sys.stdout.isatty():
-            raise UserError(
-                "--out -: stdout is a terminal; pipe it into a player: ... | aplay -t raw -f S16_LE -r 16000"
-            )
+            raise UserError("--out -: stdout is a terminal; pipe into a player: ... | aplay -t raw -f S16_LE -r 16000")
         return {files[0]: out}
     if len(midi) == 1 and not midi[0].is_dir():
         check_writable(out, tuple(WRITABLE))
