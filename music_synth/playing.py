@@ -1,5 +1,6 @@
-"""Plays notes through a trained decoder: whole pieces, whose segments have the one before, as sampled, for a context;
-or single segments with their true context (golden/README.md 3.17).
+"""Plays notes through a trained decoder: whole pieces, or single segments (golden/README.md 3.17).
+
+Segments of a whole piece have the one before, as sampled, for a context; single segments their true context.
 
 What synthesis plays, evaluation scores and inverters are fine-tuned on comes from here.
 """

@@ -1,5 +1,6 @@
-"""The embedded data set: which pieces there are, how each is composed, how it sounds, and all of it as a prepared
-folder. No TensorFlow; `datasets/synthetic.py` makes tfds's data set of the same pieces.
+"""The embedded data set: its pieces, how each is composed and sounds, and all of it as a prepared folder.
+
+No TensorFlow here; `datasets/synthetic.py` makes tfds's data set of the same pieces.
 
 A piece is a pure function of the seed, the split and its number: seed -> MIDI bytes -> notes and audio. The
 MIDI file is the only source of both, so labels and sound cannot drift apart.
@@ -161,8 +162,10 @@ def _kinds(minutes: float) -> list[str]:
 
 @dataclass(frozen=True)
 class Edition:
-    """A size of the data set: minutes of music in the training split (validation and test: an eighth each), the
-    composer's seed, and whether half of the pieces have no reverb, for training inverters. Its name says all of it.
+    """A size of the data set; its name says all of it.
+
+    Minutes of music in the training split (validation and test: an eighth each), the composer's seed, and whether half
+    of the pieces have no reverb, for training inverters.
     """
 
     minutes: float = DEFAULT_MINUTES

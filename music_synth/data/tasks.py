@@ -133,8 +133,10 @@ def splits_of(data_set: str, data_dir: Path) -> tuple[str, ...]:
 
 
 class RecordSource(seqio.TfdsDataSource):
-    """A tfds data set. Where its builder keeps the records in order, tfds refuses to shuffle files: not they, but
-    records are shuffled then."""
+    """A tfds data set, of which records are shuffled where tfds refuses to shuffle files.
+
+    It does where the builder keeps the records in order.
+    """
 
     def get_dataset(
         self,

@@ -89,8 +89,10 @@ class Revoiced:
 
 @dataclass(frozen=True)
 class Noisy:
-    """The mels of other clips plus Gaussian noise with the covariance of their error: each frame's bins as they err
-    together, but heeding neither notes nor the frames beside."""
+    """The mels of other clips plus Gaussian noise with the covariance of their error.
+
+    Each frame's bins err together as theirs do, but heed neither notes nor the frames beside.
+    """
 
     of: Folder
     targets: Folder

@@ -117,8 +117,11 @@ def frechet_distance(reference: Gaussian, judged: Gaussian) -> float:
 
 
 def one_blas_thread() -> AbstractContextManager:
-    """Eigenvalues of these sizes take OpenBLAS as long on one thread as on many, which spin where cores are shared: a
-    hundred times the CPU time on two busy cores."""
+    """Keeps OpenBLAS to one thread inside the block.
+
+    Eigenvalues of these sizes take it as long on one as on many, which spin where cores are shared: a hundred times
+    the CPU time on two busy cores.
+    """
     return _blas().limit(limits=1, user_api="blas")
 
 

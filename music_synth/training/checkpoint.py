@@ -138,9 +138,7 @@ class Checkpointer:
         return self._manager
 
 
-def load_params(
-    model_dir: str | Path, step: int | None = None, ema: bool = True, model: Any = None
-) -> tuple[Any, int]:
+def load_params(model_dir: str | Path, step: int | None = None, ema: bool = True, model: Any = None) -> tuple[Any, int]:
     """Reads the parameters of a run as a nested dictionary of NumPy arrays, and the step they are of.
 
     Args:

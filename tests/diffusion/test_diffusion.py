@@ -44,8 +44,10 @@ def loss():
 
 
 def test_evaluation_has_no_dropout(params, loss):
-    """The published code leaves dropout and condition dropout on in evaluation. Here the evaluation loss is that of
-    a model which has neither."""
+    """The published code leaves dropout and condition dropout on in evaluation.
+
+    Here the evaluation loss is that of a model which has neither.
+    """
     batch, key = make_batch(), jax.random.key(1)
     network = dataclasses.replace(MODEL.network, dropout_rate=0.0)
     undropped = jax.jit(dataclasses.replace(MODEL, condition_dropout=0.0, network=network).loss, static_argnums=3)

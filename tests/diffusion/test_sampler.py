@@ -34,8 +34,10 @@ def denoise_fn(x_t, log_snr, _):
 
 
 def flow(x, log_snr_t, log_snr_s):
-    """Where the probability-flow ODE takes x from t to s. In one dimension it keeps the order of points, so it is
-    the map between quantiles."""
+    """Where the probability-flow ODE takes x from t to s.
+
+    In one dimension it keeps the order of points, so it is the map between quantiles.
+    """
 
     def cdf(x, log_snr):
         a, s = np.sqrt(1 / (1 + np.exp(-log_snr))), np.sqrt(1 / (1 + np.exp(log_snr)))

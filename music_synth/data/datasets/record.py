@@ -14,8 +14,11 @@ from music_synth.midi.notes import Note
 
 
 def features() -> tfds.features.FeaturesDict:
-    """`id`; `audio`, 16-bit, 16 kHz, mono; `sequence`, a serialized NoteSequence whose notes last as long as the
-    pedal lets them sound; `programs`, the General MIDI programs heard besides drums, ascending."""
+    """Describes a record: `id`, `audio`, `sequence` and `programs`.
+
+    Audio is 16-bit, 16 kHz, mono; the sequence a serialized NoteSequence whose notes last as long as the pedal lets
+    them sound; programs are the General MIDI programs heard besides drums, ascending.
+    """
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(),

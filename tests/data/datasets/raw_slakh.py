@@ -97,9 +97,10 @@ def band(pieces: Sequence[Piece], rendered: bool = True) -> dict[str, RawStem]:
 
 
 def write_slakh(folder: Path, pieces: Sequence[Piece]) -> Path:
-    """Writes `slakh2100_flac_redux` into `folder`: two songs for training, one for validation, one for test and one
-    that is omitted, each of all `pieces` at once (4 or more for sub-mixes, a piece a stem, each song in another
-    order, so that other parts play them). Returns its path.
+    """Writes `slakh2100_flac_redux` into `folder`; returns its path.
+
+    Two songs for training, one for validation, one for test and one that is omitted, each of all `pieces` at once (4 or
+    more for sub-mixes, a piece a stem, each song in another order, so that other parts play them).
     """
     root = folder / "slakh2100_flac_redux"
     tracks = ("train/Track00001", "train/Track00002", "validation/Track01501", "test/Track01876", "omitted/Track01939")
