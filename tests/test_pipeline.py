@@ -161,9 +161,14 @@ def test_new_arguments_reach_the_sampler(pipe, tokens):
 
 
 def test_the_generator_decides(pipe, tokens):
-    play = lambda generator: pipe(tokens[:1], generator, STEPS, output_type="mel").audios
+    def play(generator):
+        return pipe(tokens[:1], generator, STEPS, output_type="mel").audios
+
     np.testing.assert_array_equal(play(3), play(np.int64(3)))
-    numpy = lambda: np.random.default_rng(3)
+
+    def numpy():
+        return np.random.default_rng(3)
+
     np.testing.assert_array_equal(play(numpy()), play(numpy()))
     assert np.abs(play(None) - play(None)).max() > 0.1
     key, raw = jax.random.key(1), jax.random.PRNGKey(1)
@@ -179,7 +184,10 @@ def test_the_generator_decides(pipe, tokens):
 
 def test_callback_and_bar(pipe, tokens, capsys):
     seen = []
-    callback = lambda i, mel: seen.append((i, mel.shape))
+
+    def callback(i, mel):
+        seen.append((i, mel.shape))
+
     mel = pipe([*tokens, tokens[0]], 0, STEPS, True, "mel", callback, 2).audios
     assert seen == [(0, (1, 256, 128)), (2, (1, 768, 128))] and mel.shape == (1, 768, 128)
     assert "3/3" in capsys.readouterr().err
@@ -200,7 +208,10 @@ def test_streaming(pipe, tokens):
 
 def test_a_path_and_notes_are_played_as_their_tokens(pipe):
     notes = [Note(60, 90, 27, 0.5, 1.0)]
-    play = lambda what: pipe(what, 0, STEPS, output_type="mel").audios
+
+    def play(what):
+        return pipe(what, 0, STEPS, output_type="mel").audios
+
     np.testing.assert_array_equal(play(notes), play(MidiProcessor()(notes)))
 
 

@@ -104,7 +104,8 @@ def read(path: str | Path, step: int | None = None) -> Checkpoint:
     if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict):
         held = ", ".join(map(str, contents)) or "nothing"
         raise UserError(f"{folder / FILE} is no checkpoint of T5X: it holds {held}")
-    state = tree.get("state") if isinstance(tree.get("state"), dict) else {}
+    held_state = tree.get("state")
+    state: dict[str, Any] = held_state if isinstance(held_state, dict) else {}
     moments = state.get("param_states")
     named = re.fullmatch(r"checkpoint_(\d+)", root.name)
     leaves = _Leaves(folder)
@@ -308,7 +309,9 @@ def to_opt_state(moments: Tree, step: int, opt_state: Any) -> Any:
     Raises:
         UserError: the moments are of other shapes.
     """
-    is_factored = lambda node: isinstance(node, optax.FactoredState)
+
+    def is_factored(node: Any) -> bool:
+        return isinstance(node, optax.FactoredState)
 
     def fill(node: Any) -> Any:
         if not is_factored(node):

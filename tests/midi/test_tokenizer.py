@@ -160,7 +160,10 @@ def plain_events(notes, slakh=False):
     """(time, is_drum, program, velocity, pitch) in order (3.4)."""
     notes = sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch))
     if slakh:
-        to_class = lambda program: max(c for c in SLAKH_PROGRAMS if c <= program)
+
+        def to_class(program):
+            return max(c for c in SLAKH_PROGRAMS if c <= program)
+
         notes = [n if n.is_drum else n._replace(program=to_class(n.program)) for n in notes]
         notes = sorted(notes, key=lambda n: (n.is_drum, n.program, n.pitch))
     events = [(n.offset, False, n.program, 0, n.pitch) for n in notes if not n.is_drum]
