@@ -15,23 +15,19 @@ from typing import Any
 
 from gin import config_parser
 
-from music_synth import gin_files
 from music_synth.errors import UserError
 from music_synth.gin_files import (
     CONFIG_FILE,
-    OPTIMIZERS,
-    PARTS,
     Bindings,
     Macro,
-    Maker,
     Reference,
     all_statements,
     key_of,
     located,
-    nearest,
     read_values,
     statements,
 )
+from music_synth.making import OPTIMIZERS, PARTS, Maker, nearest, parameter_missing
 
 __all__ = ["CONFIGURABLES", "CONFIG_FILE", "ENTRIES", "build", "find", "load_run", "parse", "read_values", "run_text"]
 
@@ -145,7 +141,7 @@ def _bind(maker: Maker, statement: Any) -> None:
         _parameters(maker, name)
         return
     if dot and parameter not in (names := _parameters(maker, name)):
-        raise UserError(gin_files.parameter_missing(name, parameter, names))
+        raise UserError(parameter_missing(name, parameter, names))
     for reference in _leaves(statement.value, Reference):
         _parameters(maker, reference.name.rsplit("/", 1)[-1])
         if not reference.evaluate:

@@ -34,7 +34,7 @@ from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
-from music_synth.gin_files import CONFIG_FILE
+from music_synth.gin_files import CONFIG_FILE, read_file
 from music_synth.interop import diffusers, model_card, published, t5x
 from music_synth.interop.decoders import KINDS, Trained
 from music_synth.training.checkpoint import Checkpointer
@@ -93,7 +93,7 @@ def run_text(decoder: Trained, target: Path) -> str:
 
 def export_text(decoder: Trained, target: Path) -> str:
     own = decoder.path / CONFIG_FILE
-    return own.read_text(encoding="utf-8") if decoder.kind in ("run", "export") else run_text(decoder, target)
+    return read_file(own) if decoder.kind in ("run", "export") else run_text(decoder, target)
 
 
 def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
@@ -101,7 +101,7 @@ def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
     published.check_published(decoder.model)
     t5x.write(folder, decoder.step, decoder.params, decoder.moments)
     own = gin_file or (t5x.find_config(decoder.path) if decoder.kind == "t5x" else None)
-    text = published.gin_text(decoder.model, decoder.tokenizer) if own is None else own.read_text("utf-8")
+    text = published.gin_text(decoder.model, decoder.tokenizer) if own is None else read_file(own)
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 

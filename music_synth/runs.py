@@ -3,7 +3,7 @@
     model, tokenizer, params, step = runs.load("runs/diffusion")
     inverter = runs.load_inverter("runs/istft")
 
-What somebody sent is data: of its config, a model and a tokenizer are made and nothing else (`gin_files.PARTS`), and no
+What somebody sent is data: of its config, a model and a tokenizer are made and nothing else (`making.PARTS`), and no
 file outside the folder is read. A SavedModel of TensorFlow is a program, and wants `trust`.
 """
 
@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 from music_synth import gin_files
 from music_synth.errors import UserError
 from music_synth.files import check_inside
-from music_synth.gin_files import CONFIG_FILE, OPTIMIZERS, PARTS, Maker
+from music_synth.gin_files import CONFIG_FILE
 from music_synth.interop import decoders, diffusers, inverters, t5x
 from music_synth.interop.decoders import Trained
 from music_synth.interop.model_card import WEIGHTS, load_exported
+from music_synth.making import OPTIMIZERS, PARTS, Maker
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.seam import Params, Seam
 from music_synth.training.checkpoint import FOLDER, check_shapes, load_params, load_progress

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from music_synth.errors import UserError
+from music_synth.files import check_inside
 from music_synth.gin_files import included_around, read_values
 from music_synth.interop import diffusers, published, t5x
 from music_synth.training.checkpoint import check_shapes
@@ -51,6 +52,8 @@ def read_t5x(
     """
     checkpoint = t5x.read(path, step)
     found = gin_file or t5x.find_config(checkpoint.folder)
+    if found is not None and gin_file is None:
+        check_inside(found.parent, found.name)
     given = {} if found is None else read_values(found, *([included_around] if gin_file else []))
     try:
         model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)

@@ -21,6 +21,7 @@ import numpy as np
 from music_synth.errors import UserError
 
 SAFETENSORS_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+MAX_PICKLE = 2**24  # bytes of the list of tensors in a file of torch; that of a model has some 100 kB
 TORCH_DTYPES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -82,6 +83,8 @@ def _torch(path: Path, data: np.ndarray) -> dict[str, np.ndarray]:
             begin = member.header_offset + 30 + int(lengths.sum(dtype=np.int64))
             return data[begin : begin + member.file_size].view(dtype)
 
+        if archive.getinfo(f"{root}data.pkl").file_size > MAX_PICKLE:
+            raise ValueError("its list of tensors is too long")
         tensors = _StateDict(io.BytesIO(archive.read(f"{root}data.pkl")), storage).load()
     if not isinstance(tensors, dict) or not all(isinstance(value, np.ndarray) for value in tensors.values()):
         raise ValueError("it is no state dict: names and tensors")
@@ -117,7 +120,7 @@ class _StateDict(pickle.Unpickler):
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray:
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min((offset, *strides)) < 0 or (0 not in shape and last >= len(storage)):
+    if min((offset, *strides)) < 0 or (0 not in shape and last >= len(storage)) or math.prod(shape) > len(storage):
         raise ValueError("a tensor reaches beyond its bytes")
     bytes_ = tuple(stride * storage.itemsize for stride in strides)
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, bytes_, writeable=False)
