@@ -78,11 +78,10 @@ def render_midi(
     path = Path(soundfont) if soundfont is not None else default_soundfont()
     if not path.is_file():
         raise UserError(f"no SoundFont at {path}; give a .sf2 file")
-    settings = {"synth.reverb.active": int(bool(reverb)), "synth.chorus.active": 0}
+    settings: dict[str, float] = {"synth.reverb.active": int(bool(reverb)), "synth.chorus.active": 0}
     if isinstance(reverb, Room):
-        size, *others = (float(value) for value in reverb)
-        settings |= {"synth.reverb.room-size": size}
-        settings |= dict(zip(("synth.reverb.damp", "synth.reverb.width", "synth.reverb.level"), others, strict=True))
+        names = ("room-size", "damp", "width", "level")
+        settings |= {f"synth.reverb.{name}": float(value) for name, value in zip(names, reverb, strict=True)}
     with _SETUP:
         synth = fluidsynth.Synth(gain=float(gain), samplerate=float(sample_rate), channels=16, **settings)
     try:

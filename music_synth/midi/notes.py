@@ -20,7 +20,7 @@ import numpy as np
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
 from music_synth.midi.players import PEDAL_DOWN, SUSTAIN_CONTROL
-from music_synth.midi.smf import DRUM_CHANNEL, MidiError, MidiWarning
+from music_synth.midi.smf import DRUM_CHANNEL, MidiError, MidiWarning, Source
 
 __all__ = [
     "MidiError",
@@ -61,7 +61,7 @@ class Pedal(NamedTuple):
     value: int  # 0..127
 
 
-def read_midi(source: str | Path | bytes, as_published: bool = False) -> list[Note]:
+def read_midi(source: Source, as_published: bool = False) -> list[Note]:
     """Reads the notes of a MIDI file (a path, or a file's bytes), as a player sounds them, in order of their onsets.
 
     The velocity of a note is the loudness that its channel's volume and expression leave of it: see
@@ -83,7 +83,7 @@ def read_midi(source: str | Path | bytes, as_published: bool = False) -> list[No
     return notes
 
 
-def parse_midi(source: str | Path | bytes) -> tuple[list[Note], list[Pedal]]:
+def parse_midi(source: Source) -> tuple[list[Note], list[Pedal]]:
     """Notes as the keys were held, and the pedal movements (golden 3.1). Raises as `read_midi` does."""
     midi = smf.load(source, strict=True)
     notes, pedals = _collect(midi)
@@ -128,7 +128,7 @@ def check_notes(notes: Sequence[Note]) -> list[Note]:
     return list(notes)
 
 
-def _check(source: str | Path | bytes, midi: smf.MidiFile, notes: list[Note]) -> None:
+def _check(source: Source, midi: smf.MidiFile, notes: list[Note]) -> None:
     if not notes:
         damage = f" ({smf.in_words(midi.problems)})" if midi.problems else ""
         raise MidiError(f"{smf.source_name(source)}: no notes in this MIDI file{damage}")

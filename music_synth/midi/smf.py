@@ -7,6 +7,7 @@ exclusive messages those that reset a device or say which channels are drums.
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from music_synth.errors import UserError
 
+Source = str | os.PathLike[str] | bytes  # a path, or the bytes of a file
 SUFFIXES = (".mid", ".midi", ".kar", ".rmi", ".smf")  # of files that `load` reads, in lower case
 
 NOTE_OFF, NOTE_ON, CONTROL_CHANGE, PROGRAM_CHANGE, PITCH_BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
@@ -68,22 +70,19 @@ class MidiFile(NamedTuple):
     problems: list[str]  # what breaks the standard and was passed over
 
 
-def load(source: str | Path | bytes, strict: bool = False) -> MidiFile:
-    """Reads the events of a MIDI file, given by its path or its bytes.
-
-    Raises `MidiError` as `parse` does, naming the source, and where it is missing, a folder or cannot be read.
-    """
+def load(source: Source, strict: bool = False) -> MidiFile:
+    """Reads the events of a MIDI file. `MidiError`: it is not there, cannot be read, or as of `parse`."""
     try:
         return parse(source if isinstance(source, bytes) else _read_bytes(Path(source)), strict)
     except MidiError as error:
         raise MidiError(f"{source_name(source)}: {error}") from None
 
 
-def warn_of_problems(midi: MidiFile, source: str | Path | bytes) -> None:
+def warn_of_problems(midi: MidiFile, source: Source) -> None:
     """Warns (`MidiWarning`), in one line, of what was passed over while reading."""
     if midi.problems:
-        message = f"{source_name(source)} breaks the MIDI standard, read nevertheless: {in_words(midi.problems)}"
-        warnings.warn(message, MidiWarning, stacklevel=3)
+        told = f"{source_name(source)} breaks the MIDI standard, read nevertheless: {in_words(midi.problems)}"
+        warnings.warn(told, MidiWarning, stacklevel=3)
 
 
 def in_words(problems: list[str]) -> str:
@@ -91,7 +90,7 @@ def in_words(problems: list[str]) -> str:
     return "; ".join(problems[:3]) + "; and more" * (len(problems) > 3)
 
 
-def source_name(source: str | Path | bytes) -> str:
+def source_name(source: Source) -> str:
     """Returns how messages call a source."""
     return "MIDI data" if isinstance(source, bytes) else str(source)
 

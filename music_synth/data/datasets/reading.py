@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.data.datasets import tfrecords
+from music_synth.data.datasets import rendered, tfrecords
 from music_synth.data.datasets.archives import unpacked
 from music_synth.data.datasets.corpus import Corpus, Found, Loaded, Reader, Recording
 from music_synth.data.prepared import notes_from_array, notes_to_array
@@ -97,6 +97,8 @@ def seconds(recording: Recording) -> float:
 
     if isinstance(recording, tfrecords.Record):
         return tfrecords.seconds(recording)
+    if isinstance(recording, rendered.Rendering):
+        return recording.seconds
     longest = 0.0
     for path in recording.files:
         if path.suffix in (".wav", ".flac"):

@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,7 @@ HELD_OUT = (("test", 0.1), ("validation", 0.2))  # cumulative shares of the piec
 class Rendering(Recording):
     """A piece with a SoundFont: `files` are both. `seed`: of its variation; empty where it is as written."""
 
+    seconds: float  # up to the end of the last note
     lump: str = ""  # in a WAD archive
     seed: str = ""
     kinds: tuple[str, ...] = KINDS
@@ -129,23 +130,26 @@ def find_renderings(
         if not path.is_file():
             raise UserError(f"no SoundFont at {path}: give .sf2 or .sf3 files")
     Variation.draw("", kinds)  # complains about unknown kinds
-    found: dict[str, tuple[str, Path, str]] = {}  # by what the piece holds
+    found: dict[str, tuple[str, Path, str, float]] = {}  # by what the piece holds; up to its last second
     unreadable = []
     for name, path, lump, data in tqdm(_pieces(sources), desc="looking at pieces", unit="piece", disable=not progress):
         try:
-            found.setdefault(_content(read_midi(path if data is None else data)), (name, path, lump))
+            notes = read_midi(path if data is None else data)
+            found.setdefault(_content(notes), (name, path, lump, max(note.offset for note in notes)))
         except UserError as error:
             unreadable.append(str(error) if data is None else f"{path}, {lump}: {error}")
     splits = _splits(found)
     recordings, ids = [], set()
-    for content, (name, path, lump) in found.items():
+    for content, (name, path, lump, end) in found.items():
         for soundfont in soundfonts:
             for number in range(1 + (variations if splits[content] == "train" else 0)):
                 label = re.sub(r"[^\w.-]+", "_", f"{name}.{soundfont.stem}" + (f".{number}" if number else ""))
                 label += f"-{content[:8]}" if label in ids else ""
                 ids.add(label)
                 drawn = f"{seed}/{content}/{soundfont.name}/{number}" if number else ""
-                recordings.append(Rendering(label, splits[content], (path, soundfont), lump, drawn, tuple(kinds), gain))
+                seconds = end / Variation.draw(drawn, kinds).tempo if number else end
+                files = path, soundfont
+                recordings.append(Rendering(label, splits[content], files, seconds, lump, drawn, tuple(kinds), gain))
     return Found(recordings, unreadable)
 
 
@@ -160,9 +164,9 @@ def _pieces(sources: Sequence[Path]) -> Iterator[tuple[str, Path, str, bytes | N
         else:
             raise UserError(f"no such file or folder: {source}")
         for path in paths:
-            name = path.relative_to(source) if source.is_dir() else Path(path.name)
-            name = ".".join(name.with_suffix("").parts)
-            lumps = {"": None}  # read as a MIDI file, which says what is wrong with it
+            inside = path.relative_to(source) if source.is_dir() else Path(path.name)
+            name = ".".join(inside.with_suffix("").parts)
+            lumps: Mapping[str, bytes | None] = {"": None}  # read as a MIDI file, which says what is wrong with it
             if is_wad(path):
                 with contextlib.suppress(UserError):
                     lumps = read_wad(path)

@@ -8,6 +8,7 @@ import pytest
 
 from music_synth import prepare_data
 from music_synth.audio.soundfont import default_soundfont
+from music_synth.data.datasets import reading
 from music_synth.data.datasets.rendered import CORPUS, find_renderings
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes, read_midi
@@ -104,7 +105,7 @@ def test_a_rendering_sounds_where_its_notes_are(folder):
     notes, audio = CORPUS.load(plain)
     assert [(n.pitch, n.velocity, n.onset) for n in notes] == [(57, 90, 0.0), (58, 90, 0.5), (59, 90, 1.0)]
     assert audio.dtype == np.float32 and 0.01 < np.abs(audio).max() <= 0.99 and len(audio) > 1.4 * 16000
-    assert notes == CORPUS.labels(plain)
+    assert notes == CORPUS.labels(plain) and reading.seconds(plain) == pytest.approx(1.4)
     np.testing.assert_array_equal(audio, CORPUS.load(plain).audio)
     for item in found.recordings:
         if item.seed:
@@ -113,6 +114,7 @@ def test_a_rendering_sounds_where_its_notes_are(folder):
             envelope = np.array([np.abs(varied.audio[int(16000 * n.onset) :][:3000]).max() for n in varied.notes])
             assert (envelope > 0.005).all()
             assert len(varied.audio) != len(audio)
+            assert reading.seconds(item) == pytest.approx(max(n.offset for n in varied.notes), rel=1e-4)
             break
     else:
         pytest.fail("no training piece is varied")
