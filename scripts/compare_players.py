@@ -81,7 +81,7 @@ class FluidPlayer:
             key, velocity = lib.fluid_midi_event_get_key(event), lib.fluid_midi_event_get_velocity(event)
             if kind == smf.PROGRAM_CHANGE and key < 128:
                 programs[channel] = key
-            elif kind == smf.NOTE_ON and key < 128 and 0 < velocity < 128:  # the synthesizer refuses others
+            elif kind == smf.NOTE_ON and key < 128 and velocity > 0:
                 onset = blocks * BLOCK / RATE, lib.fluid_player_get_current_tick(player)
                 onsets[key, programs[channel], channel == smf.DRUM_CHANNEL].append(onset)
             return 0

@@ -295,8 +295,9 @@ def _parse_track(data: bytes, begin: int, limit: int, room: int) -> _Track:
                 if i > limit:
                     raise IndexError
                 a, b = data[at], data[at + 1] if i > at + 1 else 0
-                if kind == NOTE_OFF:
-                    b &= 0x7F  # the speed of a release means nothing here
+                if b > 127 and kind in (NOTE_OFF, NOTE_ON):
+                    pass_over(at + 1, "a velocity above 127")  # what the note is, is plain
+                    b = 127
                 if (a | b) & 0x80:
                     pass_over(at, "a data byte above 127")
                 elif kind in KEPT:

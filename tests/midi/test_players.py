@@ -144,6 +144,14 @@ def test_sound_off_and_mode_messages_end_notes():
     assert play([on(0, 60), control(2, 127, 0), off(5, 60)]) == [(60, 0, 2)]
 
 
+def test_velocities_above_127_are_as_loud_as_can_be():
+    """As in five files of Debian's songwrite: what the notes are is plain."""
+    data = smf.build([[Event(*e) for e in (on(0, 60), off(1, 60), on(1, 62), off(2, 62))]], BEAT)
+    data = data.replace(bytes((62, 90)), bytes((62, 0xCC))).replace(bytes((60, 0)), bytes((60, 0xCC)))
+    with pytest.warns(MidiWarning, match="track 1: byte 7: a velocity above 127"):
+        assert [(n.pitch, n.velocity, n.offset) for n in read_midi(data)] == [(60, 90, 0.5), (62, 127, 1.0)]
+
+
 def test_notes_of_no_length_are_short_notes():
     assert play([on(0, 60), off(0, 60), on(1, 36, channel=9), off(1, 36, 9)]) == [(60, 0, 0.02), (36, 1, 1.2)]
     # The off is that of the note that was struck last, as in FluidSynth: the file's order counts.
