@@ -260,6 +260,7 @@ def check(line: str, stderr: str, parts: tuple[str, ...], w: Path) -> None:
         assert part.format(w=w) in errors_shown[0]
 
 
+@pytest.mark.filterwarnings("default")  # as a command shows them: a line each
 @pytest.mark.parametrize("line, parts", [(line, parts) for line, *parts in CASES], ids=[line for line, *_ in CASES])
 def test_bad_input_is_one_clear_line(line, parts, w, monkeypatch, capsys):
     command, *argv = shlex.split(line.format(w=w))
