@@ -195,9 +195,9 @@ def check_published(model: Any) -> None:
         if isinstance(model.schedule, CosineSchedule) and model.schedule != CosineSchedule():
             reasons.append("CosineSchedule.shift or max_log_snr")
     elif not model.as_published:
-        reasons.append("an Autoregressive that is not as_published")
+        reasons.append("Autoregressive that is not as_published")
     elif model.network.context_frames:
-        reasons.append("a context for an autoregressive decoder")
+        reasons.append("context for an autoregressive decoder")
     if reasons:
         raise UserError(f"the published code has no {' and no '.join(reasons)}: it would compute something else")
 

@@ -7,6 +7,9 @@ it: version, and under "optimizer" the parameters ("target") and what the optimi
     {"driver": "zarr", "kvstore": {"path"}}    T5X: a zarr folder beside the file; before TensorStore 0.1.14 {"path"}
     "PLACEHOLDER://name"                       T5X on Orbax: likewise; the file may then lie in a folder `state`
 
+T5X on Orbax of today writes no such file but a database, `state/manifest.ocdbt` and what belongs to it, with a zarr
+array under each name: target.decoder.decoder_norm.scale, state.step, state.param_states.<name>.v_row, ...
+
 The published models are such checkpoints, and `music_synth.models` has their parameter names.
 """
 
@@ -16,7 +19,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,13 @@ import ml_dtypes
 import numpy as np
 import optax
 import tensorstore
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from music_synth.errors import UserError
 from music_synth.files import check_inside, most_unpacked
 
 FILE = "checkpoint"
+DATABASE = "manifest.ocdbt"
 PLACEHOLDER = "PLACEHOLDER://"
 VERSION = 3  # of what is written: bfloat16 arrays are of that type; in version 2 they are called uint16
 ZARR_DTYPES = ("bfloat16", "<f2", "<f4", "<f8", "<i4", "<i8", "<u2", "<u4")
@@ -71,7 +75,8 @@ def find(path: str | Path, step: int | None = None) -> Path | None:
 
 
 def _with_file(path: Path) -> Path | None:
-    return next((folder for folder in (path, path / "state") if (folder / FILE).is_file()), None)
+    files = ((folder, folder / name) for folder in (path, path / "state") for name in (FILE, DATABASE))
+    return next((folder for folder, file in files if file.is_file()), None)
 
 
 def find_config(folder: Path) -> Path | None:
@@ -99,11 +104,11 @@ def read(path: str | Path, step: int | None = None) -> Checkpoint:
         )
     root = folder.parent if folder.name == "state" else folder
     check_inside(root.parent, root.name)
-    contents = _read_msgpack(folder / FILE)
+    contents = _read_msgpack(folder / FILE) if (folder / FILE).is_file() else _list_database(folder)
     tree = contents.get("optimizer", contents)
     if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict):
         held = ", ".join(map(str, contents)) or "nothing"
-        raise UserError(f"{folder / FILE} is no checkpoint of T5X: it holds {held}")
+        raise UserError(f"{folder} is no checkpoint of T5X: it holds {held[:200]}")
     held_state = tree.get("state")
     state: dict[str, Any] = held_state if isinstance(held_state, dict) else {}
     moments = state.get("param_states")
@@ -140,6 +145,26 @@ def _read_msgpack(path: Path) -> Tree:
     return contents
 
 
+@dataclass(frozen=True)
+class _InDatabase:
+    """A leaf that lies under a name in the database."""
+
+    name: str
+
+
+def _list_database(folder: Path) -> Tree:
+    try:
+        keys = tensorstore.KvStore.open(_database(folder)).result().list().result()
+        names = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
+        return unflatten_dict({name: _InDatabase(name) for name in names}, sep=".")
+    except Exception as error:  # TensorStore's are of several kinds
+        raise UserError(f"{folder / DATABASE} is damaged or no checkpoint of T5X ({_reason(error)})") from error
+
+
+def _database(folder: Path) -> Tree:
+    return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+
+
 def _are_of_adafactor(moments: Tree, params: Tree) -> bool:
     """Whether `moments` has, in place of every parameter, what Adafactor keeps of it."""
     if _is_leaf(params):
@@ -170,6 +195,8 @@ class _Leaves:
             if not node.startswith(PLACEHOLDER):
                 raise UserError(f"tensor {name} in {self.folder} is the text {node[:40]!r}")
             node = self._read_zarr(self._inside(node.removeprefix(PLACEHOLDER), name), name)
+        elif isinstance(node, _InDatabase):
+            node = self._read_database(node.name, name)
         array = np.asarray(node)
         if array.dtype.kind not in "iufV" or (array.dtype.kind == "V" and array.dtype != ml_dtypes.bfloat16):
             raise UserError(f"tensor {name} in {self.folder} is of {array.dtype}, not of numbers")
@@ -190,18 +217,37 @@ class _Leaves:
             raise UserError(f"tensor {name} points to {path[:80]!r}, not to a zarr folder in {self.folder}")
         return self.folder / path
 
+    def _read_database(self, key: str, name: str) -> np.ndarray:
+        try:
+            database = _database(self.folder)
+            said = tensorstore.KvStore.open(database).result().read(f"{key}/.zarray").result().value
+            shape, chunks, dtype, _ = _layout(json.loads(said))
+            self._claim(shape, chunks, dtype, name, f"{self.folder / DATABASE}")
+            store = tensorstore.open({"driver": "zarr", "kvstore": database | {"path": f"{key}/"}}).result()
+            return store.read().result()
+        except UserError:
+            raise
+        except Exception as error:  # TensorStore's are of several kinds
+            raise UserError(f"tensor {name} cannot be read from {self.folder} ({_reason(error)})") from error
+
+    def _claim(self, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype, name: str, where: str) -> None:
+        """UserError if an array is larger than all files can hold, with what was read before, or its chunks than it."""
+        self._left -= math.prod(shape) * dtype.itemsize
+        if self._left < 0 or any(chunk > max(size, 1) for size, chunk in zip(shape, chunks, strict=True)):
+            raise UserError(
+                f"tensor {name} is {list(shape)} in chunks of {list(chunks)} by {where}: more than the checkpoint's"
+                " files can hold"
+            )
+
     def _read_zarr(self, folder: Path, name: str) -> np.ndarray:
         """An array of zarr's version 2, as T5X writes them: packed by gzip, every chunk there."""
         try:
             if not (folder / ".zarray").is_file():
                 raise UserError(f"tensor {name} is missing: there is no {folder}/.zarray")
-            shape, chunks, dtype, separator, packed = _layout(json.loads((folder / ".zarray").read_text("utf-8")))
-            self._left -= math.prod(shape) * dtype.itemsize
-            if self._left < 0 or any(chunk > max(size, 1) for size, chunk in zip(shape, chunks, strict=True)):
-                raise UserError(
-                    f"tensor {name} is {list(shape)} in chunks of {list(chunks)} by {folder}/.zarray: more than the"
-                    " checkpoint's files can hold"
-                )
+            said = json.loads((folder / ".zarray").read_text("utf-8"))
+            shape, chunks, dtype, packed = _layout(said, ("gzip", "zlib"))
+            separator = said.get("dimension_separator", ".")
+            self._claim(shape, chunks, dtype, name, f"{folder}/.zarray")
             array, size = np.empty(shape, dtype), math.prod(chunks) * dtype.itemsize
             for index in np.ndindex(*(-(-whole // part) for whole, part in zip(shape, chunks, strict=True))):
                 path = folder / (separator.join(map(str, index)) or "0")
@@ -217,20 +263,20 @@ class _Leaves:
             raise UserError(f"tensor {name} cannot be read from {folder} ({_reason(error)})") from error
 
 
-def _layout(said: Tree) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype, str, bool]:
-    """Shape, shape of the chunks, dtype, separator of the chunks' names, whether they are packed, of a .zarray."""
+def _layout(said: Tree, packings: Sequence[str] = ()) -> tuple[tuple[int, ...], tuple[int, ...], np.dtype, bool]:
+    """Shape, shape of the chunks, dtype, whether they are packed, of a .zarray; `packings`: by which it may be."""
     shape, chunks, compressor = said["shape"], said["chunks"], said.get("compressor")
     if not all(type(size) is int and size >= 0 for size in (*shape, *chunks)) or 0 in chunks:
         raise ValueError(f"shape {str(shape)[:80]} in chunks of {str(chunks)[:80]}")
     if said.get("order", "C") != "C" or said.get("filters") or said.get("dimension_separator", ".") not in (".", "/"):
         raise ValueError("it is laid out otherwise than T5X does")
-    if compressor is not None and compressor["id"] not in ("gzip", "zlib"):
+    if packings and compressor is not None and compressor["id"] not in packings:
         raise ValueError(f"it is packed by {compressor['id']!r}, and T5X's are by gzip")
     name = said["dtype"]
     if name not in ZARR_DTYPES:
         raise ValueError(f"it is of dtype {str(name)[:40]!r}: choose from {', '.join(ZARR_DTYPES)}")
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-    return tuple(shape), tuple(chunks), dtype, said.get("dimension_separator", "."), compressor is not None
+    return tuple(shape), tuple(chunks), dtype, compressor is not None
 
 
 def _unpacked(path: Path, size: int, packed: bool) -> bytes:

@@ -498,3 +498,40 @@ def test_heads_that_cannot_be_told_are_asked_for(written_by_t5x):
 def test_what_the_published_code_cannot_do_is_not_written_for_it(model, said):
     with pytest.raises(UserError, match=re.escape(said)):
         published.check_published(model)
+
+
+# --- on Orbax of today: a database ------------------------------------------------------------------------------------
+
+
+def write_database(folder, checkpoint):
+    """What T5X writes with Orbax today (`checkpoint_<step>/state/manifest.ocdbt`), by Orbax itself."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    tree = {"target": checkpoint.params, "state": {"step": np.int32(checkpoint.step)}}
+    if checkpoint.moments is not None:
+        tree["state"]["param_states"] = checkpoint.moments
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True)
+    ocp.Checkpointer(handler).save(epath.Path(folder), args=ocp.args.PyTreeSave(tree))
+    return folder
+
+
+def test_a_database_holds_what_the_msgpack_file_does(tmp_path):
+    plain = t5x.read(t5x_folders.make(tmp_path / "plain", "context"))
+    folder = tmp_path / f"checkpoint_{plain.step}"
+    folder.mkdir()
+    write_database(folder / "state", plain)
+    (tmp_path / "config.gin").write_text("T5Config.num_heads = 2\n")
+    again = t5x.read(folder)
+    assert again.step == plain.step and again.folder == folder / "state"
+    for before, after in ((plain.params, again.params), (plain.moments, again.moments)):
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert runs.load(tmp_path, plain.step).model.network.num_heads == 2
+
+    [manifest] = (folder / "state").glob("manifest.ocdbt")
+    whole = manifest.read_bytes()
+    for damage in (whole[:-9], b"", whole[:20] + b"x" + whole[21:]):
+        manifest.write_bytes(damage)
+        with pytest.raises(UserError, match=r"manifest\.ocdbt is damaged or no checkpoint of T5X") as told:
+            t5x.read(folder)
+        assert "\n" not in str(told.value)
