@@ -132,6 +132,7 @@ class Decoder:
                 context = mels[piece][start - network.context_frames : start] if index else None
                 rows.append(Row(piece, context, index))
         rows.sort(key=lambda row: len(pieces[row.piece][row.index]))  # one bucket of tokens side by side
+        batch_size = min(batch_size, len(rows))
         for first in range(0, len(rows), batch_size):
             chosen = rows[first : first + batch_size]
             filled = chosen + chosen[:1] * (batch_size - len(chosen))  # one shape for all batches

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -101,7 +102,7 @@ def synthesize_stream(
 def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
     keep_compiled()
-    say = Speaker(to_stderr=flags.out == STDOUT)
+    say = functools.partial(print, file=sys.stderr if flags.out == STDOUT else sys.stdout, flush=True)
     targets = outputs(flags.midi, flags.out)
     if len(targets) > 1 and flags.plot:
         raise UserError(f"--plot is for one piece, and {len(targets)} are given")
@@ -132,7 +133,6 @@ def main(argv: list[str]) -> None:
         say(f"{flags.plot}: piano roll, mel and waveform")
     if failed:
         raise UserError(f"{len(failed)} of {len(targets)} files are not played: {', '.join(map(str, failed))}")
-    say.check()
 
 
 def play(
@@ -142,7 +142,7 @@ def play(
     inverter: Inverter,
     seed: int,
     batch_size: int,
-    say: Speaker,
+    say: Callable[[str], None],
     keep: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays pieces into their targets as they come; returns their mel [T, M] and audio [S] if `keep` asks for them."""
@@ -294,7 +294,7 @@ def check_writable(path: Path, suffixes: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def raw_samples(say: Speaker) -> Iterator[Callable[[np.ndarray], None]]:
+def raw_samples(say: Callable[[str], None]) -> Iterator[Callable[[np.ndarray], None]]:
     """Yields a function that writes audio [S] to stdout, as s16le at 16 kHz.
 
     When the reader closes the pipe, as players are closed, the block ends without complaint.
@@ -310,38 +310,10 @@ def raw_samples(say: Speaker) -> Iterator[Callable[[np.ndarray], None]]:
     try:
         yield write
     except OSError as error:
-        mute_stdout()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that what is left is not flushed at exit
         if not isinstance(error, BrokenPipeError):
             raise UserError(f"--out -: cannot write ({error.strerror or error})") from error
         say("stopped: the reader closed the pipe")
-
-
-def mute_stdout() -> None:
-    """Throws away what stdout still holds, so that Python does not fail at its exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Speaker:
-    """Says lines on stdout or stderr as long as it can: the music goes on without them."""
-
-    def __init__(self, to_stderr: bool):
-        self.to_stderr, self.failure = to_stderr, ""
-
-    def __call__(self, line: str) -> None:
-        file = sys.stderr if self.to_stderr else sys.stdout
-        if self.failure or file is None:
-            return
-        try:
-            print(line.encode(file.encoding or "utf-8", "backslashreplace").decode(), file=file, flush=True)
-        except OSError as error:
-            self.failure = error.strerror or str(error)
-            mute_stdout()
-
-    def check(self) -> None:
-        """Raises a UserError if something could not be said."""
-        if self.failure:
-            raise UserError(f"stdout cannot be written ({self.failure}); the music is")
 
 
 # --- flags -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +31,8 @@ def take(
 ) -> Iterator[Piece]:
     """Yields pieces in order, `clip_seconds` of each, until `max_seconds` are full; the last one is cut there."""
     for name, seconds in (("max_seconds", max_seconds), ("clip_seconds", clip_seconds)):
-        if seconds is not None and not seconds > 0:
-            raise UserError(f"evaluate.{name} = {seconds}: must be positive, or None for all")
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise UserError(f"evaluate.{name} = {seconds}: must be positive and finite, or None for all")
     left, longest = (
         float("inf") if seconds is None else max(1, round(seconds * FRAME_RATE))
         for seconds in (max_seconds, clip_seconds)

@@ -33,6 +33,7 @@ from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
 
 BASIC_PITCH = "basic_pitch"
+MAX_EXAMPLES = 1000  # in a report
 MEAN = {"temperature": 0}  # the setting by which a decoder that has it gives its mean
 
 
@@ -89,6 +90,8 @@ def evaluate(
     """
     if batch_size < 1:
         raise UserError(f"evaluate.batch_size = {batch_size}: must be at least 1")
+    if not 0 <= num_examples <= MAX_EXAMPLES:
+        raise UserError(f"evaluate.num_examples = {num_examples}: must be in 0 .. {MAX_EXAMPLES}")
     if not inverters:
         raise UserError("no inverter to play with: leave out --inverter for the one that ships")
     folder = make_folder(output_dir)
