@@ -248,7 +248,7 @@ def summary(name: str, found: Found, measure: bool) -> str:
             for item in tqdm(items, desc=f"looking at {split}", unit="piece", leave=False):
                 try:
                     hours += seconds(item) / 3600
-                    notes += len(reader(name, item).labels(item))
+                    notes += len(reader(name, item).read_notes(item))
                 except UserError as error:
                     bad.append(str(error))
             line += f", {hours:.2f} hours, {notes:,} notes"

@@ -35,7 +35,7 @@ class Cerberus4(MixReader):
     archives = ("slakh2100_flac_redux.tar.gz",)
     pieces = ()  # it depends on the programs of the stems
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         songs, missing = split_songs(root, self.title, self.bass_octave)
         mixes = [
             Mix.of(song, "-".join([song.track, *(stem.name for stem in stems)]), stems)

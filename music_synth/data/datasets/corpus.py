@@ -1,8 +1,8 @@
 """What the readers of the downloaded data sets share: from an unpacked folder to recordings, and from a recording
 to notes and audio. No TensorFlow here; `builder.py` makes tfds data sets of it.
 
-A reader is a module of this package, such as `maestro`, with an instance of a `Corpus` called CORPUS. Finding is
-quick and reads only what lists the recordings; loading does the work, one recording at a time, in any process.
+A reader is a module of this package, such as `maestro`, with an instance of a `Corpus` called CORPUS. Listing is
+quick and looks only at what lists the recordings; reading does the work, one recording at a time, in any process.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Recording:
         return ""
 
 
-class Loaded(NamedTuple):
+class Content(NamedTuple):
     """What a recording holds."""
 
     notes: list[Note]  # sorted by onset; programs and drum flags resolved; sustain applied
@@ -55,26 +55,25 @@ class Found(NamedTuple):
 class Reader(Protocol):
     """Reads recordings. Its methods raise UserError whose message names the item and the way out."""
 
-    def labels(self, recording: Any) -> list[Note]:  # one of those that it found
+    def read_notes(self, recording: Any) -> list[Note]:  # one of those that it found
         """Reads the notes of a recording, without its audio."""
         ...
 
-    def load(self, recording: Any) -> Loaded:
-        """Notes and audio of a recording, as of `check`."""
+    def read(self, recording: Any) -> Content:
+        """Reads notes and audio of a recording, as of `check`."""
         ...
 
 
 class Corpus(Reader, Protocol):
-    """Reads the recordings of a corpus, and finds them."""
+    """Lists the recordings of a corpus, and reads them."""
 
     title: str  # for people: "MAESTRO v3.0.0"
     archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
-    pieces: tuple[
-        int, ...
-    ]  # in the whole download, of each edition; empty where it has a list of them, or none is known
+    # In the whole download, of each edition; empty where it has a list of them, or none is known:
+    pieces: tuple[int, ...]
     trim: bool  # whether training cuts overlapping notes of one pitch, as published
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         """Lists what is in `root`: the folder that the archives unpack into, or one that holds it."""
         ...
 
@@ -90,7 +89,7 @@ def naming(recording: Recording) -> Iterator[None]:
         raise UserError(f"{recording.id}: {error}; unpack it again, or leave it out with --skip_bad") from error
 
 
-def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loaded:
+def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Content:
     """Returns sorted notes and audio of a recording, if they can belong together.
 
     Raises:
@@ -108,7 +107,7 @@ def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Loa
         raise UserError(
             f"{recording.id}: {seconds:.2f} s of audio for labels up to {last:.2f} s; leave it out with --skip_bad"
         )
-    return Loaded(sorted(notes, key=lambda note: (note.onset, note.is_drum, note.program, note.pitch)), audio)
+    return Content(sorted(notes, key=lambda note: (note.onset, note.is_drum, note.program, note.pitch)), audio)
 
 
 def folder_with(root: Path, names: Iterable[str], what: str) -> Path:

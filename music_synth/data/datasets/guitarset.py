@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, naming
+from music_synth.data.datasets.corpus import Content, Found, Recording, check, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
@@ -52,7 +52,7 @@ class GuitarSet:
     pieces = (360,)
     trim = True
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         files = _files(root)
         if not any(name.endswith(".jams") for name in files):
             raise UserError(
@@ -75,13 +75,13 @@ class GuitarSet:
                     missing.append(f"{excerpt}: no {audio} (from {archive})")
         return Found(recordings, missing)
 
-    def labels(self, recording: Recording) -> list[Note]:
+    def read_notes(self, recording: Recording) -> list[Note]:
         with naming(recording):
             return _notes(recording.id, recording.files[0])
 
-    def load(self, recording: Recording) -> Loaded:
+    def read(self, recording: Recording) -> Content:
         with naming(recording):
-            return check(recording, self.labels(recording), read_audio(recording.files[1]))
+            return check(recording, self.read_notes(recording), read_audio(recording.files[1]))
 
 
 CORPUS = GuitarSet()

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with, naming
+from music_synth.data.datasets.corpus import SPLITS, Content, Found, Recording, check, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
 
@@ -51,7 +51,7 @@ class Maestro:
     def archives(self) -> tuple[str, ...]:
         return (f"maestro-v{self.version}.zip",)
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         """Lists what is in `root`: the folder `maestro-v3.0.0`, or one that holds it.
 
         Raises:
@@ -73,15 +73,15 @@ class Maestro:
                 recordings.append(Recording(name, split, (path.parent / midi, path.parent / audio)))
         return Found(recordings, missing)
 
-    def labels(self, recording: Recording) -> list[Note]:
+    def read_notes(self, recording: Recording) -> list[Note]:
         """Notes as long as the sustain pedal lets them sound. UserError: see `read_midi`."""
         with naming(recording):
             return read_midi(recording.files[0], as_published=True)
 
-    def load(self, recording: Recording) -> Loaded:
+    def read(self, recording: Recording) -> Content:
         """Notes and audio. UserError: see `read_midi`, `read_audio`."""
         with naming(recording):
-            return check(recording, self.labels(recording), read_audio(recording.files[1]))
+            return check(recording, self.read_notes(recording), read_audio(recording.files[1]))
 
     def _list(self, root: Path) -> Path:
         names = [f"maestro-v{self.version}.csv", f"maestro-v{self.version}.json"]

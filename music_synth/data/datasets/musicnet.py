@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, folder_with, naming
+from music_synth.data.datasets.corpus import Content, Found, Recording, check, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
 
@@ -95,7 +95,7 @@ class MusicNet:
     def pieces(self) -> tuple[int, ...]:
         return (330 - len(EM_LACKS),) if self.em else (330,)
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         """Lists what is in `root`: the folder with `train_data`, or one that holds it (and `musicnet_em`).
 
         Without `musicnet_metadata.csv` only `pieces` tells of a recording for training that has no file at all.
@@ -127,17 +127,17 @@ class MusicNet:
                 recordings.append(Recording(id_, held_out.get(id_, "train"), files))
         return Found(recordings, missing)
 
-    def labels(self, recording: Recording) -> list[Note]:
+    def read_notes(self, recording: Recording) -> list[Note]:
         """Notes of one recording. UserError: labels or a MIDI file that cannot be read, an unknown instrument."""
         _, labels, *midi = recording.files
         with naming(recording):
             notes = _read_labels(labels)
             return _with_known_programs(read_midi(midi[0], as_published=True), notes) if midi else notes
 
-    def load(self, recording: Recording) -> Loaded:
-        """Notes and audio of one recording. UserError: as `labels`, `read_audio` and `check`."""
+    def read(self, recording: Recording) -> Content:
+        """Notes and audio of one recording. UserError: as `read_notes`, `read_audio` and `check`."""
         with naming(recording):
-            return check(recording, self.labels(recording), read_audio(recording.files[0]))
+            return check(recording, self.read_notes(recording), read_audio(recording.files[0]))
 
 
 CORPUS = MusicNet()

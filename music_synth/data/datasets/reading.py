@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from music_synth.data.datasets import rendered, tfrecords
 from music_synth.data.datasets.archives import unpacked
-from music_synth.data.datasets.corpus import Corpus, Found, Loaded, Reader, Recording
+from music_synth.data.datasets.corpus import Content, Corpus, Found, Reader, Recording
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.errors import UserError
 from music_synth.files import replacing
@@ -51,16 +51,16 @@ def corpus(name: str) -> Corpus:
     return getattr(importlib.import_module(f"music_synth.data.datasets.{module}"), attribute)
 
 
-def find(name: str, root: Path) -> Found:
+def recordings_in(name: str, root: Path) -> Found:
     """What is in `root` of a corpus: what its archives unpack into, or the TFRecords that were published of it."""
     if tfrecords.files(name, root):
-        return tfrecords.find(name, corpus(name), root)
-    return corpus(name).find(root)
+        return tfrecords.recordings_in(name, corpus(name), root)
+    return corpus(name).recordings_in(root)
 
 
 def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Found:
     """Lists what `source` holds: an unpacked folder, an archive, or a folder of archives or TFRecords."""
-    return find(name, unpacked(source, corpus(name).archives, unpack_to, progress))
+    return recordings_in(name, unpacked(source, corpus(name).archives, unpack_to, progress))
 
 
 def reader(name: str, recording: Recording) -> Reader:
@@ -121,7 +121,7 @@ def keep(name: str, item: Recording, path: Path) -> str | None:
     if path.exists():
         return None
     try:
-        notes, audio = reader(name, item).load(item)
+        notes, audio = reader(name, item).read(item)
     except UserError as error:
         return str(error)
     except Exception as error:  # a reader met what nobody foresaw: say where
@@ -131,10 +131,10 @@ def keep(name: str, item: Recording, path: Path) -> str | None:
     return None
 
 
-def read_kept(path: Path) -> Loaded:
+def read_kept(path: Path) -> Content:
     """Reads what `keep` made."""
     with np.load(path) as arrays:
-        return Loaded(notes_from_array(arrays["notes"]), arrays["audio"])
+        return Content(notes_from_array(arrays["notes"]), arrays["audio"])
 
 
 def fingerprint(item: Recording) -> str:

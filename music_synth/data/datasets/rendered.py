@@ -28,7 +28,7 @@ from tqdm import tqdm
 from music_synth.audio.io import resample
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.audio.soundfont import RENDER_RATE, default_soundfont, render_midi
-from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check
+from music_synth.data.datasets.corpus import SPLITS, Content, Found, Recording, check
 from music_synth.data.datasets.variation import KINDS, Variation, equalize, vary
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
@@ -64,15 +64,15 @@ class Rendered:
     pieces: tuple[int, ...] = ()
     trim = False
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         """Finds each piece of `root`, with the SoundFont that ships, as it is."""
         return find_renderings([root])
 
-    def labels(self, recording: Recording) -> list[Note]:
+    def read_notes(self, recording: Recording) -> list[Note]:
         assert isinstance(recording, Rendering)
         return notes_of(self._varied(recording))
 
-    def load(self, recording: Recording) -> Loaded:
+    def read(self, recording: Recording) -> Content:
         """Renders a piece. UserError: it is too long, or FluidSynth or the SoundFont fails."""
         assert isinstance(recording, Rendering)
         midi = self._varied(recording)

@@ -45,7 +45,7 @@ import numpy as np
 import yaml
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import SPLITS, Found, Loaded, Recording, check, folder_with, naming
+from music_synth.data.datasets.corpus import SPLITS, Content, Found, Recording, check, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, apply_sustain, parse_midi
 from music_synth.midi.tokenizer import SLAKH_PROGRAMS
@@ -100,7 +100,7 @@ class MixReader:
     bass_octave: bool = False  # label basses as they sound
     trim = True
 
-    def labels(self, recording: Mix) -> list[Note]:
+    def read_notes(self, recording: Mix) -> list[Note]:
         """Reads the notes of all its stems. UserError: a MIDI file cannot be read."""
         notes: list[Note] = []
         for instrument, stem in enumerate(recording.stems):
@@ -108,7 +108,7 @@ class MixReader:
                 notes += _notes(stem, instrument)
         return notes
 
-    def load(self, recording: Mix) -> Loaded:
+    def read(self, recording: Mix) -> Content:
         """Reads the notes of its stems, and their sum.
 
         Raises:
@@ -133,7 +133,7 @@ class Slakh(MixReader):
     archives = ("slakh2100_flac_redux.tar.gz",)
     pieces = (1289 + 270 + 151, 1500 + 375 + 225)  # "redux", and the original and "split2"
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         return _mixes(*split_songs(root, self.title, self.bass_octave))
 
 
@@ -144,7 +144,7 @@ class BabySlakh(MixReader):
     archives = ("babyslakh_16k.tar.gz",)
     pieces = (20,)
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         folders = _tracks(folder_with(root, ["Track00001"], self.title))
         if folders[-1].name > max(BABY_SPLIT):
             raise UserError(

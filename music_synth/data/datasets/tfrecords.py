@@ -40,7 +40,7 @@ import numpy as np
 
 from music_synth.audio.io import read_audio, resample
 from music_synth.data.datasets import guitarset, urmp
-from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Loaded, Recording, check
+from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Recording, check
 from music_synth.data.datasets.tf_example import Example, framed, is_whole, mapped
 from music_synth.data.note_sequences import parse_note_sequence
 from music_synth.errors import UserError
@@ -130,7 +130,7 @@ def files(name: str, root: Path) -> list[tuple[Path, re.Match[str]]]:
     return []
 
 
-def find(name: str, corpus: Corpus, root: Path) -> Found:
+def recordings_in(name: str, corpus: Corpus, root: Path) -> Found:
     """Lists the records in `root`; missing are shards, splits, and what comes after damage in a file.
 
     Raises:
@@ -170,14 +170,14 @@ def find(name: str, corpus: Corpus, root: Path) -> Found:
     return Found(_numbered(records), missing)
 
 
-def labels(record: Record) -> list[Note]:
+def read_notes(record: Record) -> list[Note]:
     """Reads the notes of a record. UserError: a feature is missing, or cannot be read."""
     with _placed(record):
         return _notes(KINDS[record.kind], _example(record))
 
 
 def seconds(record: Record) -> float:
-    """Returns the length of its audio, by number of samples or the WAV file's header. UserError: as `labels`."""
+    """Returns the length of its audio, by number of samples or the WAV file's header. UserError: as `read_notes`."""
     import soundfile
 
     kind = KINDS[record.kind]
@@ -190,8 +190,8 @@ def seconds(record: Record) -> float:
         return soundfile.info(descriptor).duration  # closes it
 
 
-def load(record: Record) -> Loaded:
-    """Notes and audio of a record, of which every byte is checked. UserError: as `labels`, or it is damaged."""
+def read(record: Record) -> Content:
+    """Notes and audio of a record, of which every byte is checked. UserError: as `read_notes`, or it is damaged."""
     kind = KINDS[record.kind]
     with _placed(record) as placed:
         data = mapped(record.files[0])

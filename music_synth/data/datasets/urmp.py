@@ -32,7 +32,7 @@ import warnings
 from pathlib import Path
 
 from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Found, Loaded, Recording, check, naming
+from music_synth.data.datasets.corpus import Content, Found, Recording, check, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
@@ -52,7 +52,7 @@ class Urmp:
     pieces = (44,)
     trim = False
 
-    def find(self, root: Path) -> Found:
+    def recordings_in(self, root: Path) -> Found:
         recordings, missing = [], []
         for folder in _pieces(root):
             number, title, codes = _parse(folder)
@@ -69,7 +69,7 @@ class Urmp:
                 recordings.append(Recording(folder.name, split, tuple(files)))
         return Found(recordings, missing)
 
-    def labels(self, recording: Recording) -> list[Note]:
+    def read_notes(self, recording: Recording) -> list[Note]:
         audio, *parts = recording.files
         *_, codes = _parse(audio.parent)
         notes = []
@@ -78,9 +78,9 @@ class Urmp:
                 notes += _notes(recording.id, path, PROGRAMS[code], part)
         return notes
 
-    def load(self, recording: Recording) -> Loaded:
+    def read(self, recording: Recording) -> Content:
         with naming(recording):
-            return check(recording, self.labels(recording), read_audio(recording.files[0]))
+            return check(recording, self.read_notes(recording), read_audio(recording.files[0]))
 
 
 CORPUS = Urmp()

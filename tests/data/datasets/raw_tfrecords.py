@@ -74,7 +74,7 @@ def features_of(name: str, item: Recording) -> dict[str, Any]:
     """What a published record holds, of the files of an archive."""
     if name in ("slakh", "cerberus4"):
         return _multitrack(name, item)
-    notes = reading.corpus(name).labels(item)
+    notes = reading.corpus(name).read_notes(item)
     sequence = write_note_sequence(item.id, notes)
     if name == "maestro":  # keys and pedals
         midi, wav = (path.read_bytes() for path in item.files)

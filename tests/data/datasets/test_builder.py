@@ -75,7 +75,7 @@ def test_records_are_what_the_reader_loads(source, built, tmp_path):
     pieces = {piece.id: piece for split in tasks.SPLITS for piece in tasks.pieces(tasks.registered("maestro"), split)}
     assert set(pieces) == {item.id for item in found.recordings}
     for item in found.recordings:
-        notes, audio = reading.corpus("maestro").load(item)
+        notes, audio = reading.corpus("maestro").read(item)
         assert pieces[item.id].notes == notes
         np.testing.assert_allclose(pieces[item.id].audio, audio, atol=0.6 / 32768)
     assert not list(built.glob(".maestro*"))  # nothing is left of the work
@@ -84,7 +84,7 @@ def test_records_are_what_the_reader_loads(source, built, tmp_path):
 def test_batches_hold_the_tokens_and_mel_of_the_piece(source, built, tmp_path):
     """Each window, with its context, is found in the piece and equals what its notes and audio give there."""
     tokenizer = Tokenizer()
-    loaded = [reading.corpus("maestro").load(item) for item in scanned(source, tmp_path).recordings[:2]]
+    loaded = [reading.corpus("maestro").read(item) for item in scanned(source, tmp_path).recordings[:2]]
     # In training what follows the end of a piece is silence.
     mels = [np.pad(log_mel(np.round(a * 32768) / 32768, np), ((0, 256), (0, 0)), constant_values=MIN_LOG_MEL)
             for _, a in loaded]  # fmt: skip

@@ -48,7 +48,7 @@ def root(tmp_path):
 
 
 def test_every_subset_of_one_each(root):
-    recordings, missing = CORPUS.find(root)
+    recordings, missing = CORPUS.recordings_in(root)
     assert missing == []
     assert [(r.id, r.split) for r in recordings] == [
         ("Track00001-S01-S03-S02-S00", "train"),
@@ -62,8 +62,8 @@ def test_every_subset_of_one_each(root):
 
 def test_programs_and_order_whatever_plays(root):
     """Bass, drums, guitar, piano are instruments 0 to 3; a clavinet is a piano."""
-    recording = next(r for r in CORPUS.find(root).recordings if r.id == "Track00002-S03-S01-S05-S04")
-    notes, audio = CORPUS.load(pickle.loads(pickle.dumps(recording)))
+    recording = next(r for r in CORPUS.recordings_in(root).recordings if r.id == "Track00002-S03-S01-S05-S04")
+    notes, audio = CORPUS.read(pickle.loads(pickle.dumps(recording)))
     folder = root / "train/Track00002"
     names = ("S03", "S01", "S05", "S04")
     assert Counter(notes) == Counter(
@@ -78,7 +78,7 @@ def test_programs_and_order_whatever_plays(root):
 def test_stems_without_files_take_no_part(root):
     folder = root / "train/Track00002"
     (folder / "stems/S05.flac").unlink()
-    recordings, missing = CORPUS.find(root)
+    recordings, missing = CORPUS.recordings_in(root)
     assert [r.id for r in recordings if "Track00002" in r.id] == [
         "Track00002-S03-S01-S00-S02",
         "Track00002-S03-S01-S00-S04",
@@ -87,7 +87,9 @@ def test_stems_without_files_take_no_part(root):
 
 
 def test_the_octave_of_basses(root):
-    published, mended = (corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS))
+    published, mended = (
+        corpus.read(corpus.recordings_in(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS)
+    )
     assert [(n.instrument, n.pitch - m.pitch) for n, m in zip(published, mended, strict=True)].count((0, 12)) == 2
     assert sum(n != m for n, m in zip(published, mended, strict=True)) == 2
 
@@ -117,25 +119,29 @@ def test_songs_with_very_many_subsets_give_a_hundred():
 def test_reads_what_slakh_reads(root, tmp_path):
     midi, audio = tone(60)
     download = write_slakh(tmp_path / "download", [(midi, audio)] * 5)
-    assert Counter(r.split for r in CORPUS.find(download.parent).recordings) == {"train": 2, "validation": 1, "test": 1}
+    assert Counter(r.split for r in CORPUS.recordings_in(download.parent).recordings) == {
+        "train": 2,
+        "validation": 1,
+        "test": 1,
+    }
     write_track(
         root / "validation/Track01502", {"S00": RawStem(PIANO, midi, audio), "S01": RawStem(NOT_RENDERED, None, None)}
     )
-    assert not any(r.split == "validation" for r in CORPUS.find(root).recordings)
+    assert not any(r.split == "validation" for r in CORPUS.recordings_in(root).recordings)
 
 
 def test_bad_input(root, tmp_path_factory):
     with pytest.raises(UserError, match="does not hold Cerberus4 of Slakh2100: train, validation, test not found"):
-        CORPUS.find(tmp_path_factory.mktemp("empty"))
-    recording = CORPUS.find(root).recordings[0]
+        CORPUS.recordings_in(tmp_path_factory.mktemp("empty"))
+    recording = CORPUS.recordings_in(root).recordings[0]
     soundfile.write(root / "train/Track00001/stems/S03.flac", np.zeros(16), 16000)
     with pytest.raises(
         UserError, match=r"^Track00001-S01-S03-S02-S00, stem S03: 0\.00 s of audio for labels up to 1\.50 s"
     ):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     shutil.rmtree(root / "train/Track00001/stems")
     with pytest.raises(UserError, match=r"^Track00001-S01-S03-S02-S00, stem S01: no audio file at .*--skip_bad$"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     (root / "train/Track00001/metadata.yaml").write_text("stems: [")
     with pytest.raises(UserError, match=r"Track00001/metadata.yaml cannot be read as YAML"):
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)

@@ -72,7 +72,7 @@ def assert_same_notes(notes, expected):
 
 def test_find_lists_every_excerpt_twice(raw):
     folder, _ = raw
-    found = CORPUS.find(folder)
+    found = CORPUS.recordings_in(folder)
     assert found.missing == []
     ids = [f"{excerpt}_{kind}" for excerpt in sorted(EXCERPTS) for kind in ("mic", "mix")]
     assert [recording.id for recording in found.recordings] == ids
@@ -85,7 +85,7 @@ def test_find_lists_every_excerpt_twice(raw):
 
 
 def test_third_progressions_are_validation(raw):
-    splits = {recording.id.rsplit("_", 1)[0]: recording.split for recording in CORPUS.find(raw[0]).recordings}
+    splits = {recording.id.rsplit("_", 1)[0]: recording.split for recording in CORPUS.recordings_in(raw[0]).recordings}
     assert splits == {
         "00_BN1-129-Eb_comp": "train",
         "02_Funk2-119-G_comp": "train",
@@ -106,7 +106,7 @@ def test_the_whole_corpus_has_480_and_240_items(tmp_path):
                     name = f"{player:02}_{style}{number // 2 + 1}-{100 + number}-{keys[number % 2]}_{mode}"
                     for end in (".jams", "_mic.wav", "_mix.wav", "_hex.wav"):
                         (tmp_path / (name + end)).touch()
-    found = CORPUS.find(tmp_path)  # empty files: audio and labels are not read
+    found = CORPUS.recordings_in(tmp_path)  # empty files: audio and labels are not read
     splits = [recording.split for recording in found.recordings]
     assert (splits.count("train"), splits.count("validation"), len(splits)) == (480, 240, 720)
     assert len(by_id(found)) == 720 and not found.missing
@@ -119,18 +119,18 @@ def test_either_way_of_unpacking(tmp_path, below, in_folders):
     audio = np.zeros(16000, np.float32)
     notes = [Note(50, 80, 0, 0.25, 0.75)]
     write_guitarset(tmp_path / below, [(notes, audio), (notes, audio)], in_folders=in_folders)
-    found = CORPUS.find(tmp_path)
+    found = CORPUS.recordings_in(tmp_path)
     assert len(found.recordings) == 4 and not found.missing
     for recording in found.recordings:
-        assert len(CORPUS.load(recording).notes) == 1
+        assert len(CORPUS.read(recording).notes) == 1
 
 
 @pytest.mark.parametrize("excerpt", EXCERPTS)
 def test_load_gives_the_notes_that_sound(raw, pieces, excerpt):
     """Among them excerpts whose labels are late and one with a pluck labelled twice: all come out as they sound."""
     folder, made = raw
-    recording = by_id(CORPUS.find(folder))[f"{excerpt}_mic"]
-    loaded = CORPUS.load(recording)
+    recording = by_id(CORPUS.recordings_in(folder))[f"{excerpt}_mic"]
+    loaded = CORPUS.read(recording)
     assert_same_notes(loaded.notes, made[excerpt][0])
     assert {(n.program, n.velocity, n.is_drum) for n in loaded.notes} == {(24, 100, False)}
     # The writer's strings aside, these are the notes of the MIDI file.
@@ -140,11 +140,11 @@ def test_load_gives_the_notes_that_sound(raw, pieces, excerpt):
 
 def test_load_gives_the_audio_of_its_recording(raw):
     folder, made = raw
-    recordings = by_id(CORPUS.find(folder))
+    recordings = by_id(CORPUS.recordings_in(folder))
     audio = made[EXCERPTS[0]][1]
     there_and_back = resample(resample(audio, 16000, 44100), 44100, 16000)
     for kind, level in (("mic", 1.0), ("mix", MIX_LEVEL)):
-        loaded = CORPUS.load(recordings[f"{EXCERPTS[0]}_{kind}"]).audio
+        loaded = CORPUS.read(recordings[f"{EXCERPTS[0]}_{kind}"]).audio
         assert loaded.dtype == np.float32 and abs(len(loaded) - len(audio)) <= 1
         np.testing.assert_allclose(loaded, level * there_and_back, atol=2 / 32768)
         # Nor is it far from what was rendered, besides what resampling takes from the highest octave.
@@ -157,10 +157,10 @@ def test_load_gives_the_audio_of_its_recording(raw):
 def test_late_labels_are_late_in_the_file(raw, excerpt):
     """What the test above rests on: the file says the later time, the reader the earlier."""
     folder, _ = raw
-    path, _ = by_id(CORPUS.find(folder))[f"{excerpt}_mix"].files
+    path, _ = by_id(CORPUS.recordings_in(folder))[f"{excerpt}_mix"].files
     annotations = json.loads(path.read_text())["annotations"]
     first = min(row["time"] for a in annotations if a["namespace"] == "note_midi" for row in a["data"])
-    loaded = CORPUS.load(by_id(CORPUS.find(folder))[f"{excerpt}_mix"])
+    loaded = CORPUS.read(by_id(CORPUS.recordings_in(folder))[f"{excerpt}_mix"])
     assert first - loaded.notes[0].onset == pytest.approx(SECONDS_LATE[excerpt], abs=MICROSECOND)
 
 
@@ -168,7 +168,7 @@ def test_a_late_first_note_does_not_begin_before_the_audio(tmp_path):
     audio = np.zeros(16000, np.float32)
     write_guitarset(tmp_path, [([Note(50, 80, 0, 0.0, 0.5)], audio)], ["04_Jazz1-200-B_comp"])
     edit(tmp_path, lambda strings: strings[0]["data"][0].update(time=0.3087), "04_Jazz1-200-B_comp")
-    note = CORPUS.load(CORPUS.find(tmp_path).recordings[0]).notes[0]
+    note = CORPUS.read(CORPUS.recordings_in(tmp_path).recordings[0]).notes[0]
     assert (note.onset, note.offset) == (0.0, 0.5)
 
 
@@ -182,7 +182,7 @@ def test_only_the_known_pluck_is_dropped(tmp_path):
     write_guitarset(tmp_path, [([Note(50, 80, 0, 0.1 * i, 0.1 * i + 0.5) for i in range(3)], audio)] * 2, excerpts)
     for excerpt in excerpts:
         edit(tmp_path, lambda strings: strings[2].update(data=issue + others), excerpt)
-    loaded = [CORPUS.load(by_id(CORPUS.find(tmp_path))[f"{excerpt}_mic"]) for excerpt in excerpts]
+    loaded = [CORPUS.read(by_id(CORPUS.recordings_in(tmp_path))[f"{excerpt}_mic"]) for excerpt in excerpts]
     mended, as_is = ([n for n in each.notes if n.instrument == 2] for each in loaded)
     assert [n.onset for n in mended] == [10.860365532879541, 11.2, 11.2005, 11.6]
     assert mended[0].pitch == 50 and mended[0].offset == pytest.approx(11.104175056689)
@@ -195,7 +195,7 @@ def test_one_pitch_on_two_strings_is_for_training_to_trim(one):
         strings[1]["data"] = [row(0.5, 0.4, 54.97)]
 
     edit(one, overlap)
-    notes = CORPUS.load(CORPUS.find(one).recordings[0]).notes
+    notes = CORPUS.read(CORPUS.recordings_in(one).recordings[0]).notes
     assert [(n.pitch, n.onset, n.offset, n.instrument) for n in notes] == [(55, 0.2, 0.8, 0), (55, 0.5, 0.9, 1)]
     assert CORPUS.trim
     assert [(n.onset, n.offset) for n in trim_overlaps(notes)] == [(0.2, 0.5), (0.5, 0.9)]
@@ -203,17 +203,17 @@ def test_one_pitch_on_two_strings_is_for_training_to_trim(one):
 
 def test_load_in_another_process(raw):
     """From a pickle, without TensorFlow and without the jams package."""
-    recording = CORPUS.find(raw[0]).recordings[0]
+    recording = CORPUS.recordings_in(raw[0]).recordings[0]
     code = (
         "import pickle, sys\n"
         "from music_synth.data.datasets.guitarset import CORPUS\n"
-        "loaded = CORPUS.load(pickle.loads(sys.stdin.buffer.read()))\n"
+        "loaded = CORPUS.read(pickle.loads(sys.stdin.buffer.read()))\n"
         "print(len(loaded.notes), len(loaded.audio), {'tensorflow', 'jams'} & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], input=pickle.dumps(recording), capture_output=True, check=True
     )
-    loaded = CORPUS.load(recording)
+    loaded = CORPUS.read(recording)
     assert result.stdout.decode().split(maxsplit=2)[:2] == [str(len(loaded.notes)), str(len(loaded.audio))]
     assert "tensorflow" not in result.stdout.decode() and "jams" not in result.stdout.decode()
 
@@ -221,11 +221,11 @@ def test_load_in_another_process(raw):
 def test_missing_files_are_listed(one):
     name = EXCERPTS[0]
     (one / "audio_mono-mic" / f"{name}_mic.wav").unlink()
-    found = CORPUS.find(one)
+    found = CORPUS.recordings_in(one)
     assert [recording.id for recording in found.recordings] == [f"{name}_mix"]
     assert found.missing == [f"{name}: no {name}_mic.wav (from audio_mono-mic.zip)"]
     soundfile.write(one / "audio_mono-mic" / "05_SS3-98-C_solo_mic.wav", np.zeros(100), 44100)
-    assert "05_SS3-98-C_solo: no 05_SS3-98-C_solo.jams (from annotation.zip)" in CORPUS.find(one).missing
+    assert "05_SS3-98-C_solo: no 05_SS3-98-C_solo.jams (from annotation.zip)" in CORPUS.recordings_in(one).missing
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "audio only"])
@@ -237,13 +237,13 @@ def test_wrong_folder(tmp_path, make):
         (folder / "00_BN1-129-Eb_comp_mic.wav").touch()
         (folder / "._00_BN1-129-Eb_comp.jams").touch()
     with pytest.raises(UserError, match=r"wrong does not hold GuitarSet 1\.1\.0.*unpack annotation\.zip"):
-        CORPUS.find(folder)
+        CORPUS.recordings_in(folder)
 
 
 def test_unknown_style(one):
     (one / "annotation" / "00_Metal1-200-E_comp.jams").touch()
     with pytest.raises(UserError, match=r"00_Metal1-200-E_comp\.jams is not named like"):
-        CORPUS.find(one)
+        CORPUS.recordings_in(one)
 
 
 def cut(path):
@@ -278,10 +278,10 @@ DAMAGED_ROWS = {
 
 @pytest.mark.parametrize("damage", DAMAGED_LABELS)
 def test_damaged_labels(one, damage):
-    recording = CORPUS.find(one).recordings[0]
+    recording = CORPUS.recordings_in(one).recordings[0]
     DAMAGED_LABELS[damage](recording.files[0])
     with pytest.raises(UserError, match=rf"{EXCERPTS[0]}_mic: .*--skip_bad") as caught:
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     assert "\n" not in str(caught.value)
 
 
@@ -289,38 +289,38 @@ def test_damaged_labels(one, damage):
 def test_damaged_rows(one, damage):
     edit(one, lambda strings: strings[3].update(data=[DAMAGED_ROWS[damage]]))
     with pytest.raises(UserError, match=rf"{EXCERPTS[0]}_mic: .*--skip_bad"):
-        CORPUS.load(CORPUS.find(one).recordings[0])
+        CORPUS.read(CORPUS.recordings_in(one).recordings[0])
 
 
 def test_no_notes_or_a_string_short(one):
-    recording = CORPUS.find(one).recordings[0]
+    recording = CORPUS.recordings_in(one).recordings[0]
     edit(one, lambda strings: strings[0].update(data=[]))
     with pytest.raises(UserError, match=r"_mic: no notes.*--skip_bad"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     edit(one, lambda strings: strings[5].update(namespace="pitch_contour"))
     with pytest.raises(UserError, match=r"_mic: .* has 5 note_midi annotations"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
 
 
 def test_damaged_audio(one):
-    recording = CORPUS.find(one).recordings[0]
+    recording = CORPUS.recordings_in(one).recordings[0]
     audio = recording.files[1]
     soundfile.write(audio, np.full(44100, np.nan, np.float32), 44100, subtype="FLOAT")
     with pytest.raises(UserError, match=f"{EXCERPTS[0]}_mic.wav holds samples that are NaN"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     audio.write_bytes(b"RIFF")
     with pytest.raises(UserError, match=rf"{EXCERPTS[0]}_mic\.wav as audio"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     audio.unlink()
     with pytest.raises(UserError, match=rf"no audio file at .*{EXCERPTS[0]}_mic\.wav"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
 
 
 def test_audio_shorter_than_labels(one):
-    recording = CORPUS.find(one).recordings[0]
+    recording = CORPUS.recordings_in(one).recordings[0]
     edit(one, lambda strings: strings[1].update(data=[row(1.5, 0.6, 60.0)]))
     with pytest.raises(UserError, match=rf"{EXCERPTS[0]}_mic: 1\.00 s of audio for labels up to 2\.10 s"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
 
 
 def test_what_a_person_downloads():

@@ -50,8 +50,8 @@ def test_find(version, form, download, tmp_path):
     root = shutil.copytree(download / f"maestro-v{version}", tmp_path / f"maestro-v{version}")
     for other in {"csv", "json"} - {form}:
         (root / f"maestro-v{version}.{other}").unlink()
-    recordings, missing = corpus.find(root)
-    assert corpus.find(tmp_path) == (recordings, missing) and missing == []
+    recordings, missing = corpus.recordings_in(root)
+    assert corpus.recordings_in(tmp_path) == (recordings, missing) and missing == []
     assert [recording.id for recording in recordings] == raw.IDS
     assert [recording.split for recording in recordings] == raw.SPLITS
     for recording, (_, _, _, year, name) in zip(recordings, raw.ROWS, strict=True):
@@ -72,13 +72,13 @@ def test_rows_of_the_json_are_in_the_order_of_their_numbers(root, pieces):
     renamed = dict(zip("0123", ("10", "0", "9", "2"), strict=True))
     table = json.loads(path.read_text())
     path.write_text(json.dumps({name: {renamed[r]: v for r, v in rows.items()} for name, rows in table.items()}))
-    assert [recording.id for recording in CORPUS.find(root).recordings] == [raw.IDS[i] for i in (1, 3, 2, 0)]
+    assert [recording.id for recording in CORPUS.recordings_in(root).recordings] == [raw.IDS[i] for i in (1, 3, 2, 0)]
 
 
 def test_load(download, pieces):
     """Notes are those of the MIDI file; audio is the mean of the channels at 16 kHz, from 44.1 and from 48 kHz."""
-    for recording, (midi, audio) in zip(CORPUS.find(download).recordings, pieces, strict=True):
-        notes, loaded = CORPUS.load(recording)
+    for recording, (midi, audio) in zip(CORPUS.recordings_in(download).recordings, pieces, strict=True):
+        notes, loaded = CORPUS.read(recording)
         assert sorted(notes) == sorted(read_midi(midi, as_published=True)) and len(notes) > 1
         assert [note.onset for note in notes] == sorted(note.onset for note in notes)
         assert loaded.dtype == np.float32 and loaded.shape == audio.shape
@@ -87,7 +87,7 @@ def test_load(download, pieces):
 
 
 def test_sustain_pedal_lengthens_notes(download):
-    notes, _ = CORPUS.load(CORPUS.find(download).recordings[3])
+    notes, _ = CORPUS.read(CORPUS.recordings_in(download).recordings[3])
     assert notes == [HELD._replace(offset=2.0), RELEASED]
     assert parse_midi(PEDALED)[0][0].offset == 1.0, "which is when its key was let go"
 
@@ -97,7 +97,7 @@ def test_midi_only_and_partial_downloads(root):
     for path in root.glob("*/*.wav"):
         if "2018" not in path.parts:
             path.unlink()
-    recordings, missing = CORPUS.find(root)
+    recordings, missing = CORPUS.recordings_in(root)
     assert [recording.id for recording in recordings] == raw.IDS[:1]
     assert missing[0] == f"{raw.IDS[1]}: no 2004/{raw.ROWS[1][4]}.wav"
     assert missing[2] == f"{raw.IDS[3]}: no 2009/{raw.ROWS[3][4]}.midi and no 2009/{raw.ROWS[3][4]}.wav"
@@ -107,24 +107,24 @@ def test_midi_only_and_partial_downloads(root):
 def test_find_reads_no_recording(root):
     for path in (*root.glob("*/*.wav"), *root.glob("*/*.midi")):
         path.write_bytes(b"")
-    assert len(CORPUS.find(root).recordings) == 4
+    assert len(CORPUS.recordings_in(root).recordings) == 4
 
 
 def test_load_in_another_process(download):
-    recording = CORPUS.find(download).recordings[0]
+    recording = CORPUS.recordings_in(download).recordings[0]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        notes, audio = pool.submit(pickle.loads(pickle.dumps(CORPUS)).load, recording).result()
-    expected = CORPUS.load(recording)
+        notes, audio = pool.submit(pickle.loads(pickle.dumps(CORPUS)).read, recording).result()
+    expected = CORPUS.read(recording)
     assert notes == expected.notes and np.array_equal(audio, expected.audio)
 
 
 def test_wrong_folder(tmp_path, download):
     with pytest.raises(UserError, match=r"does not hold MAESTRO v3.0.0.*unpack maestro-v3.0.0.zip"):
-        CORPUS.find(tmp_path)
+        CORPUS.recordings_in(tmp_path)
     with pytest.raises(UserError, match=r"none does not hold MAESTRO"):
-        CORPUS.find(tmp_path / "none")
+        CORPUS.recordings_in(tmp_path / "none")
     with pytest.raises(UserError, match=r"no maestro-v3.0.0.csv and no maestro-v3.0.0.json"):
-        CORPUS.find(download / "maestro-v2.0.0")
+        CORPUS.recordings_in(download / "maestro-v2.0.0")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_bad_csv(old, new, message, root):
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
     assert "maestro-v3.0.0.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -155,13 +155,13 @@ def test_lists_that_are_none(root):
     text = path.read_text(encoding="utf-8")
     path.write_text(text.splitlines()[0])
     with pytest.raises(UserError, match="lists no recordings"):
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
     path.write_bytes(text.encode("utf-16"))
     with pytest.raises(UserError, match=r"csv cannot be read"):
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
     path.write_text(text + text.splitlines()[1] + "\n")
     with pytest.raises(UserError, match=r"row 5 lists 2018/.* once more"):
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_bad_json(content, root):
     (root / "maestro-v3.0.0.csv").unlink()
     (root / "maestro-v3.0.0.json").write_text(content)
     with pytest.raises(UserError, match=r"maestro-v3.0.0.json.*; unpack it again$"):
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
 
 
 def test_bad_recordings(root):
     """Each is one line that names the recording and the way out."""
-    first, second, third, fourth = CORPUS.find(root).recordings
+    first, second, third, fourth = CORPUS.recordings_in(root).recordings
     first.files[0].write_bytes(b"RIFF")
     audio, rate = soundfile.read(second.files[1])
     soundfile.write(second.files[1], audio[: len(audio) // 8], rate)
@@ -187,5 +187,5 @@ def test_bad_recordings(root):
     messages = ["not a MIDI file", "of audio for labels up to", "cannot read", "NaN", "no audio file at"]
     for recording, message in zip([first, second, third, fourth, gone], messages, strict=True):
         with pytest.raises(UserError, match=rf"^{recording.id}: .*{message}.*leave it out with --skip_bad$") as caught:
-            CORPUS.load(recording)
+            CORPUS.read(recording)
         assert "\n" not in str(caught.value)

@@ -64,7 +64,7 @@ def folder(download, tmp_path):
 
 
 def by_id(corpus, root) -> dict[str, Recording]:
-    return {recording.id: recording for recording in corpus.find(root).recordings}
+    return {recording.id: recording for recording in corpus.recordings_in(root).recordings}
 
 
 def as_played(notes) -> list[tuple]:
@@ -95,7 +95,7 @@ def test_published_and_official_split():
 def test_find(download):
     """Recordings of either folder are in the split that their ids say, published or official."""
     for root in (download, download / "musicnet"):
-        recordings, missing = CORPUS.find(root)
+        recordings, missing = CORPUS.recordings_in(root)
         assert {recording.id: recording.split for recording in recordings} == SPLITS
         assert [recording.id for recording in recordings] == sorted(SPLITS)
         assert len(missing) == 28, "held out and not there"
@@ -106,7 +106,7 @@ def test_find(download):
     root = download / "musicnet"
     assert found["1759"].files == (root / "test_data" / "1759.wav", root / "test_labels" / "1759.csv")
     assert found["2118"].files == (root / "train_data" / "2118.wav", root / "train_labels" / "2118.csv")
-    official = {recording.id: recording.split for recording in CORPUS_OFFICIAL.find(download).recordings}
+    official = {recording.id: recording.split for recording in CORPUS_OFFICIAL.recordings_in(download).recordings}
     assert official == dict.fromkeys(SPLITS, "train") | {"1759": "test"}
 
 
@@ -118,30 +118,30 @@ def test_corpora_say_what_they_are():
 
 def test_metadata_lists_what_is_missing(folder):
     """With the metadata, beside the folders or among them, a training recording of which nothing is there is missed."""
-    without = CORPUS.find(folder).missing
+    without = CORPUS.recordings_in(folder).missing
     for place in (folder, folder / "musicnet"):
         (place / "musicnet_metadata.csv").write_text(raw.METADATA, encoding="cp1252")
-        missing = CORPUS.find(folder).missing
+        missing = CORPUS.recordings_in(folder).missing
         unseen = {line.partition(":")[0] for line in missing} - {line.partition(":")[0] for line in without}
         assert unseen == set(raw.METADATA_IDS) - set(SPLITS) - {line.partition(":")[0] for line in without}
         assert "2155" in unseen
         (place / "musicnet_metadata.csv").unlink()
     (folder / "musicnet_metadata.csv").write_text("id,composer\nfirst,Bach\n")
     with pytest.raises(UserError, match=r"musicnet_metadata.csv has no column of ids.*optional"):
-        CORPUS.find(folder)
+        CORPUS.recordings_in(folder)
 
 
 def test_partial_download(folder):
     (folder / "musicnet" / "train_data" / "1727.wav").unlink()
     (folder / "musicnet" / "test_labels" / "1759.csv").unlink()
-    recordings, missing = CORPUS.find(folder)
+    recordings, missing = CORPUS.recordings_in(folder)
     assert {recording.id for recording in recordings} == {"1733", "2118", "2194"}
     assert "1727: no 1727.wav in train_data or test_data" in missing
     assert "1759: no 1759.csv in train_labels or test_labels" in missing
 
 
 def test_scores_and_hidden_files_are_passed_over(folder):
-    expected = CORPUS.find(folder), CORPUS_EM.find(folder)
+    expected = CORPUS.recordings_in(folder), CORPUS_EM.recordings_in(folder)
     root = folder / "musicnet"
     for path in (
         root / "train_data" / "._1727.wav",
@@ -155,34 +155,38 @@ def test_scores_and_hidden_files_are_passed_over(folder):
     (folder / "musicnet_midis" / "Bach").mkdir(parents=True)
     (folder / "musicnet_midis" / "Bach" / "2194_prelude13.mid").write_bytes(b"")
     (folder / "musicnet_em" / "._1727.mid").write_bytes(b"")
-    assert (CORPUS.find(folder), CORPUS_EM.find(folder)) == expected
+    assert (CORPUS.recordings_in(folder), CORPUS_EM.recordings_in(folder)) == expected
 
 
 def test_load(download, pieces):
     """Notes to the sample of 44.1 kHz, programs from 0, velocity 100; audio as it was before it went to 44.1 kHz."""
     for id_, recording in by_id(CORPUS, download).items():
-        notes, audio = CORPUS.load(recording)
+        notes, audio = CORPUS.read(recording)
         expected, sound = pieces[id_]
         assert as_played(notes) == in_samples(expected)
         assert {note.velocity for note in notes} == {100} and not any(note.is_drum for note in notes)
         assert len({(n.program, n.instrument) for n in notes}) == len({n.program for n in notes})
         assert audio.dtype == np.float32 and audio.shape == sound.shape
         assert np.abs(audio - sound).max() < 0.02 * np.abs(sound).max()
-    assert {note.program for note in CORPUS.load(by_id(CORPUS, download)["1727"]).notes} == set(PROGRAMS.values())
+    assert {note.program for note in CORPUS.read(by_id(CORPUS, download)["1727"]).notes} == set(PROGRAMS.values())
 
 
 def test_find_reads_no_recording(folder):
     for pattern in ("*_data/*.wav", "*_labels/*.csv"):
         for path in (folder / "musicnet").glob(pattern):
             path.write_bytes(b"")
-    assert len(CORPUS.find(folder).recordings) == len(CORPUS_EM.find(folder).recordings) + 1 == len(SPLITS)
+    assert (
+        len(CORPUS.recordings_in(folder).recordings)
+        == len(CORPUS_EM.recordings_in(folder).recordings) + 1
+        == len(SPLITS)
+    )
 
 
 # --- MusicNet-EM ---
 
 
 def test_em_finds_what_it_has(folder):
-    recordings, missing = CORPUS_EM.find(folder)
+    recordings, missing = CORPUS_EM.recordings_in(folder)
     assert {recording.id: recording.split for recording in recordings} == {
         id_: split for id_, split in SPLITS.items() if id_ != "2194"
     }
@@ -194,7 +198,7 @@ def test_em_finds_what_it_has(folder):
         (folder / "musicnet_em").rename(folder / "moved")
         place.parent.mkdir(exist_ok=True)
         (folder / "moved").rename(place)
-        moved = CORPUS_EM.find(folder)
+        moved = CORPUS_EM.recordings_in(folder)
         assert [r.id for r in moved.recordings] == [r.id for r in recordings] and moved.missing == missing
         assert moved.recordings[0].files[2] == place / "1727.mid"
         place.rename(folder / "moved")
@@ -202,7 +206,7 @@ def test_em_finds_what_it_has(folder):
         (folder / "moved").rename(folder / "musicnet_em")
     shutil.rmtree(folder / "musicnet_em")
     with pytest.raises(UserError, match=r"does not hold MusicNet-EM; unpack musicnet_em.zip there"):
-        CORPUS_EM.find(folder)
+        CORPUS_EM.recordings_in(folder)
 
 
 def test_em_loads_the_times_of_its_own_files(folder, pieces):
@@ -211,16 +215,16 @@ def test_em_loads_the_times_of_its_own_files(folder, pieces):
     late = [note._replace(onset=note.onset + 1 / 3, offset=note.offset + 1 / 3) for note in SCALE]
     late_folder = raw.write_musicnet(folder / "late", {"1727": (late, pieces["1727"][1])})
     shutil.copy(late_folder / "train_labels" / "1727.csv", path)
-    notes, audio = CORPUS_EM.load(by_id(CORPUS_EM, folder)["1727"])
+    notes, audio = CORPUS_EM.read(by_id(CORPUS_EM, folder)["1727"])
     np.testing.assert_allclose(as_played(notes), as_played(SCALE), rtol=0, atol=1 / 960 + 1e-9)
-    assert np.array_equal(audio, CORPUS.load(by_id(CORPUS, folder)["1727"]).audio)
+    assert np.array_equal(audio, CORPUS.read(by_id(CORPUS, folder)["1727"]).audio)
 
 
 def test_em_second_violins(download):
     """Pizzicato strings that are none take the instrument of the nearest label of that pitch."""
     recording = by_id(CORPUS_EM, download)["1733"]
     assert {note.program for note in parse_midi(recording.files[2])[0]} == {VIOLIN, VIOLA, CELLO, PIZZICATO}
-    assert as_played(CORPUS_EM.load(recording).notes) == as_played(QUARTET)
+    assert as_played(CORPUS_EM.read(recording).notes) == as_played(QUARTET)
 
 
 def test_em_files_without_instruments(folder):
@@ -229,7 +233,7 @@ def test_em_files_without_instruments(folder):
     moved = [note._replace(program=0, onset=note.onset + 0.1, offset=note.offset + 0.1) for note in QUARTET]
     (folder / "musicnet_em" / "1733.mid").unlink()
     shutil.copy(raw.write_musicnet_em(folder / "early", {"1733": [*moved, low]}) / "1733.mid", folder / "musicnet_em")
-    notes = CORPUS_EM.load(by_id(CORPUS_EM, folder)["1733"]).notes
+    notes = CORPUS_EM.read(by_id(CORPUS_EM, folder)["1733"]).notes
     by_pitch = sorted((note.pitch, note.onset, note.program) for note in notes)
     assert [row[::2] for row in by_pitch] == [
         (30, 0), (48, CELLO), (64, VIOLA), (64, CELLO), (72, VIOLIN), (76, VIOLIN), (76, VIOLIN),
@@ -239,8 +243,8 @@ def test_em_files_without_instruments(folder):
 def test_load_in_another_process(download):
     recording = by_id(CORPUS_EM, download)["1733"]
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        notes, audio = pool.submit(pickle.loads(pickle.dumps(CORPUS_EM)).load, recording).result()
-    expected = CORPUS_EM.load(recording)
+        notes, audio = pool.submit(pickle.loads(pickle.dumps(CORPUS_EM)).read, recording).result()
+    expected = CORPUS_EM.read(recording)
     assert notes == expected.notes and np.array_equal(audio, expected.audio)
 
 
@@ -250,10 +254,10 @@ def test_load_in_another_process(download):
 def test_wrong_folder(folder):
     for root in (folder / "musicnet" / "train_data", folder / "none"):
         with pytest.raises(UserError, match=r"does not hold MusicNet \(unpack musicnet.tar.gz there\).*train_labels"):
-            CORPUS.find(root)
+            CORPUS.recordings_in(root)
     shutil.rmtree(folder / "musicnet" / "test_data")
     with pytest.raises(UserError, match="does not hold MusicNet"):
-        CORPUS_EM.find(folder)
+        CORPUS_EM.recordings_in(folder)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ def test_bad_labels(old, new, message, folder):
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(UserError, match=rf"^1727: .*{message}.*leave it out with --skip_bad$") as caught:
-        CORPUS.load(by_id(CORPUS, root)["1727"])
+        CORPUS.read(by_id(CORPUS, root)["1727"])
     assert "\n" not in str(caught.value)
 
 
@@ -299,5 +303,5 @@ def test_bad_recordings(folder):
         (gone, "no labels at"),
     ]:
         with pytest.raises(UserError, match=rf"^{recording.id}: .*{message}.*leave it out with --skip_bad$") as caught:
-            CORPUS_EM.load(recording)
+            CORPUS_EM.read(recording)
         assert "\n" not in str(caught.value)

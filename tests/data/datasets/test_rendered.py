@@ -102,15 +102,15 @@ def test_only_training_pieces_are_varied_and_each_has_every_soundfont(folder, tm
 def test_a_rendering_sounds_where_its_notes_are(folder):
     found = find_renderings([folder], variations=1, progress=False)
     plain = next(item for item in found.recordings if item.id.startswith("song_1.") and not item.seed)
-    notes, audio = CORPUS.load(plain)
+    notes, audio = CORPUS.read(plain)
     assert [(n.pitch, n.velocity, n.onset) for n in notes] == [(57, 90, 0.0), (58, 90, 0.5), (59, 90, 1.0)]
     assert audio.dtype == np.float32 and 0.01 < np.abs(audio).max() <= 0.99 and len(audio) > 1.4 * 16000
-    assert notes == CORPUS.labels(plain) and reading.seconds(plain) == pytest.approx(1.4)
-    np.testing.assert_array_equal(audio, CORPUS.load(plain).audio)
+    assert notes == CORPUS.read_notes(plain) and reading.seconds(plain) == pytest.approx(1.4)
+    np.testing.assert_array_equal(audio, CORPUS.read(plain).audio)
     for item in found.recordings:
         if item.seed:
-            varied = CORPUS.load(item)
-            assert varied.notes == CORPUS.labels(item)
+            varied = CORPUS.read(item)
+            assert varied.notes == CORPUS.read_notes(item)
             envelope = np.array([np.abs(varied.audio[int(16000 * n.onset) :][:3000]).max() for n in varied.notes])
             assert (envelope > 0.005).all()
             assert len(varied.audio) != len(audio)
@@ -123,15 +123,15 @@ def test_a_rendering_sounds_where_its_notes_are(folder):
 def test_pieces_of_a_wad_and_cut_files_are_rendered(folder):
     with pytest.warns(UserWarning, match=r"cut\.rmi"):
         items = {item.id: item for item in find_renderings([folder], progress=False).recordings}
-    assert [n.pitch for n in CORPUS.load(items["game.D_ONE.TimGM6mb"]).notes] == [78, 79, 80]
-    assert [n.pitch for n in CORPUS.load(items["cut.TimGM6mb"]).notes] == [60]
+    assert [n.pitch for n in CORPUS.read(items["game.D_ONE.TimGM6mb"]).notes] == [78, 79, 80]
+    assert [n.pitch for n in CORPUS.read(items["cut.TimGM6mb"]).notes] == [60]
 
 
 def test_a_piece_that_is_too_long_is_left_out(tmp_path):
     (tmp_path / "long.mid").write_bytes(midi_bytes([Note(60, 90, 0, 0.0, 0.5), Note(60, 90, 0, 3700.0, 3700.5)]))
     (item,) = find_renderings([tmp_path], progress=False).recordings
     with pytest.raises(UserError, match="62 minutes; a piece may last 60"):
-        CORPUS.load(item)
+        CORPUS.read(item)
 
 
 def test_what_is_asked_wrongly_is_one_clear_error(tmp_path):
@@ -166,7 +166,7 @@ def test_from_files_to_a_prepared_folder(folder, tmp_path, capsys):
     found = find_renderings([folder], variations=1, progress=False)
     assert set(pieces) == {item.id for item in found.recordings}
     plain = next(item for item in found.recordings if item.id == "song_1.TimGM6mb")
-    notes, audio = CORPUS.load(plain)
+    notes, audio = CORPUS.read(plain)
     assert pieces[plain.id].notes == notes
     np.testing.assert_allclose(pieces[plain.id].audio, audio, atol=0.6 / 32768)
     assert (tmp_path / "prepared" / "manifest.json").exists()

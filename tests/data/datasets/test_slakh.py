@@ -82,7 +82,7 @@ def expected_audio(folder, names):
 
 
 def test_find_lists_splits_and_sub_mixes(root):
-    recordings, missing = CORPUS.find(root)
+    recordings, missing = CORPUS.recordings_in(root)
     assert missing == []
     assert [(r.id, r.split) for r in recordings] == [
         *((f"Track00001-{i}", "train") for i in range(6)),  # of five stems there are six subsets of four or more
@@ -99,18 +99,20 @@ def test_find_lists_splits_and_sub_mixes(root):
         }
         assert all(file.is_file() for file in r.files)
     assert [len(r.stems) for r in recordings[-2:]] == [5, 5], "validation and test hear the full mix"
-    assert CORPUS.find(root.parent) == CORPUS.find(root), "or the folder that holds it"
+    assert CORPUS.recordings_in(root.parent) == CORPUS.recordings_in(root), "or the folder that holds it"
 
 
 def test_the_original_release_has_no_omitted_folder(root, tmp_path):
     shutil.copytree(root, tmp_path / "x", ignore=shutil.ignore_patterns("omitted"))
-    assert [r.id for r in CORPUS.find(tmp_path / "x").recordings] == [r.id for r in CORPUS.find(root).recordings]
+    assert [r.id for r in CORPUS.recordings_in(tmp_path / "x").recordings] == [
+        r.id for r in CORPUS.recordings_in(root).recordings
+    ]
 
 
 @pytest.mark.parametrize("track", ["Track00001-0", "Track00002-3", "Track01501", "Track01876"])
 def test_load_is_the_sum_of_stems_and_their_notes(root, track):
-    recording = next(r for r in CORPUS.find(root).recordings if r.id == track)
-    notes, audio = CORPUS.load(recording)
+    recording = next(r for r in CORPUS.recordings_in(root).recordings if r.id == track)
+    notes, audio = CORPUS.read(recording)
     folder = root / recording.split / track[:10]
     names = [stem.name for stem in recording.stems]
     assert Counter(notes) == expected_notes(folder, names)
@@ -123,7 +125,7 @@ def test_load_is_the_sum_of_stems_and_their_notes(root, track):
 
 def test_load_gives_the_music_that_was_written(root, pieces):
     """Not only what the files hold: the sound before resampling and rounding, but for a gain."""
-    _, audio = CORPUS.load(CORPUS.find(root).recordings[-1])
+    _, audio = CORPUS.read(CORPUS.recordings_in(root).recordings[-1])
     original = np.zeros(max(len(sound) for _, sound in pieces), np.float32)
     for _, sound in pieces:
         original[: len(sound)] += sound
@@ -133,19 +135,19 @@ def test_load_gives_the_music_that_was_written(root, pieces):
 
 
 def test_load_in_another_process(root, tmp_path):
-    recording = CORPUS.find(root).recordings[0]
+    recording = CORPUS.recordings_in(root).recordings[0]
     (tmp_path / "recording").write_bytes(pickle.dumps(recording))
     code = (
         "import pickle, sys; from pathlib import Path; from music_synth.data.datasets.slakh import CORPUS\n"
         "folder, root = map(Path, sys.argv[1:])\n"
-        "loaded = CORPUS.load(pickle.loads((folder / 'recording').read_bytes()))\n"
-        "(folder / 'loaded').write_bytes(pickle.dumps((loaded, CORPUS.find(root))))\n"
+        "loaded = CORPUS.read(pickle.loads((folder / 'recording').read_bytes()))\n"
+        "(folder / 'loaded').write_bytes(pickle.dumps((loaded, CORPUS.recordings_in(root))))\n"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path, root], check=True)
     (notes, audio), found = pickle.loads((tmp_path / "loaded").read_bytes())
-    assert notes == CORPUS.load(recording).notes
-    assert np.array_equal(audio, CORPUS.load(recording).audio)
-    assert found == CORPUS.find(root), "the same sub-mixes, though strings hash otherwise there"
+    assert notes == CORPUS.read(recording).notes
+    assert np.array_equal(audio, CORPUS.read(recording).audio)
+    assert found == CORPUS.recordings_in(root), "the same sub-mixes, though strings hash otherwise there"
 
 
 @pytest.mark.parametrize(("count", "expected"), OF_EACH_SIZE.items())
@@ -184,7 +186,7 @@ def test_drums_are_what_the_metadata_says(song):
     pedal = [Pedal(0.0, 0, 127), Pedal(2.0, 0, 0)]
     (folder / "MIDI/S03.mid").write_bytes(midi_bytes(notes, pedal))  # of the drums, on channel 1
     (folder / "MIDI/S00.mid").write_bytes(midi_bytes([note._replace(is_drum=True) for note in notes]))  # the piano
-    loaded = CORPUS.load(CORPUS.find(root).recordings[0]).notes
+    loaded = CORPUS.read(CORPUS.recordings_in(root).recordings[0]).notes
     assert [n for n in loaded if n.instrument == 3] == [
         Note(38, 90, 0, 0.5, 0.75, True, 3), Note(42, 80, 0, 1.0, 1.25, True, 3)
     ]  # fmt: skip
@@ -198,7 +200,7 @@ def test_the_pedal_lengthens_notes_of_its_stem_only(song):
     note = Note(60, 90, 0, 0.5, 0.75)
     (folder / "MIDI/S00.mid").write_bytes(midi_bytes([note], [Pedal(0.1, 0, 127), Pedal(2.0, 0, 0)]))
     (folder / "MIDI/S04.mid").write_bytes(midi_bytes([note]))
-    offsets = {n.instrument: n.offset for n in CORPUS.load(CORPUS.find(root).recordings[0]).notes}
+    offsets = {n.instrument: n.offset for n in CORPUS.read(CORPUS.recordings_in(root).recordings[0]).notes}
     assert offsets[0] == 2.0 and offsets[4] == 0.75
 
 
@@ -206,13 +208,13 @@ def test_stems_that_are_not_there_are_neither_heard_nor_labeled(song):
     root, folder = song
     (folder / "stems/S01.flac").unlink()
     (folder / "MIDI/S04.mid").unlink()
-    (recording,), missing = CORPUS.find(root)
+    (recording,), missing = CORPUS.recordings_in(root)
     assert [stem.name for stem in recording.stems] == ["S00", "S02", "S03"]
     assert missing == [
         f"Track01876: no stems/S01.flac or .wav in {folder}",
         f"Track01876: no MIDI/S04.mid in {folder}",
     ]  # S05 was never rendered, so it is not missed
-    notes, audio = CORPUS.load(recording)
+    notes, audio = CORPUS.read(recording)
     assert Counter(notes) == expected_notes(folder, ["S00", "S02", "S03"])
     np.testing.assert_allclose(audio, expected_audio(folder, ["S00", "S02", "S03"]), atol=1e-6)
 
@@ -221,7 +223,7 @@ def test_midi_of_a_stem_that_was_not_rendered_is_not_labeled(song):
     """There is more MIDI than audio in the download."""
     root, folder = song
     shutil.copy(folder / "MIDI/S00.mid", folder / "MIDI/S05.mid")
-    (recording,), missing = CORPUS.find(root)
+    (recording,), missing = CORPUS.recordings_in(root)
     assert missing == [] and [stem.name for stem in recording.stems] == ["S00", "S01", "S02", "S03", "S04"]
 
 
@@ -231,28 +233,28 @@ def test_songs_of_too_few_stems_are_named(song):
     for name in ("S00", "S01"):
         (root / "train/Track00003/stems" / f"{name}.flac").unlink()
     shutil.rmtree(folder / "stems")
-    recordings, missing = CORPUS.find(root)
+    recordings, missing = CORPUS.recordings_in(root)
     assert recordings == []
     assert [line for line in missing if "fewer" in line] == [
         f"Track00003: 3 stems with audio and MIDI in {root / 'train/Track00003'}, fewer than 4",
         f"Track01876: 0 stems with audio and MIDI in {folder}, fewer than 1",
     ]
     (folder / "metadata.yaml").unlink()
-    assert CORPUS.find(root).missing[-1] == f"Track01876: no metadata.yaml in {folder}"
+    assert CORPUS.recordings_in(root).missing[-1] == f"Track01876: no metadata.yaml in {folder}"
 
 
 def test_find_reads_no_audio_and_no_folder_names_of_the_metadata(song):
     root, folder = song
-    before = CORPUS.find(root)
+    before = CORPUS.recordings_in(root)
     for file in (folder / "stems").glob("S*"):
         file.write_bytes(b"")
     rewrite(folder, lambda m: m.update(audio_dir="Volumes/data/manilow/Track00001/stems", midi_dir="Volumes/MIDI"))
-    assert CORPUS.find(root) == before
+    assert CORPUS.recordings_in(root) == before
 
 
 def test_what_the_metadata_may_lack(song):
     root, folder = song
-    before = CORPUS.find(root)
+    before = CORPUS.recordings_in(root)
 
     def strip(metadata):
         for key in [key for key in metadata if key != "stems"]:
@@ -264,7 +266,7 @@ def test_what_the_metadata_may_lack(song):
         metadata["stems"]["S05"] = {}  # not there
 
     rewrite(folder, strip)
-    assert CORPUS.find(root) == before
+    assert CORPUS.recordings_in(root) == before
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_what_the_metadata_must_have(song, name, key, value, message):
 
     rewrite(folder, change)
     with pytest.raises(UserError) as error:
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
     assert str(error.value) == (
         f"{folder / 'metadata.yaml'}: {message}; unpack the archive again, or move the track's folder away"
     )
@@ -309,14 +311,16 @@ def test_metadata_that_does_not_parse(song, text, message):
     root, folder = song
     (folder / "metadata.yaml").write_bytes(text)
     with pytest.raises(UserError, match=f"^{folder}/metadata.yaml {message}.*; unpack the archive again") as error:
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
     assert "\n" not in str(error.value)
 
 
 def test_basses_sound_an_octave_below_their_labels(song):
     root, folder = song
     labels = read_midi(folder / "MIDI/S01.mid", as_published=True)
-    published, mended = (corpus.load(corpus.find(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS))
+    published, mended = (
+        corpus.read(corpus.recordings_in(root).recordings[0]).notes for corpus in (CORPUS, SOUNDING_BASS)
+    )
     for notes, shift in ((published, 0), (mended, -12)):
         basses = sorted(n.pitch for n in notes if n.instrument == 1)
         assert basses == sorted(note.pitch + shift for note in labels)
@@ -327,27 +331,27 @@ def test_basses_sound_an_octave_below_their_labels(song):
 def test_one_bass_plugin_sounds_as_written(song):
     root, folder = song
     rewrite(folder, lambda m: m["stems"]["S01"].update(plugin_name="scarbee_jay_bass_slap_both.nkm"))
-    assert SOUNDING_BASS.find(root) == CORPUS.find(root)
+    assert SOUNDING_BASS.recordings_in(root) == CORPUS.recordings_in(root)
     rewrite(folder, lambda m: m["stems"]["S01"].pop("plugin_name"))
-    CORPUS.find(root)
+    CORPUS.recordings_in(root)
     with pytest.raises(UserError, match="plugin_name of stem S01 is None, not a name"):
-        SOUNDING_BASS.find(root)
+        SOUNDING_BASS.recordings_in(root)
 
 
 def test_a_track_in_two_splits(song):
     root, folder = song
     shutil.copytree(folder, root / "train/Track01876")
     with pytest.raises(UserError, match=r"^Track01876 is both in train and in test; move one away$"):
-        CORPUS.find(root)
+        CORPUS.recordings_in(root)
 
 
 def test_wrong_folder(root, tmp_path):
     with pytest.raises(UserError, match="does not hold Slakh2100: train, validation, test not found"):
-        CORPUS.find(tmp_path)
+        CORPUS.recordings_in(tmp_path)
     with pytest.raises(UserError, match="does not hold Slakh2100"):
-        CORPUS.find(root / "train")
+        CORPUS.recordings_in(root / "train")
     with pytest.raises(UserError, match="does not hold BabySlakh"):
-        BABY.find(tmp_path / "nowhere")
+        BABY.recordings_in(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -366,12 +370,12 @@ def test_wrong_folder(root, tmp_path):
 )
 def test_stems_that_cannot_be_read(song, spoil, message):
     root, folder = song
-    (recording,), _ = CORPUS.find(root)
+    (recording,), _ = CORPUS.recordings_in(root)
     spoil(folder)
     with pytest.raises(
         UserError, match=f"^Track01876, stem S02: .*{message}.*; (unpack it again, or )?leave it out with --skip_bad$"
     ) as error:
-        CORPUS.load(recording)
+        CORPUS.read(recording)
     assert "\n" not in str(error.value)
 
 
@@ -379,9 +383,9 @@ def test_nan_samples(song):
     root, folder = song
     (folder / "stems/S02.flac").unlink()
     soundfile.write(folder / "stems/S02.wav", np.full(160000, np.nan), 16000, subtype="FLOAT")
-    (recording,), _ = CORPUS.find(root)
+    (recording,), _ = CORPUS.recordings_in(root)
     with pytest.raises(UserError, match=r"^Track01876, stem S02: .*S02.wav holds samples that are NaN"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
 
 
 def test_bass_notes_that_would_be_below_the_lowest(song):
@@ -389,13 +393,13 @@ def test_bass_notes_that_would_be_below_the_lowest(song):
     (folder / "MIDI/S01.mid").write_bytes(midi_bytes([Note(5, 90, 33, 0.5, 0.75)]))
     corpus = SOUNDING_BASS
     with pytest.raises(UserError, match=r"^Track01876, stem S01: Note\(pitch=-7, .* out of range"):
-        corpus.load(corpus.find(root).recordings[0])
+        corpus.read(corpus.recordings_in(root).recordings[0])
 
 
 def test_babyslakh(pieces, tmp_path):
     root = write_babyslakh(tmp_path, pieces)
-    recordings, missing = BABY.find(tmp_path)
-    assert missing == [] and BABY.find(root).recordings == recordings
+    recordings, missing = BABY.recordings_in(tmp_path)
+    assert missing == [] and BABY.recordings_in(root).recordings == recordings
     assert Counter(r.split for r in recordings) == {"train": 12, "validation": 2, "test": 2}
     assert [(r.id, r.split) for r in recordings[-4:]] == [
         ("Track00017", "validation"), ("Track00018", "validation"), ("Track00019", "test"), ("Track00020", "test")
@@ -404,10 +408,10 @@ def test_babyslakh(pieces, tmp_path):
         names = [stem.name for stem in recording.stems]
         assert all(file.suffix == ".wav" for file in recording.files if file.parent.name == "stems")
         folder = root / recording.id[:10]
-        notes, audio = BABY.load(recording)
+        notes, audio = BABY.read(recording)
         assert Counter(notes) == expected_notes(folder, names)
         sounds = [soundfile.read(folder / "stems" / f"{name}.wav", dtype="float32")[0] for name in names]
         np.testing.assert_allclose(audio, sum(sounds), atol=1e-6)
     write_track(root / "Track00021", band(pieces), rate=16000, suffix=".wav")
     with pytest.raises(UserError, match="Track00021 is not of BabySlakh"):
-        BABY.find(root)
+        BABY.recordings_in(root)

@@ -62,7 +62,7 @@ def archives(pieces, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recordings(archives):
-    return {name: reading.corpus(name).find(root).recordings for name, root in archives.items()}
+    return {name: reading.corpus(name).recordings_in(root).recordings for name, root in archives.items()}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def shard(folder, split="train", number=0):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_records_equal_those_of_the_archive(name, published, recordings, tmp_path):
-    found = reading.find(name, published)
+    found = reading.recordings_in(name, published)
     assert found.missing == [] and all(isinstance(item, tfrecords.Record) for item in found.recordings)
     raw = sorted(recordings[name], key=lambda item: SPLITS.index(item.split))
     assert [item.split for item in found.recordings] == [item.split for item in raw] and len(raw) > 2
@@ -111,15 +111,17 @@ def test_records_equal_those_of_the_archive(name, published, recordings, tmp_pat
         np.testing.assert_allclose(one["audio"], two["audio"], rtol=0, atol=name in ("slakh", "cerberus4"))
         assert np.abs(one["audio"]).max() > 500
     for item, other in zip(found.recordings, raw, strict=True):
-        assert sorted(tfrecords.labels(item)) == sorted(reading.corpus(name).labels(other))
+        assert sorted(tfrecords.read_notes(item)) == sorted(reading.corpus(name).read_notes(other))
         assert reading.seconds(item) == pytest.approx(reading.seconds(other), abs=1e-4)
 
 
 def test_what_the_pedal_and_the_drums_do_is_in_the_records(published):
     """The test above would be hollow without these."""
-    pedaled = tfrecords.labels(reading.find("maestro", published).recordings[1])
+    pedaled = tfrecords.read_notes(reading.recordings_in("maestro", published).recordings[1])
     assert {2.0, 1.1} & {note.offset for note in pedaled}
-    notes = [note for item in reading.find("slakh", published).recordings[:6] for note in tfrecords.labels(item)]
+    notes = [
+        note for item in reading.recordings_in("slakh", published).recordings[:6] for note in tfrecords.read_notes(item)
+    ]
     assert {(note.program, note.is_drum) for note in notes} == {(p, False) for p in (0, 33, 29, 48)} | {(0, True)}
     assert {note.instrument for note in notes} == {0, 1, 2, 3, 4}
 
@@ -132,7 +134,7 @@ def test_pieces_are_counted(recordings, published):
         "musicnet": (4, (330,)), "musicnet_em": (4, (323,)), "urmp": (3, (44,)),
     }  # fmt: skip
     of_records = {
-        name: reading.pieces(name, reading.find(name, published).recordings) for name in ("guitarset", "slakh")
+        name: reading.pieces(name, reading.recordings_in(name, published).recordings) for name in ("guitarset", "slakh")
     }
     assert of_records == {"guitarset": (6, (716,)), "slakh": (14, ())}
 
@@ -145,50 +147,52 @@ def test_classes_of_slakh():
 
 
 def test_a_folder_of_its_own_or_of_splits(maestro, published):
-    found = reading.find("maestro", maestro)
-    assert [item.id for item in found.recordings] == [r.id for r in reading.find("maestro", published).recordings]
+    found = reading.recordings_in("maestro", maestro)
+    assert [item.id for item in found.recordings] == [
+        r.id for r in reading.recordings_in("maestro", published).recordings
+    ]
     for path in list(maestro.iterdir()):
         split = path.name.split("_")[3].split(".")[0]
         (maestro / split).mkdir(exist_ok=True)
         path.rename(maestro / split / path.name.replace(f"_{split}", ""))
-    moved = reading.find("maestro", maestro)
+    moved = reading.recordings_in("maestro", maestro)
     assert [(r.id, r.split) for r in moved.recordings] == [(r.id, r.split) for r in found.recordings]
     assert not moved.missing
 
 
 def test_the_archive_is_read_where_there_are_no_tfrecords_but_those_of_tfds(archives, tmp_path):
     root = shutil.copytree(archives["maestro"], tmp_path / "root")
-    raw = reading.find("maestro", root)
+    raw = reading.recordings_in("maestro", root)
     write_file(root / "built" / "maestro-train.tfrecord-00000-of-00001", [b""])
     (root / "built" / "dataset_info.json").write_text("{}")
     (root / "._a_train.tfrecord").write_bytes(b"")
     (root / "a_train.tfrecord-00000-of-00001_.gstmp").write_bytes(b"")  # of a download that goes on
-    assert reading.find("maestro", root) == raw and not isinstance(raw.recordings[0], tfrecords.Record)
+    assert reading.recordings_in("maestro", root) == raw and not isinstance(raw.recordings[0], tfrecords.Record)
 
 
 def test_listing_reads_no_audio_and_labels_neither(maestro):
-    found = reading.find("maestro", maestro)
+    found = reading.recordings_in("maestro", maestro)
     item = found.recordings[0]
-    notes = tfrecords.labels(item)
+    notes = tfrecords.read_notes(item)
     data = bytearray(item.files[0].read_bytes())
     wav = data.index(b"data", data.index(b"WAVE"))
     data[wav + 100 : wav + 5000] = bytes(4900)
     item.files[0].write_bytes(data)
-    assert reading.find("maestro", maestro) == found and tfrecords.labels(item) == notes
+    assert reading.recordings_in("maestro", maestro) == found and tfrecords.read_notes(item) == notes
     assert reading.seconds(item) > 1.5
 
 
 def test_in_another_process_without_tensorflow(published, recordings):
-    item = reading.find("slakh", published).recordings[0]
+    item = reading.recordings_in("slakh", published).recordings[0]
     code = (
         "import pickle, sys\n"
         "from music_synth.data.datasets import reading\n"
         "item = pickle.loads(sys.stdin.buffer.read())\n"
-        "loaded = reading.reader('slakh', item).load(item)\n"
+        "loaded = reading.reader('slakh', item).read(item)\n"
         "print(len(loaded.notes), len(loaded.audio), 'tensorflow' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(item), capture_output=True, check=True)
-    loaded = tfrecords.load(item)
+    loaded = tfrecords.read(item)
     # The last line: where CI is set, pyfluidsynth prints one of its own.
     assert run.stdout.decode().splitlines()[-1].split() == [str(len(loaded.notes)), str(len(loaded.audio)), "False"]
 
@@ -199,7 +203,7 @@ def test_in_another_process_without_tensorflow(published, recordings):
 def test_missing_shards_and_splits(maestro, tmp_path):
     shard(maestro, "train", 0).unlink()
     shard(maestro, "test").unlink()
-    found = reading.find("maestro", maestro)
+    found = reading.recordings_in("maestro", maestro)
     assert found.missing == [
         f"no maestro-v3.0.0_ns_wav_train.tfrecord-00000-of-00002 in {maestro}",
         f"no TFRecords of test in {maestro}",
@@ -219,7 +223,7 @@ def test_damaged_files(maestro):
 
     def found(content):
         path.write_bytes(content)
-        return reading.find("maestro", maestro)
+        return reading.recordings_in("maestro", maestro)
 
     assert [item.id for item in found(whole).recordings] == ["first", "second"]
     for content, message in (
@@ -237,12 +241,12 @@ def test_damaged_files(maestro):
     spoiled[-2000] ^= 1
     last = found(spoiled).recordings[1]
     with pytest.raises(UserError, match=r"^second \(record 2 of a_train.tfrecord\): damaged: its checksum is wrong; d"):
-        tfrecords.load(last)
+        tfrecords.read(last)
 
 
 def features_of_maestro(folder):
     """Of two records, called first and second."""
-    item = reading.find("maestro", folder).recordings[0]
+    item = reading.recordings_in("maestro", folder).recordings[0]
     content = tf_example.Example(tf_example.mapped(item.files[0]), item.start, item.end)
     features = {name: content.string(name) for name in content.names()}
     return features | {"id": "first"}, features | {"id": "second"}
@@ -280,8 +284,8 @@ SLAKH = {"track_id": "x", "mix": np.zeros(16000), "audio_sample_rate": 16000} | 
 @pytest.mark.parametrize("name, content", [("maestro", MAESTRO), ("musicnet", MUSICNET), ("urmp", URMP)])
 def test_what_is_spoiled_below_is_good_as_it_is(name, content, tmp_path):
     write_file(tmp_path / "train.tfrecord", [content])
-    (item,) = reading.find(name, tmp_path).recordings
-    notes, audio = tfrecords.load(item)
+    (item,) = reading.recordings_in(name, tmp_path).recordings
+    notes, audio = tfrecords.read(item)
     assert len(audio) == 16000 and [note.program for note in notes] == ([40, 64] if name == "urmp" else [0])
 
 
@@ -314,9 +318,9 @@ def test_bad_records(name, content, change, message, tmp_path):
     """One line that says which record, of which file, and the way out."""
     spoiled = {key: value for key, value in (content | change).items() if value is not None}
     write_file(tmp_path / "a_train.tfrecord", [content | {"id": "good", "track_id": "good"}, spoiled])
-    item = reading.find(name, tmp_path).recordings[1]
+    item = reading.recordings_in(name, tmp_path).recordings[1]
     with pytest.raises(UserError) as caught:
-        tfrecords.load(item)
+        tfrecords.read(item)
     told = str(caught.value)
     assert told.startswith("x (record 2 of a_train.tfrecord): ") and message in told and "\n" not in told
     assert told.endswith("with --skip_bad")
@@ -325,11 +329,11 @@ def test_bad_records(name, content, change, message, tmp_path):
 def test_records_that_do_not_say_who_they_are(tmp_path):
     nameless = {name: value for name, value in MAESTRO.items() if name != "id"}
     write_file(tmp_path / "train.tfrecord", [b"garbage", b"\xff" * 99, b"", nameless, MAESTRO])
-    items = reading.find("maestro", tmp_path).recordings
+    items = reading.recordings_in("maestro", tmp_path).recordings
     assert [item.id for item in items] == [f"train.tfrecord-{i}" for i in (1, 2, 3, 4)] + ["x"]
     for item, message in zip(items, ["not a tf.train.Example"] * 2 + ["no feature sequence"], strict=False):
         with pytest.raises(UserError, match=rf"{item.id} \(record {item.number} of train.tfrecord\): {message}"):
-            tfrecords.load(item)
+            tfrecords.read(item)
 
 
 def test_records_of_another_data_set(published, tmp_path):
@@ -341,22 +345,22 @@ def test_records_of_another_data_set(published, tmp_path):
     ):
         shutil.copytree(published / "urmp", tmp_path / "moved", dirs_exist_ok=True)
         with pytest.raises(UserError, match=message):
-            reading.find(name, tmp_path / "moved" if folder == "moved" else published / folder)
+            reading.recordings_in(name, tmp_path / "moved" if folder == "moved" else published / folder)
     for path in (published / "maestro").iterdir():
         shutil.copy(path, tmp_path / "moved" / path.name.replace("v3.0.0", "v1.0.0"))
     with pytest.raises(UserError, match=r"is of version v1.0.0 by its name, not of MAESTRO v3.0.0"):
-        reading.find("maestro", tmp_path / "moved")
+        reading.recordings_in("maestro", tmp_path / "moved")
 
 
 def test_names_that_do_not_do(maestro, published):
     with pytest.raises(UserError, match=r"holds TFRecords, but slakh_sounding_bass is made from slakh2100_flac_redux"):
-        reading.find("slakh_sounding_bass", published / "slakh")
+        reading.recordings_in("slakh_sounding_bass", published / "slakh")
     shutil.copy(shard(maestro), maestro / "b_train.tfrecord")
     with pytest.raises(UserError, match=r"are of two sets of TFRecords for train; move one of them away"):
-        reading.find("maestro", maestro)
+        reading.recordings_in("maestro", maestro)
     (maestro / "b_train.tfrecord").rename(maestro / "contest.tfrecord")
     with pytest.raises(UserError, match=r"contest.tfrecord: neither its name nor its folder's says train, validation"):
-        reading.find("maestro", maestro)
+        reading.recordings_in("maestro", maestro)
 
 
 def test_the_command(maestro, tmp_path, capsys):

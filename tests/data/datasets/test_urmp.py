@@ -44,7 +44,7 @@ def one(tmp_path):
 
 
 def load(piece):
-    return CORPUS.load(CORPUS.find(piece.parent).recordings[0])
+    return CORPUS.read(CORPUS.recordings_in(piece.parent).recordings[0])
 
 
 def by_id(found):
@@ -68,12 +68,12 @@ def test_the_writer_makes_what_this_file_says(raw):
 
 def test_find(raw):
     folder, _ = raw
-    found = CORPUS.find(folder)
+    found = CORPUS.recordings_in(folder)
     assert found.missing == []
     assert [(r.id, r.split) for r in found.recordings] == list(
         zip(NAMES, ("validation", "train", "train"), strict=True)
     )
-    assert CORPUS.find(folder / "Dataset") == found
+    assert CORPUS.recordings_in(folder / "Dataset") == found
     here = folder / "Dataset" / NAMES[1]
     assert found.recordings[1].files == (
         here / f"AuMix_{NAMES[1]}.wav",
@@ -94,7 +94,7 @@ def test_the_split_is_by_piece_number(tmp_path):
             f"Notes_2_db_{number:02}_Title.txt",
         ):
             (folder / name).touch()
-    recordings = CORPUS.find(tmp_path).recordings
+    recordings = CORPUS.recordings_in(tmp_path).recordings
     validation = [int(recording.id[:2]) for recording in recordings if recording.split == "validation"]
     assert validation == [1, 2, 12, 13, 24, 25, 31, 38, 39]
     assert [recording.split for recording in recordings].count("train") == 35
@@ -104,7 +104,7 @@ def test_the_split_is_by_piece_number(tmp_path):
 def test_load_gives_the_notes_that_sound(raw, pieces, name):
     """Among them the trombone whose files are named trumpet, and no note in the score's time."""
     folder, made = raw
-    notes = CORPUS.load(by_id(CORPUS.find(folder))[name]).notes
+    notes = CORPUS.read(by_id(CORPUS.recordings_in(folder))[name]).notes
     expected = sorted(made[name][0], key=lambda note: (note.onset, note.is_drum, note.program, note.pitch))
     assert [n[:3] + n[5:] for n in notes] == [n[:3] + n[5:] for n in expected]
     for attribute in ("onset", "offset"):
@@ -120,7 +120,7 @@ def test_load_gives_the_notes_that_sound(raw, pieces, name):
 def test_load_gives_the_mix(raw, name):
     """Mono or stereo."""
     folder, made = raw
-    loaded = CORPUS.load(by_id(CORPUS.find(folder))[name]).audio
+    loaded = CORPUS.read(by_id(CORPUS.recordings_in(folder))[name]).audio
     audio = made[name][1]
     assert loaded.dtype == np.float32 and len(loaded) == len(audio)
     np.testing.assert_allclose(loaded, resample(resample(audio, 16000, 48000), 48000, 16000), atol=1e-5)
@@ -140,7 +140,7 @@ def test_players_of_one_instrument_are_told_apart(one):
 def test_only_piece_15_may_be_misnamed(one):
     """Elsewhere a part whose file names another instrument is missing, not guessed."""
     (one / "Notes_2_vn_02_Sonata.txt").rename(one / "Notes_2_va_02_Sonata.txt")
-    found = CORPUS.find(one.parent)
+    found = CORPUS.recordings_in(one.parent)
     assert found == ([], ["02_Sonata_vn_vn: no Notes_2_vn_02_Sonata.txt"])
 
 
@@ -213,14 +213,14 @@ def test_missing_files(one):
     (one / "AuMix_02_Sonata_vn_vn.wav").unlink()
     (one / "Notes_1_vn_02_Sonata.txt").unlink()
     lines = ["02_Sonata_vn_vn: no AuMix_02_Sonata_vn_vn.wav", "02_Sonata_vn_vn: no Notes_1_vn_02_Sonata.txt"]
-    assert CORPUS.find(one.parent) == ([], lines)
+    assert CORPUS.recordings_in(one.parent) == ([], lines)
 
 
 def test_files_that_go_away(one):
-    recording = CORPUS.find(one.parent).recordings[0]
+    recording = CORPUS.recordings_in(one.parent).recordings[0]
     recording.files[2].unlink()
     with pytest.raises(UserError, match=r"02_Sonata_vn_vn: cannot read .*Notes_2_vn_02_Sonata\.txt"):
-        CORPUS.load(recording)
+        CORPUS.read(recording)
 
 
 def test_damaged_audio(one):
@@ -236,13 +236,13 @@ def test_damaged_audio(one):
 def test_unknown_instrument(one):
     one.rename(one.with_name("02_Sonata_vn_kazoo"))
     with pytest.raises(UserError, match=r"02_Sonata_vn_kazoo: unknown instrument 'kazoo'; URMP has vn, va.*rename"):
-        CORPUS.find(one.parent)
+        CORPUS.recordings_in(one.parent)
 
 
 def test_a_folder_without_instruments(one):
     (one.parent / "03_Dance").mkdir()
     with pytest.raises(UserError, match="03_Dance: not named like 01_Jupiter_vn_vc"):
-        CORPUS.find(one.parent)
+        CORPUS.recordings_in(one.parent)
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "other things"])
@@ -255,21 +255,21 @@ def test_wrong_folder(tmp_path, make):
         (folder / "01_Jupiter_vn_vc").touch()
         (folder / "._02_Sonata_vn_vn").mkdir()
     with pytest.raises(UserError, match=r"wrong does not hold URMP: no folder such as 01_Jupiter_vn_vc.*unpack"):
-        CORPUS.find(folder)
+        CORPUS.recordings_in(folder)
 
 
 def test_load_in_another_process(raw):
     """From a pickle, without TensorFlow."""
-    recording = CORPUS.find(raw[0]).recordings[1]
+    recording = CORPUS.recordings_in(raw[0]).recordings[1]
     code = (
         "import pickle, sys\n"
         "from music_synth.data.datasets.urmp import CORPUS\n"
-        "loaded = CORPUS.load(pickle.loads(sys.stdin.buffer.read()))\n"
+        "loaded = CORPUS.read(pickle.loads(sys.stdin.buffer.read()))\n"
         "print(len(loaded.notes), len(loaded.audio), 'tensorflow' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, input=pickle.dumps(recording), capture_output=True, check=True).stdout.decode()
-    loaded = CORPUS.load(recording)
+    loaded = CORPUS.read(recording)
     assert output.split() == [str(len(loaded.notes)), str(len(loaded.audio)), "False"]
 
 
