@@ -79,6 +79,7 @@ def render_midi(
     if not path.is_file():
         raise UserError(f"no SoundFont at {path}; give a .sf2 file")
     settings: dict[str, float] = {"synth.reverb.active": int(bool(reverb)), "synth.chorus.active": 0}
+    settings["synth.dynamic-sample-loading"] = int(path.suffix.lower() == ".sf3")  # decoding all takes seconds
     if isinstance(reverb, Room):
         names = ("room-size", "damp", "width", "level")
         settings |= {f"synth.reverb.{name}": float(value) for name, value in zip(names, reverb, strict=True)}
