@@ -96,7 +96,7 @@ class Maker:
     def _bound(self, name: str, scope: str) -> dict[str, tuple[str, Any]]:
         """Parameter -> (key, value) of all bindings of `name` in force in a scope; the innermost counts."""
         parts = scope.split("/") if scope else []
-        found = {}
+        found: dict[str, tuple[str, Any]] = {}
         for depth in range(len(parts) + 1):
             start = "/".join([*parts[:depth], name]) + "."
             found |= {

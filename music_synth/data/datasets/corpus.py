@@ -1,5 +1,6 @@
-"""What the readers of the downloaded data sets share: from an unpacked folder to recordings, and from a recording
-to notes and audio. No TensorFlow here; `builder.py` makes tfds data sets of it.
+"""What the readers of downloaded data sets share: from a folder to recordings, from a recording to notes and audio.
+
+No TensorFlow here; `builder.py` makes tfds data sets of it.
 
 A reader is a module of this package, such as `maestro`, with an instance of a `Corpus` called CORPUS. Listing is
 quick and looks only at what lists the recordings; reading does the work, one recording at a time, in any process.

@@ -119,8 +119,10 @@ class Record(Recording):
 
 
 def files(name: str, root: Path) -> list[tuple[Path, re.Match[str]]]:
-    """The TFRecords of a data set, with their names taken apart: in `root` and its folders, or that which is called
-    `name`, which may stand beside those of other data sets."""
+    """Lists the TFRecords of a data set, with their names taken apart.
+
+    They lie in `root` and its folders, or in that called `name`, which may stand beside those of other data sets.
+    """
     for folder in (root / name, root):
         paths = [*sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
         matches = [(path, NAME.fullmatch(path.name)) for path in paths if not (path.parent / BUILT_HERE).exists()]
