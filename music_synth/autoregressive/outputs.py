@@ -1,4 +1,4 @@
-"""Output distributions of the autoregressive decoder: what its channels mean (golden/README.md 3.18.4-5)."""
+"""Output distributions of the autoregressive decoder: what its channels mean (docs/spec.md 3.18.4-5)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A window is `segment_frames` frames of a piece. An example is a window's note tokens, its log-mel and the
 log-mel of the frames just before it (the context).
 
-Where this differs from the published selector (Hawthorne et al. 2022; its quirks: golden/README.md 3.11.3-6):
+Where this differs from the published selector (Hawthorne et al. 2022; its quirks: docs/spec.md 3.11.3-6):
 
 - A window that begins the piece has an empty context (mask all False), the one that playing starts with; a
   window that begins less than a context later has the true shorter one, at the front, with a prefix mask.

@@ -25,7 +25,7 @@ Array = np.ndarray
 class WaveformModel:
     """VGGish or TRILL: the waveform at 16 kHz in, frames out.
 
-    As in the published evaluation (golden/README 3.20.7) a clip is filled with silence to whole seconds, the audio in
+    As in the published evaluation (docs/spec.md 3.20.7) a clip is filled with silence to whole seconds, the audio in
     the middle.
     """
 

@@ -1,6 +1,6 @@
 """Checkpoints of T5X in and out, and the gin file beside them. T5X itself is not needed.
 
-A checkpoint is a folder `checkpoint_<step>` (golden/README.md 3.19). Its file `checkpoint` is msgpack, as flax writes
+A checkpoint is a folder `checkpoint_<step>` (docs/spec.md 3.19). Its file `checkpoint` is msgpack, as flax writes
 it: version, and under "optimizer" the parameters ("target") and what the optimizer keeps ("state"). A leaf is one of
 
     an array                                   old checkpoints have all of them here, new ones only the small ones

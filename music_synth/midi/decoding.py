@@ -1,4 +1,4 @@
-"""Note tokens back to notes (golden/README.md 3.10)."""
+"""Note tokens back to notes (docs/spec.md 3.10)."""
 
 from __future__ import annotations
 

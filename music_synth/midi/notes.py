@@ -1,7 +1,7 @@
 """Notes, and how they come out of a MIDI file and go back into one.
 
 There are two readings. Playing takes what a player sounds (`players`). Training data, and what is compared with
-published models, take the notes of note_seq over pretty_midi: golden/README.md 3.1 says which notes a file holds and
+published models, take the notes of note_seq over pretty_midi: docs/spec.md 3.1 says which notes a file holds and
 3.2 what the sustain pedal does; note times, order and instrument numbers are equal.
 """
 
@@ -84,7 +84,7 @@ def read_midi(source: Source, as_published: bool = False) -> list[Note]:
 
 
 def parse_midi(source: Source) -> tuple[list[Note], list[Pedal]]:
-    """Notes as the keys were held, and the pedal movements (golden 3.1). Raises as `read_midi` does."""
+    """Notes as the keys were held, and the pedal movements (docs/spec.md 3.1). Raises as `read_midi` does."""
     midi = smf.load(source, strict=True)
     notes, pedals = _collect(midi)
     _check(source, midi, notes)
@@ -138,7 +138,7 @@ def _check(source: Source, midi: smf.MidiFile, notes: list[Note]) -> None:
 
 
 def _collect(midi: smf.MidiFile) -> tuple[list[Note], list[Pedal]]:
-    """Matches note-ons with note-offs, gives every instrument its pedal movements (golden 3.1.2 to 3.1.4)."""
+    """Matches note-ons with note-offs, gives every instrument its pedal movements (docs/spec.md 3.1.2 to 3.1.4)."""
     # By instrument:
     rows: list[list[tuple[int, int, int, int]]] = []  # (pitch, velocity, onset tick, offset tick)
     heads: list[tuple[int, bool]] = []  # (program, is_drum)
@@ -196,7 +196,7 @@ def _pedals_of(midi: smf.MidiFile, pedal_lists) -> list[Pedal]:
 
 
 def apply_sustain(notes: Sequence[Note], pedals: Iterable[Pedal]) -> list[Note]:
-    """Returns the notes as they sound with the sustain pedal, in the same order (golden 3.2). Drums are untouched.
+    """Returns the notes as they sound with the pedal, in the same order (docs/spec.md 3.2). Drums are untouched.
 
     Under the pedal a note lasts until the pedal goes up or its pitch is struck again; of two that are struck
     together one is dropped. A pedal that never goes up holds until the last event.
@@ -245,7 +245,7 @@ def apply_sustain(notes: Sequence[Note], pedals: Iterable[Pedal]) -> list[Note]:
 
 
 def trim_overlaps(notes: Sequence[Note]) -> list[Note]:
-    """Cuts a note where the next of the same pitch, program and drum flag begins (golden 3.11.1).
+    """Cuts a note where the next of the same pitch, program and drum flag begins (docs/spec.md 3.11.1).
 
     Notes with nothing left are gone; the order stays.
     """

@@ -25,7 +25,7 @@ class OverlongSegmentWarning(UserWarning):
 
 
 def num_frames(seconds: float) -> int:
-    """Frames of a piece of `seconds` (golden 3.5.1): floor(n / 320) + 1 for n = floor(16000 * seconds).
+    """Frames of a piece of `seconds` (docs/spec.md 3.5.1): floor(n / 320) + 1 for n = floor(16000 * seconds).
 
     An event at the very end of the piece thus lies in a frame. This is one more than the ceil(n / 320) frames
     of a mel where n is a multiple of 320.

@@ -353,7 +353,7 @@ def _of_system_exclusive(tick: int, body: bytes) -> list[Event]:
 def tick_times(midi: MidiFile, ticks: np.ndarray, first_track_only: bool = False) -> np.ndarray:
     """Seconds (float64) of `ticks`: 120 beats a minute until a track sets another tempo.
 
-    `first_track_only`: pass over the tempo events of other tracks, as pretty_midi does (golden 3.1.1).
+    `first_track_only`: pass over the tempo events of other tracks, as pretty_midi does (docs/spec.md 3.1.1).
     """
     if midi.tick_seconds:
         return ticks * midi.tick_seconds

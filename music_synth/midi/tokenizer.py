@@ -1,7 +1,7 @@
 """Notes to note tokens, a segment at a time, and back.
 
 The token language is that of MT3 (Gardner et al. 2022, arXiv:2111.03017) as used by Hawthorne et al. 2022
-(arXiv:2206.05408); golden/README.md 3.3 to 3.10 states it exactly. A segment reads
+(arXiv:2206.05408); docs/spec.md 3.3 to 3.10 states it exactly. A segment reads
 
     [program pitch]... tie | shift [program] [velocity] pitch | shift [velocity] drum | ... EOS
 
@@ -38,7 +38,7 @@ OnOverflow = Literal["truncate", "error", "keep"]
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """The note-ons and note-offs of a piece, in the order of golden 3.4. Arrays are int32 [E].
+    """The note-ons and note-offs of a piece, in the order of docs/spec.md 3.4. Arrays are int32 [E].
 
     Drums have no note-off. `moment` numbers the distinct unrounded times: order within a moment can be
     restored when programs change, although the times themselves are only kept to the step.
@@ -99,7 +99,7 @@ class Events:
         """int [E]: what event i begins sounds up to event sounding_until[i]; -1: it begins no pitched note.
 
         That is the next event of the same program and pitch. So of two overlapping notes of one pitch neither
-        counts as sounding after the first note-off (golden 3.6.4).
+        counts as sounding after the first note-off (docs/spec.md 3.6.4).
         """
         key = np.where(self.is_drum, -1, self.program * NUM_PITCHES + self.pitch).astype(np.int16)
         order = np.argsort(key, kind="stable")  # 16-bit integers: a radix sort
@@ -128,7 +128,7 @@ class Tokenizer:
     """Notes to tokens a segment at a time, and back.
 
     granularity: "full" keeps programs; "midi_class" keeps the first of each family of eight; "flat" leaves
-    them out; "slakh" maps them to the 34 classes of Slakh2100 (golden 3.9). Drums are drums in all of them.
+    them out; "slakh" maps them to the 34 classes of Slakh2100 (docs/spec.md 3.9). Drums are drums in all of them.
     """
 
     velocity_bins: int = 1
@@ -161,7 +161,7 @@ class Tokenizer:
             on_overflow: see `encode_window`.
 
         In trailing silence no notes are tied (the published preprocessing repeats there what sounded before
-        the last event, golden 3.6.3).
+        the last event, docs/spec.md 3.6.3).
         """
         if num_frames is None:
             num_frames = seg.num_frames(max((note.offset for note in notes), default=0.0))
@@ -278,7 +278,7 @@ class Tokenizer:
         """Decodes the notes of consecutive segments (tokens up to EOS; padding may follow), in order of their ends.
 
         Velocities are those of the bins, times whole steps. Tokens that make no sense are passed over and
-        counted (golden 3.10).
+        counted (docs/spec.md 3.10).
         """
         decoder = Decoder(self.vocabulary)
         segment_steps = self.segment_frames * seg.STEPS_PER_FRAME

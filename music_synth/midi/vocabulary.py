@@ -1,4 +1,4 @@
-"""The ids of note tokens (golden/README.md 3.3)."""
+"""The ids of note tokens (docs/spec.md 3.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EMBEDDING_MULTIPLE = 128  # embedding tables are rounded up to this many rows
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids (golden 3.3): 0 padding, 1 EOS, 2 unknown, then shift, pitch, velocity, tie, program, drum.
+    """Token ids (docs/spec.md 3.3): 0 padding, 1 EOS, 2 unknown, then shift, pitch, velocity, tie, program, drum.
 
     Every `*_id` property is the first id of its kind, so `pitch_id + 60` is the token of middle C.
     """

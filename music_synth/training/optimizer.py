@@ -24,7 +24,7 @@ class Optimizer(NamedTuple):
 
 
 def constant_rate(learning_rate: float) -> Schedule:
-    """Keeps the same rate at every step: what the published runs really did (golden/README.md 3.16.3)."""
+    """Keeps the same rate at every step: what the published runs really did (docs/spec.md 3.16.3)."""
     rate = _positive("constant_rate.learning_rate", learning_rate)
     return lambda step: jnp.full(jnp.shape(step), rate, jnp.float32)
 
@@ -79,7 +79,7 @@ def adafactor(
     min_dim_to_factor: int = 128,  # a matrix is factored only when both its largest dimensions reach this
     clip_norm: float | None = None,  # of all gradients together, before anything else
 ) -> Optimizer:
-    """Builds Adafactor as published (Shazeer and Stern 2018; golden/README.md 3.16.4).
+    """Builds Adafactor as published (Shazeer and Stern 2018; docs/spec.md 3.16.4).
 
     No momentum, no weight decay; each update is divided by max(1, its RMS) and scaled by max(1e-3, RMS(parameter)).
     """

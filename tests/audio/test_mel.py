@@ -12,7 +12,7 @@ BACKENDS = pytest.mark.parametrize("xp", [jnp, np], ids=["jax", "numpy"])
 
 
 def assert_same_mel(actual, expected):
-    """The tolerance of golden/README.md section 1: magnitudes, as the floor of the logarithm is noise."""
+    """The tolerance of docs/spec.md, section 1: magnitudes, as the floor of the logarithm is noise."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape and actual.dtype == np.float32
     np.testing.assert_allclose(np.exp(actual), np.exp(expected), rtol=1e-4, atol=2e-4)

@@ -1,4 +1,4 @@
-"""Against golden/notes.npz, against pretty_midi, and the rules of golden/README.md 3.1 and 3.2 one by one."""
+"""Against golden/notes.npz, against pretty_midi, and the rules of docs/spec.md 3.1 and 3.2 one by one."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Against golden/tokens.npz, decoded_notes.npz, and a token-by-token reading of golden/README.md."""
+"""Against golden/tokens.npz, decoded_notes.npz, and a token-by-token reading of docs/spec.md."""
 
 import json
 import math
@@ -31,7 +31,7 @@ TOKENIZERS = {
     "vb1_ties_full_untruncated": Tokenizer(),
     "vb127_ties_full_untruncated": Tokenizer(velocity_bins=127),
 }
-# golden/README.md 3.6.3: in segments after the last event the published preprocessing lists as tied the notes that
+# docs/spec.md 3.6.3: in segments after the last event the published preprocessing lists as tied the notes that
 # sounded before the first event of the last step, although they have ended. Here they are gone. These are all the
 # rows that differ, and how.
 STALE_TIES = {

@@ -78,7 +78,7 @@ def test_adafactor_on_the_stored_gradients(golden):
 
 
 def test_the_published_learning_rate_has_no_warmup(golden):
-    # The configuration asked for 1,000 warm-up steps; the released code ignores them (golden/README.md 3.16.3).
+    # The configuration asked for 1,000 warm-up steps; the released code ignores them (docs/spec.md 3.16.3).
     rates = [constant_rate(1e-3)(int(step)) for step in golden["learning_rate/steps"]]
     np.testing.assert_allclose(rates, golden["learning_rate/first_steps"], rtol=1e-6)
 

@@ -39,7 +39,7 @@ def test_mel_survives(name, limit):
     mel = log_mel(audio[: len(audio) // HOP_LENGTH * HOP_LENGTH], np)
     again = log_mel(GriffinLim()(mel), np)
     assert again.shape == mel.shape
-    audible = mel[:-1] > -5  # the last frame reaches past the end, see golden/README.md 3.12.5
+    audible = mel[:-1] > -5  # the last frame reaches past the end, see docs/spec.md 3.12.5
     assert decibels(again[:-1][audible], mel[:-1][audible]) < limit
     if name == "chord":
         return  # it stands still; the others would not pass one frame late:
