@@ -13,5 +13,6 @@ fi
 scripts/setup.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check --quiet .
+.venv/bin/mypy
 # One process a core; a file stays in one process, so that what it compiled serves all its tests.
 exec .venv/bin/python -m pytest --quiet --numprocesses auto --dist loadfile ${selection[@]+"${selection[@]}"} "$@"
