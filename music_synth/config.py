@@ -36,7 +36,7 @@ CONFIGURABLES = {
     **PARTS,
     **OPTIMIZERS,
     "Feed": "music_synth.data.feed:Feed",
-    "TaughtFeed": "music_synth.diffusion.distillation:TaughtFeed",
+    "DistillationFeed": "music_synth.diffusion.distillation:DistillationFeed",
     "AudioFeed": "music_synth.data.audio_feed:open_audio_feed",
     "InitialCheckpoint": "music_synth.runs:InitialCheckpoint",
     "load_run": "music_synth.runs:load",

@@ -27,6 +27,7 @@ PARTS = {  # of a trained model; nothing here reads or writes a file
     "NetworkConfig": "music_synth.models.layers:NetworkConfig",
     "Diffusion": "music_synth.diffusion.objective:Diffusion",
     "CosineSchedule": "music_synth.diffusion.schedule:CosineSchedule",
+    "LogNormalSchedule": "music_synth.diffusion.schedule:LogNormalSchedule",
     "LinearSchedule": "music_synth.diffusion.schedule:LinearSchedule",
     "SquaredCosineSchedule": "music_synth.diffusion.schedule:SquaredCosineSchedule",
     "Sampler": "music_synth.diffusion.sampler:Sampler",

@@ -34,7 +34,7 @@ from music_synth.midi.notes import Note, check_notes, from_pretty_midi, read_mid
 from music_synth.midi.segments import OverlongSegmentWarning
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.midi.vocabulary import EOS_ID, PAD_ID
-from music_synth.models.seam import Params, Seam
+from music_synth.models.base import Params, SpectrogramModel
 from music_synth.playing import Decoder
 from music_synth.vocoder.inverter import Inverter, stream_audio
 
@@ -72,7 +72,12 @@ class SpectrogramDiffusionPipeline:
     """MIDI to music by a decoder and an inverter, on one device."""
 
     def __init__(
-        self, model: Seam, params: Params, tokenizer: Tokenizer, inverter: Inverter, melgan: Path | None = None
+        self,
+        model: SpectrogramModel,
+        params: Params,
+        tokenizer: Tokenizer,
+        inverter: Inverter,
+        melgan: Path | None = None,
     ):
         """melgan: the ONNX file that `inverter` is, for `save_pretrained`."""
         self.model, self.tokenizer, self.inverter, self.melgan = model, tokenizer, inverter, melgan
@@ -227,7 +232,7 @@ class SpectrogramDiffusionPipeline:
         return AudioPipelineOutput(audios) if return_dict else (audios,)
 
     def _sample(
-        self, model: Seam, rows: list[np.ndarray], seed: int, callback: Callable | None, callback_steps: int
+        self, model: SpectrogramModel, rows: list[np.ndarray], seed: int, callback: Callable | None, callback_steps: int
     ) -> Iterator[np.ndarray]:
         """Samples the log-mel of each segment, float32 [256, 128]."""
         so_far = np.zeros((1, 0, model.network.num_mels), np.float32)
@@ -246,7 +251,7 @@ class SpectrogramDiffusionPipeline:
         sampler: str | Sampler | None,
         guidance_scale: float | None,
         temperature: float | None = None,
-    ) -> Seam:
+    ) -> SpectrogramModel:
         settings = {"name": sampler} if isinstance(sampler, str) else dataclasses.asdict(sampler) if sampler else {}
         asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale, "temperature": temperature}
         model = self.model.with_sampling(**(settings | {k: v for k, v in asked.items() if v is not None}))

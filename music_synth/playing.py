@@ -24,7 +24,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.models.seam import Batch, Params, Seam
+from music_synth.models.base import Batch, Params, SpectrogramModel
 from music_synth.vocoder.inverter import Inverter, stream_audio
 
 RING_OUT_SECONDS = 1.0  # what is kept after the end of the last note
@@ -49,7 +49,9 @@ class Part(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def sample_segments(model: Seam, params: Params, batch: Batch, seeds: jax.Array, index: jax.Array) -> jax.Array:
+def sample_segments(
+    model: SpectrogramModel, params: Params, batch: Batch, seeds: jax.Array, index: jax.Array
+) -> jax.Array:
     """Samples one segment of several pieces: log-mel [B, T, M].
 
     Every row has random numbers of its own, from its seed [B] and the segment's index [B], so that how a
@@ -72,7 +74,7 @@ class Row:
 class Decoder:
     """A trained decoder with all it takes to play it."""
 
-    model: Seam
+    model: SpectrogramModel
     params: Params
     tokenizer: Tokenizer
 

@@ -24,7 +24,7 @@ from music_synth.interop.decoders import Trained
 from music_synth.interop.model_card import WEIGHTS, load_exported
 from music_synth.making import OPTIMIZERS, PARTS, Maker
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.models.seam import Params, Seam
+from music_synth.models.base import Params, SpectrogramModel
 from music_synth.training.checkpoint import FOLDER, check_shapes, load_params, load_progress
 from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter
@@ -35,7 +35,7 @@ SHIPPED = "shipped"
 class Run(NamedTuple):
     """A trained decoder."""
 
-    model: Seam
+    model: SpectrogramModel
     tokenizer: Tokenizer
     params: Params
     step: int
@@ -114,7 +114,7 @@ def _read_run(kind: str, folder: Path, step: int | None, ema: bool) -> Trained:
             " it, .onnx or .safetensors"
         )
     model, tokenizer = maker.value("train.model"), maker.value("Feed.tokenizer")
-    for key, made, wanted in (("train.model", model, Seam), ("Feed.tokenizer", tokenizer, Tokenizer)):
+    for key, made, wanted in (("train.model", model, SpectrogramModel), ("Feed.tokenizer", tokenizer, Tokenizer)):
         if not isinstance(made, wanted):
             raise UserError(f"{folder / CONFIG_FILE}: {key} = {maker.bindings[key]!r} is no {wanted.__name__}")
     if kind == "export":

@@ -33,8 +33,8 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.smf import SUFFIXES as MIDI_SUFFIXES
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.models.base import Params, SpectrogramModel
 from music_synth.models.layers import DTYPES
-from music_synth.models.seam import Params, Seam
 from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
 from music_synth.playing import Decoder, Segment, frames_of
 from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, stream_audio
@@ -49,7 +49,7 @@ LONG_SECONDS = 3600  # of a piece that is played only if --long asks for it
 
 def synthesize(
     notes: Sequence[Note],
-    model: Seam,
+    model: SpectrogramModel,
     params: Params,
     tokenizer: Tokenizer,
     inverter: Inverter | None = None,
@@ -80,7 +80,7 @@ def synthesize(
 
 def synthesize_stream(
     notes: Sequence[Note],
-    model: Seam,
+    model: SpectrogramModel,
     params: Params,
     tokenizer: Tokenizer,
     inverter: Inverter | None = None,

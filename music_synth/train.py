@@ -17,7 +17,7 @@ import jax
 from music_synth import config, errors
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
-from music_synth.models.seam import Seam
+from music_synth.models.base import SpectrogramModel
 
 
 def main(argv: list[str]) -> None:
@@ -34,7 +34,11 @@ def main(argv: list[str]) -> None:
     train(config_text=config.operative_text())
     if jax.process_index() == 0:
         print(f"done: checkpoints, {config.CONFIG_FILE}, metrics.jsonl and TensorBoard events are in {model_dir}")
-        flag = "--checkpoint" if isinstance(train.keywords["model"], Seam) else "--checkpoint DECODER --inverter"
+        flag = (
+            "--checkpoint"
+            if isinstance(train.keywords["model"], SpectrogramModel)
+            else "--checkpoint DECODER --inverter"
+        )
         print(f"play: python -m music_synth.synthesize FILE.mid {flag} {shlex.quote(model_dir)} --out OUT.wav")
 
 

@@ -10,9 +10,9 @@
 
 The last three are of --sizes (configs/models/), with random parameters, at batch 1 but for training. The decoder stands
 beside the plain way of the published code: cross-attention computed anew in each step, guidance in two passes, tokens
-padded to 2,048, 1,000 steps, of which 1 is measured and multiplied. It runs on our own network with the same
-parameters, so that the outputs of a step can be compared. --gin_file=FILE and --gin.NAME=VALUE change the recipe
-(--gin.NetworkConfig.dtype=bfloat16).
+padded to 2,048, 1,000 steps, of which 1 is measured and multiplied. Encoding and steps are those of the published
+network in both ways, with the same parameters, so that the outputs can be compared; the rest is diffusion.gin's.
+--gin_file=FILE and --gin.NAME=VALUE change the recipes (--gin.NetworkConfig.dtype=bfloat16).
 
 A rate is the median of several measurements, with the lowest and the highest beside it; what is compared is measured in
 turns. "a core" is the rate over the number of cores; "a CPU second" counts the time that cores spent on it, which other
@@ -61,7 +61,7 @@ from music_synth.training.step import create_state, train_step
 CORES = len(os.sched_getaffinity(0))
 PIECES = sorted((Path(__file__).parents[1] / "data").glob("*.mid"))
 MEL_SECONDS = 60  # of the audio that becomes mel: about a piece
-PLAIN_STEPS = 1000
+PUBLISHED, PLAIN_STEPS = "papers/diffusion_base.gin", 1000
 
 
 class Work(NamedTuple):
@@ -137,11 +137,15 @@ class Recipe(NamedTuple):
 
 def recipes(flags: argparse.Namespace) -> Iterator[tuple[str, Recipe]]:
     """diffusion.gin in each of the sizes, with random parameters."""
-    keys = "train.model", "Feed.tokenizer", "train.optimizer"
     for size in flags.sizes:
-        files = ["diffusion.gin", f"models/{size}.gin", *flags.files]
-        model, tokens, optimizer = config.build_parts(files, flags.overrides, *keys)
-        yield size, Recipe(model, tokens, optimizer, random_parameters(model))
+        yield size, recipe_of("diffusion.gin", size, flags)
+
+
+def recipe_of(name: str, size: str, flags: argparse.Namespace) -> Recipe:
+    keys = "train.model", "Feed.tokenizer", "train.optimizer"
+    files = [name, f"models/{size}.gin", *flags.files]
+    model, tokens, optimizer = config.build_parts(files, flags.overrides, *keys)
+    return Recipe(model, tokens, optimizer, random_parameters(model))
 
 
 def random_parameters(model: Any) -> Any:
@@ -171,13 +175,16 @@ def segment_of(recipe: Recipe, bucket: int | None = None) -> dict[str, np.ndarra
 def decoder(flags: argparse.Namespace) -> Iterator[Work]:
     """What a segment is made of."""
     for size, recipe in recipes(flags):
-        model, params = recipe.model, recipe.params
-        batch, plain = segment_of(recipe), Plain(recipe)
+        published = recipe_of(PUBLISHED, size, flags)  # the network that both ways can compute
+        model, params = published.model, published.params
+        batch, plain = segment_of(published), Plain(published)
         peak = matrix_product_rate(model.network.dtype)
         encode = jax.jit(lambda params, batch, model=model: model._encode(params, batch, None))
         cache = encode(params, batch)
         film = jax.jit(functools.partial(model._apply, method="condition_time"))(params, plain.t)
-        yield Work(f"{size}, encode", "segments", once(encode, params, batch), once(plain.encode, params, plain.batch))
+        about = "the published network, as are the steps"
+        plain_encode = once(plain.encode, params, plain.batch)
+        yield Work(f"{size}, encode", "segments", once(encode, params, batch), plain_encode, about=about)
         for name, scale in (("step", 1.0), ("guided step", 2.0)):
             chosen = model.with_sampling(guidance_scale=scale)
             step = jax.jit(lambda p, x, snr, film, cache, model=chosen: model.denoiser(p, cache)(x, snr, film))
@@ -194,6 +201,7 @@ def decoder(flags: argparse.Namespace) -> Iterator[Work]:
                 f"{batch['note_tokens'].shape[1]} tokens; x_0, in [-1, 1], differs by {difference:.1g} at most",
             )
         seed, index = np.zeros(1, np.uint32), np.ones(1, np.uint32)
+        model, params, batch = recipe.model, recipe.params, segment_of(recipe)
         yield Work(
             f"{size}, segment",
             "segments",
@@ -209,7 +217,7 @@ def piece(flags: argparse.Namespace) -> Iterator[Work]:
     inverter = load_inverter(flags.inverter)
     for size, recipe in recipes(flags):
         play = notes, recipe.model, recipe.params, recipe.tokenizer, inverter
-        plain = Plain(recipe)
+        plain = Plain(recipe_of(PUBLISHED, size, flags))
         whole = lambda play=play: len(synthesize(*play)[0]) / SAMPLE_RATE
         first = lambda play=play: len(next(synthesize_stream(*play))) > 0
         seconds = recipe.model.network.target_frames / FRAME_RATE
@@ -248,7 +256,7 @@ class Plain:
             def decode(sources: Any, masks: Any, roll: Any) -> jax.Array:
                 cache = model._apply(params, sources, masks, method="precompute")._replace(roll=roll)
                 film = model._apply(params, t, method="condition_time")
-                return model._apply(params, model._scale_input(x_t, log_snr), film, cache, method="decode")
+                return model._apply(params, x_t, film, cache, method="decode")
 
             output = decode(*encodings)
             if guidance_scale != 1.0:

@@ -24,7 +24,8 @@ scripts/setup.sh
 source .venv/bin/activate
 
 train() { # recipe, steps
-  python -m music_synth.train --gin_file="$1.gin" --gin.MODEL_DIR="$OUT/$1" --gin.TRAIN_STEPS="$2"
+  python -m music_synth.train --gin_file="$1.gin" --gin.MODEL_DIR="$OUT/$1" --gin.TRAIN_STEPS="$2" \
+    --gin.TASK=synthetic
 }
 say "training the diffusion decoder for $DIFFUSION_STEPS steps (the data set is built first)"
 train diffusion "$DIFFUSION_STEPS"

@@ -91,7 +91,7 @@ CASES = [
     (PLAY + " --steps=0", "num_steps = 0"),
     (PLAY + " --steps=many", "'many'"),
     (PLAY + " --steps=2.5", "'2.5'"),
-    (PLAY + " --sampler=euler", "'euler'", "ddim"),
+    (PLAY + " --sampler=leapfrog", "'leapfrog'", "ddim"),
     (PLAY + " --guidance=-1", "-1"),
     (PLAY + " --guidance=nan", "nan"),
     (PLAY + " --guidance=loud", "'loud'"),

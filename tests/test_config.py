@@ -274,7 +274,7 @@ def test_a_recipe_is_written_with_given_parts(tmp_path):
     from music_synth.midi.tokenizer import Tokenizer
     from music_synth.models.layers import NetworkConfig
 
-    model = Diffusion(NetworkConfig(max_tokens=64, target_frames=32), LinearSchedule(0.01, 0.1, 5), data_power=None)
+    model = Diffusion(NetworkConfig(max_tokens=64, target_frames=32), LinearSchedule(0.01, 0.1, 5))
     text = config.run_text("diffusion.gin", [model, Tokenizer(max_tokens=64, segment_frames=16)], ["MODEL_DIR=/my run"])
     (tmp_path / "config.gin").write_text(text)
     assert config.build_parts([tmp_path / "config.gin"], [], "train.model", "Feed.tokenizer", "train.model_dir") == [

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS = [
     "mean spectrum",
-    "Autoregressive",
-    "Autoregressive",
+    "Autoregressive",  # its mean plus Gaussian noise
     "Diffusion",
-    "Diffusion",
+    *["Autoregressive"] * 4,  # as it is, and its mean; of whole pieces, and of single segments
+    *["Diffusion"] * 4,
     "ground truth audio",
     "ground truth",
 ]
@@ -72,13 +72,14 @@ def test_table_and_scores_agree(evaluated):
         assert line.startswith(f"| {row['name']}")
         assert f"{row['cells']['log_mel']['value']:.2f}" in line
     assert all(f"{folder}/{kind}, step 0" in table for kind in ("autoregressive", "diffusion"))
-    assert [row["about"]["given"] for row in scores["rows"][1:5:2]] == [{}, {"num_steps": 2, "name": "ddpm"}]
+    given = [row["about"]["given"] for row in scores["rows"][3:11:2]]
+    assert given == [{}, {"temperature": 0}, {"num_steps": 2, "name": "ddpm"}, {"temperature": 0}]
     assert "vggish" not in lines[0] and "(needs --vggish PATH)" in table.splitlines()[-1]
 
 
 def test_scores_are_those_of_the_data(evaluated):
     folder, _ = evaluated
-    mean, *models, recording, inverted = read_scores(folder)["rows"]
+    mean, _, _, *models, recording, inverted = read_scores(folder)["rows"]
     # The target is independent noise of deviation 2 around -4, so the mean's error is 2 sqrt(2 / pi) nepers.
     error = mean["cells"]["log_mel"]["value"]
     assert error == pytest.approx(20 / np.log(10) * 2 * np.sqrt(2 / np.pi), rel=0.02)
@@ -101,7 +102,7 @@ def test_the_report_holds_everything_and_asks_for_nothing(evaluated):
     sources = re.findall(r'(?:src|href)="(.{20})', page)
     assert len(sources) > 10 and all(source.startswith("data:") for source in sources)
     sounds = re.findall(r'src="data:audio/flac;base64,([^"]+)"', page)
-    assert len(sounds) == 2 * (1 + 2 + 1)  # target, two models, inverter
+    assert len(sounds) == 2 * (1 + 4 + 1)  # target, two models and their means, inverter
     audio, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))
     assert (len(audio), rate) == (300 * 320, 16000)
     assert page.count("<svg") == 2 and page.count("<rect") > 5
@@ -140,11 +141,11 @@ def test_samplers_and_inverters_are_held_against_a_reference(evaluated, tmp_path
     entry.main([*flags_of(folder)[:-2], *argv])
     rows = json.loads((tmp_path / "scores.json").read_text())["rows"]
     models = [(row["mode"][:6], row["about"]["given"], row.get("no_worse")) for row in rows if row["kind"] == "model"]
-    ddpm, one_step = {"num_steps": 2, "name": "ddpm"}, {"num_steps": 1}
+    ddpm, one_step, mean = {"num_steps": 2, "name": "ddpm"}, {"num_steps": 1}, {"temperature": 0}
     assert [model[:2] for model in models] == [
-        (mode, given) for given in (ddpm, one_step) for mode in ("whole ", "single", "whole ")
+        (mode, given) for given in (ddpm, one_step, mean) for mode in ("whole ", "single", "whole ")
     ]
-    assert [model[2] is None for model in models] == [True, True, False, False, False, False]
+    assert [model[2] is None for model in models] == [True, True, *[False] * 7]
     assert [row.get("no_worse") is None for row in rows if row["kind"] == "ceiling"] == [True, True, False]
     table = capsys.readouterr().out
     assert "| no worse than the reference |" in table and "cheapest that is no worse than the reference: " in table

@@ -146,7 +146,7 @@ def test_a_hundred_steps_without_guidance_by_default(pipe):
     assert pipe._with_sampling(20, Sampler("heun", 5), None).sampler == Sampler("heun", 20)
     for arguments, message in (
         ((0, None, None), "num_steps = 0"),
-        ((None, "euler", None), "'euler': choose from"),
+        ((None, "leapfrog", None), "'leapfrog': choose from"),
         ((None, None, -1.0), "guidance_scale = -1.0"),
     ):
         with pytest.raises(UserError, match=message):

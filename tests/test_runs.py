@@ -142,7 +142,7 @@ def test_all_cases_are_tried():
         ("Diffusion.los_norm = 'l1'", "has no parameter 'los_norm'"),
         ("Diffusion.network = @train()", "nothing is called 'train'"),
         ("Diffusion.loss_norm = %NOTHING", "nothing sets NOTHING"),
-        ("Diffusion.data_power = @Sampler()", "must be float | None"),
+        ("Sampler.clip_quantile = @Sampler()", "must be float | None"),
         # Tokenizer and network, as in training.
         ("Tokenizer.segment_frames = 128", "Tokenizer.segment_frames = 128, but NetworkConfig.target_frames = 256"),
         ("Tokenizer.velocity_bins = 4", "NetworkConfig.vocabulary"),

@@ -1,4 +1,4 @@
-"""`Autoregressive`: the frame-by-frame decoder behind the seam that `Diffusion` shares (init, loss, sample)."""
+"""`Autoregressive`: the frame-by-frame decoder, a `SpectrogramModel` as `Diffusion` is (init, loss, sample)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from music_synth.audio.mel import scale_mel, unscale_mel
+from music_synth.audio.mel import unscale_mel
 from music_synth.autoregressive.outputs import Deterministic, GaussianMixture
+from music_synth.models.base import Batch, Params, SpectrogramModel, masked_mean, row_keys
 from music_synth.models.layers import NetworkConfig
-from music_synth.models.seam import Batch, Params, Seam, masked_mean, row_keys
 from music_synth.models.transformer import CrossCache, MelTransformer
 
 Array = jax.Array
@@ -25,10 +25,10 @@ def shift_right(frames: Array, start: float) -> Array:
 
 
 @dataclass(frozen=True)
-class Autoregressive(Seam):
+class Autoregressive(SpectrogramModel):
     """An autoregressive decoder: each frame from the ones before it (Hawthorne et al. 2022, section 3.1).
 
-    Differs from the published code, which golden/README.md 3.18 describes: the note encoder does not attend to
+    Differs from the published code, which docs/spec.md 3.18 describes: the note encoder does not attend to
     padding, the first input frame is silence, frames are scaled to [-1, 1], a context encoder may stand beside the
     note encoder, and the loss is a mean over frames, not a sum. `as_published` brings the first three back; tokens are
     then padded to `network.max_tokens`, as published inputs are, for what padding does depends on how much there is.
@@ -42,6 +42,10 @@ class Autoregressive(Seam):
     def __post_init__(self):
         if self.input_noise < 0:
             raise ValueError(f"Autoregressive.input_noise = {self.input_noise}: must be 0 or more")
+        if self.network.decoder != "transformer":
+            raise ValueError(f"NetworkConfig.decoder = {self.network.decoder!r}: frame by frame only 'transformer'")
+        if self._has_prior and isinstance(self.output, Deterministic):
+            raise ValueError("Autoregressive.output: a residual is sampled: @GaussianMixture(), or no prior")
 
     @cached_property
     def module(self) -> MelTransformer:
@@ -51,23 +55,33 @@ class Autoregressive(Seam):
             channels,
             autoregressive=True,
             attend_to_padding=self.as_published,
-            corrects_roll=isinstance(self.output, Deterministic) and not self.as_published,
+            corrects_roll=isinstance(self.output, Deterministic) and not self.as_published and not self._has_prior,
         )
+
+    @property
+    def _has_prior(self) -> bool:
+        return self.network.num_prior_layers > 0
 
     def with_sampling(self, **overrides: Any) -> Autoregressive:
         """A copy with other sampling settings: dither, or a mixture's temperature. UserError on others."""
         return dataclasses.replace(self, output=self._replace_settings(self.output, overrides))
 
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        """Mean loss per frame with the true frames as input (teacher forcing)."""
+        """Mean loss per frame with the true frames as input (teacher forcing), and that of the prior, if any."""
         noise_key, dropout_key = jax.random.split(rng)
-        target = self._to_model(batch["mel"])
+        encode_key, decode_key = jax.random.split(dropout_key) if train else (None, None)
+        cache = self._encode(params, batch, encode_key)
+        target = self.target(params, cache, batch)
         inputs = shift_right(target, self._start)
         if train and self.input_noise:
             inputs = inputs + self.input_noise * jax.random.normal(noise_key, inputs.shape)
-        channels = self.teacher_forced(params, batch, inputs, dropout_key if train else None)
+        channels = self._apply(params, inputs, None, cache, not train, method="decode", dropout_key=decode_key)
         loss = masked_mean(self.output.loss(channels, target), batch["mel_mask"])
-        return loss, {"loss": loss}
+        metrics: dict[str, Any] = {}
+        if cache.prior is not None:
+            prior_loss, metrics = self.prior_loss(cache.prior, batch, train)
+            loss = loss / self.network.num_mels + prior_loss  # nats a bin, as the prior's
+        return loss, metrics | {"loss": loss}
 
     def teacher_forced(self, params: Params, batch: Batch, inputs: Array, dropout_key: Array | None = None) -> Array:
         """All frames at once: inputs [B, T, M], already shifted -> output channels [B, T, channels]."""
@@ -79,18 +93,24 @@ class Autoregressive(Seam):
         """Notes and context -> log-mel [B, T, M], frame by frame with cached keys and values, in one scan."""
         rows, frames = batch["note_tokens"].shape[0], self.network.target_frames
         keys, params = row_keys(rng, rows), self._in_dtype(params)
-        cross = self._encode(params, batch, None)
+        cross, output, temperature = self._encode(params, batch, None), self.output, 1.0
+        if cross.prior is not None and isinstance(output, GaussianMixture):  # scales the residual, as `Sampler` does
+            temperature, output = output.temperature, dataclasses.replace(output, temperature=1.0)
+            if temperature == 0.0:
+                return unscale_mel(self.from_residual(params, cross.prior, jnp.zeros_like(cross.prior.mean), 0.0))
         start = jnp.full((rows, 1, self.network.num_mels), self._start)
         caches = self.module.bind({"params": params}).decoder.empty_caches(rows, frames)
 
         def step(carry, index):
             frame, caches = carry
             channels, caches = self._apply(params, frame, index, cross, caches, method="decode_step")
-            frame = jax.vmap(lambda c, key: self.output.sample(c, jax.random.fold_in(key, index)))(channels, keys)
+            frame = jax.vmap(lambda c, key: output.sample(c, jax.random.fold_in(key, index)))(channels, keys)
             return (frame, caches), frame[:, 0]
 
         _, mel = jax.lax.scan(step, (start, caches), jnp.arange(frames))  # [T, B, M]
         mel = jnp.moveaxis(mel, 0, 1)
+        if cross.prior is not None:
+            mel = self.from_residual(params, cross.prior, mel, temperature)
         return mel if self.as_published else unscale_mel(mel)
 
     def _encode(self, params: Params, batch: Batch, dropout_key: Array | None) -> CrossCache:
@@ -101,7 +121,7 @@ class Autoregressive(Seam):
 
     @property
     def _start(self) -> float:
-        return 0.0 if self.as_published else -1.0  # -1 is silence in the model's range
+        return 0.0 if self.as_published or self._has_prior else -1.0  # -1 is silence in the model's range
 
     def _to_model(self, log_mel: Array) -> Array:
-        return log_mel if self.as_published else scale_mel(log_mel, clip=True)
+        return log_mel if self.as_published else super()._to_model(log_mel)

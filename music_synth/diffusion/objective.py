@@ -1,8 +1,7 @@
-"""`Diffusion`: the denoising decoder behind the seam that `Autoregressive` shares (init, loss, sample)."""
+"""`Diffusion`: the denoising decoder, a `SpectrogramModel` as `Autoregressive` is (init, loss, sample)."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,31 +9,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from music_synth.audio.mel import scale_mel, unscale_mel
+from music_synth.audio.mel import unscale_mel
 from music_synth.diffusion import process
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, Schedule, sigma
 from music_synth.errors import UserError
+from music_synth.models.base import Batch, Params, SpectrogramModel, masked_mean, normal, row_keys
 from music_synth.models.layers import NetworkConfig
-from music_synth.models.seam import Batch, Params, Seam, masked_mean, normal, row_keys
-from music_synth.models.transformer import MelTransformer
+from music_synth.models.transformer import CrossCache, MelTransformer
 
 Array = jax.Array
-LOSS_TARGETS = ("x0", "eps", "max_x0_eps", "x0_and_eps")
+LOSS_TARGETS = ("x0", "eps", "v", "max_x0_eps", "x0_and_eps")
 LOSS_WEIGHTINGS = ("none", "inverse_variance")
 
 
 @dataclass(frozen=True)
-class Diffusion(Seam):
+class Diffusion(SpectrogramModel):
     """A denoising diffusion decoder (Hawthorne et al. 2022, section 3.2).
 
-    Differs from the published code, which golden/README.md 3.16 describes: dropout and condition dropout are off
+    Differs from the published code, which docs/spec.md 3.16 describes: dropout and condition dropout are off
     when `train` is False; every evaluation batch brings its own key; the loss is the mean over unmasked elements,
     not their sum, so that a learning rate means the same at any batch size; noise times of a batch are stratified.
-    A network as narrow as a frame has bins cannot set noise apart from notes; `data_power` takes the noise from its
-    input where that tells nothing (as the input scaling of Karras et al. 2022, eq. 7, for x_0).
     The published objective is prediction_type="eps", loss_target="eps", loss_norm="l1".
+
+    Where the network has a prior, x_0 is not the mel but the whitened residual that the prior leaves open
+    (`SpectrogramModel.to_residual`), and the prior is trained beside it.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -44,9 +44,8 @@ class Diffusion(Seam):
     loss_norm: str = "l2"  # "l1" or "l2"
     loss_weighting: str = "inverse_variance"  # "none", or min(1 / sigma^2, max_loss_weight)
     max_loss_weight: float = 10.0
-    data_power: float | None = None  # mean square of x_0: the network reads x_t through `process.wiener_gain`
     condition_dropout: float = 0.1  # share of training examples without notes and context, for guidance
-    distilled: bool = False  # learns the lessons of a `TaughtFeed`, and samples only at the points it was taught
+    distilled: bool = False  # learns what a `DistillationFeed` says, and samples only at the points that it learned
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self):
@@ -60,8 +59,14 @@ class Diffusion(Seam):
                 raise ValueError(f"Diffusion.{name} = {getattr(self, name)!r}: choose from {choices}")
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"Diffusion.condition_dropout = {self.condition_dropout}: must be in [0, 1)")
-        if self.data_power is not None and not self.data_power > 0:
-            raise ValueError(f"Diffusion.data_power = {self.data_power}: must be positive, or None")
+        if self.network.num_prior_layers:
+            if self.condition_dropout or self.sampler.guidance_scale != 1.0:
+                given = f"condition_dropout = {self.condition_dropout}, guidance_scale = {self.sampler.guidance_scale}"
+                raise ValueError(f"{given}: a residual is not guided; set them to 0 and 1")
+            if self.sampler.clip_x_0:
+                raise ValueError("Sampler.clip_x_0 = True: a residual has no bounds; set it to False")
+        elif self.sampler.temperature != 1.0:
+            raise ValueError(f"Sampler.temperature = {self.sampler.temperature}: needs NetworkConfig.num_prior_layers")
         if self.max_loss_weight <= 0:
             raise ValueError(f"Diffusion.max_loss_weight = {self.max_loss_weight}: must be positive")
         if self.distilled and (self.sampler.name, self.sampler.guidance_scale) != ("ddim", 1.0):
@@ -70,7 +75,8 @@ class Diffusion(Seam):
     @cached_property
     def module(self) -> MelTransformer:
         channels = self.network.num_mels * (2 if self.prediction_type == "x0_and_eps" else 1)
-        return MelTransformer(self.network, channels, autoregressive=False, corrects_roll=self.prediction_type == "x0")
+        corrects_roll = self.prediction_type == "x0" and not self.network.num_prior_layers
+        return MelTransformer(self.network, channels, autoregressive=False, corrects_roll=corrects_roll)
 
     def with_sampling(self, **overrides: Any) -> Diffusion:
         """A copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
@@ -80,27 +86,35 @@ class Diffusion(Seam):
                 f"this model was distilled into {self.sampler.num_steps} steps and samples in no other way; its"
                 " teacher does"
             )
-        return dataclasses.replace(self, sampler=sampler)
+        return self._replace_settings(self, {"sampler": sampler})
 
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        """Mean weighted denoising error of a batch; `train` turns dropout and condition dropout on."""
+        """Mean weighted denoising error of a batch, and the loss of the prior where there is one.
+
+        `train` turns dropout and condition dropout on.
+        """
         time_key, noise_key, condition_key, dropout_key = jax.random.split(rng, 4)
-        dropout_key = dropout_key if train else None
+        encode_key, decode_key = jax.random.split(dropout_key) if train else (None, None)
         rows = batch["mel"].shape[0]
-        if self.distilled:
-            t, x_t, x_0 = (batch[f"taught_{name}"] for name in ("t", "x_t", "x_0"))
+        if train and self.condition_dropout:
+            batch = drop_conditions(batch, jax.random.uniform(condition_key, (rows,)) >= self.condition_dropout)
+        cache = self._encode(params, batch, encode_key)
+        prior_loss = jnp.float32(0.0)
+        metrics: dict[str, Any] = {}
+        if self.distilled:  # its prior is its teacher's
+            t, x_t, x_0 = (batch[f"teacher_{name}"] for name in ("t", "x_t", "x_0"))
             eps = process.eps_from_x_0(x_t, x_0, process.per_example(self.schedule.log_snr(t), x_0))
-            error = self._error(params, batch, t, x_0, eps, x_t, dropout_key)
         else:
             # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
             t = (jax.random.uniform(time_key) + jnp.arange(rows, dtype=jnp.float32) / rows) % 1.0
-            eps = jax.random.normal(noise_key, batch["mel"].shape)
-            keep = None
-            if train and self.condition_dropout:
-                keep = jax.random.uniform(condition_key, (rows,)) >= self.condition_dropout
-            error = self.denoising_error(params, batch, t, eps, keep, dropout_key)
-        loss = masked_mean(error * self._weight(t, error), batch["mel_mask"])
-        return loss, {"loss": loss, "denoising_error": masked_mean(error, batch["mel_mask"])}
+            eps = self._noise(params, cache, jax.random.normal(noise_key, batch["mel"].shape))
+            x_0 = self.target(params, cache, batch)
+            x_t = process.diffuse(x_0, eps, process.per_example(self.schedule.log_snr(t), x_0))
+            if cache.prior is not None:
+                prior_loss, metrics = self.prior_loss(cache.prior, batch, train)
+        error = self._error(params, cache, t, x_0, eps, x_t, decode_key)
+        loss = prior_loss + masked_mean(error * self._weight(t, error), batch["mel_mask"])
+        return loss, metrics | {"loss": loss, "denoising_error": masked_mean(error, batch["mel_mask"])}
 
     def denoising_error(
         self, params: Params, batch: Batch, t: Array, eps: Array, keep: Array | None, dropout_key: Array | None
@@ -109,17 +123,19 @@ class Diffusion(Seam):
 
         keep [B]: which examples are conditioned (None: all). dropout_key None: no dropout.
         """
-        x_0 = scale_mel(batch["mel"], clip=True)
-        log_snr = process.per_example(self.schedule.log_snr(t), x_0)
-        batch = batch if keep is None else drop_conditions(batch, keep)
-        return self._error(params, batch, t, x_0, eps, process.diffuse(x_0, eps, log_snr), dropout_key)
+        encode_key, decode_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        cache = self._encode(params, batch if keep is None else drop_conditions(batch, keep), encode_key)
+        x_0 = self.target(params, cache, batch)
+        x_t = process.diffuse(x_0, eps, process.per_example(self.schedule.log_snr(t), x_0))
+        return self._error(params, cache, t, x_0, eps, x_t, decode_key)
 
     def _error(
-        self, params: Params, batch: Batch, t: Array, x_0: Array, eps: Array, x_t: Array, dropout_key: Array | None
+        self, params: Params, cache: CrossCache, t: Array, x_0: Array, eps: Array, x_t: Array, dropout_key: Array | None
     ) -> Array:
         """Elementwise error of what the network says of x_t at t [B]; the truth is x_0 and eps, all [B, T, M]."""
         log_snr = process.per_example(self.schedule.log_snr(t), x_0)
-        output = self._denoise(params, batch, self._scale_input(x_t, log_snr), t, dropout_key)
+        film = self._apply(params, t, method="condition_time")  # [B, layers, ...]
+        output = self._apply(params, x_t, film, cache, dropout_key is None, method="decode", dropout_key=dropout_key)
         return elementwise_loss(output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm)
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
@@ -134,21 +150,26 @@ class Diffusion(Seam):
         """`sample` with its noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
         params = self._in_dtype(params)
         cache = self._encode(params, batch, None)
+        x_1 = self._noise(params, cache, x_1)
+        if cache.prior is not None and self.sampler.temperature == 0.0:
+            return unscale_mel(self.from_residual(params, cache.prior, x_1, 0.0))
+        drawn, noise_fn = noise_fn, lambda i: self._noise(params, cache, drawn(i))
         times = samplers.grid_times(self.sampler, self.schedule)
         film = self._apply(params, times[:-1], method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]
         x_0 = samplers.sample(self.denoiser(params, cache), x_1, times, film, noise_fn, self.schedule, self.sampler)
+        if cache.prior is not None:
+            x_0 = self.from_residual(params, cache.prior, x_0, self.sampler.temperature)
         return unscale_mel(x_0)
 
-    def walk(self, params: Params, batch: Batch, x_t: Array, times: Array) -> Array:
-        """x_t [B, T, M] -> x_s, along grids of their own for the examples, times [J + 1, B] from t to s.
+    def solve(self, params: Params, cache: CrossCache, x_t: Array, times: Array) -> Array:
+        """x_t [B, T, M] -> x_s: the probability-flow ODE from t to s, on a grid of its own for each example.
 
-        By the sampler as it is set, which must be one that adds no noise.
+        times [J + 1, B]. By the sampler as it is set, which must be one that adds no noise.
         """
-        params = self._in_dtype(params)
         log_snr = self.schedule.log_snr(times)[..., None, None]  # [J + 1, B, 1, 1]
         film = self._apply(params, times.reshape(-1), method="condition_time")
-        film = film.reshape(*times.shape, *film.shape[1:])  # [J + 1, B, layers, 2, 2D]
-        denoise_fn = self.denoiser(params, self._encode(params, batch, None))
+        film = film.reshape(*times.shape, *film.shape[1:])  # [J + 1, B, layers, ...]
+        denoise_fn = self.denoiser(params, cache)
         denoise = lambda x, j: denoise_fn(x, log_snr[j], film[j])
         return samplers.SAMPLERS[self.sampler.name](denoise, x_t, log_snr, None, self.sampler)
 
@@ -170,26 +191,20 @@ class Diffusion(Seam):
                 scale = samplers.guidance_scale_at(log_snr, settings)
                 return samplers.guide(*jnp.split(both, 2), scale, settings.guidance_rescale)
 
-            x = self._scale_input(x_t, log_snr)
             if settings.guidance_scale == 1.0:
-                output = plain(x)
+                output = plain(x_t)
             elif interval == (None, None):
-                output = guided(x)
+                output = guided(x_t)
             else:
                 is_guided = jnp.any(samplers.guidance_scale_at(log_snr, settings) != 1.0)
-                output = jax.lax.cond(is_guided, guided, plain, x)
+                output = jax.lax.cond(is_guided, guided, plain, x_t)
             return samplers.clip(process.to_x_0(output, x_t, log_snr, self.prediction_type), settings)
 
         return denoise_fn
 
-    def _denoise(self, params: Params, batch: Batch, x_t: Array, t: Array, dropout_key: Array | None) -> Array:
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        cache = self._encode(params, batch, keys[0])
-        film = self._apply(params, t, method="condition_time")  # [B, layers, 2, 2D]
-        return self._apply(params, x_t, film, cache, keys[1] is None, method="decode", dropout_key=keys[1])
-
-    def _scale_input(self, x_t: Array, log_snr: Array) -> Array:
-        return x_t if self.data_power is None else x_t * process.wiener_gain(log_snr, self.data_power)
+    def _noise(self, params: Params, cache: CrossCache, noise: Array) -> Array:
+        """Noise [B, T, M] -> that which is added to x_0: white for a mel, lasting for a residual."""
+        return noise if cache.prior is None else self.lasting_noise(params, cache.prior, noise)
 
     def _weight(self, t: Array, like: Array) -> Array:
         if self.loss_weighting == "none":
@@ -199,7 +214,7 @@ class Diffusion(Seam):
 
 
 def drop_conditions(batch: Batch, keep: Array) -> Batch:
-    """Takes notes and context together from the examples where keep [B] is False (golden/README.md 3.15.6)."""
+    """Takes notes and context together from the examples where keep [B] is False (docs/spec.md 3.15.6)."""
     dropped = dict(batch, note_tokens=jnp.where(keep[:, None], batch["note_tokens"], 0))
     if "context_mask" in batch:
         dropped["context_mask"] = batch["context_mask"] & keep[:, None]
@@ -209,9 +224,12 @@ def drop_conditions(batch: Batch, keep: Array) -> Batch:
 def elementwise_loss(
     output: Array, x_0: Array, eps: Array, x_t: Array, log_snr: Array, prediction_type: str, target: str, norm: str
 ) -> Array:
-    """|error| or error^2 [B, T, M] of x_0, of eps, their maximum or their sum (golden/README.md 3.15.4)."""
+    """|error| or error^2 [B, T, M] of x_0, of eps, their maximum or their sum (docs/spec.md 3.15.4)."""
     predicted_x_0, predicted_eps = process.to_x_0_and_eps(output, x_t, log_snr, prediction_type)
     distance = jnp.abs if norm == "l1" else jnp.square
+    if target == "v":
+        predicted = output if prediction_type == "v" else process.v_of(predicted_x_0, predicted_eps, log_snr)
+        return distance(predicted - process.v_of(x_0, eps, log_snr))
     if target == "x0":
         return distance(predicted_x_0 - x_0)
     if target == "eps":

@@ -1,4 +1,4 @@
-"""The Gaussian process between data x_0 and noise: forward samples and conversions (golden/README.md 3.15.3).
+"""The Gaussian process between data x_0 and noise: forward samples and conversions (docs/spec.md 3.15.3).
 
 Every function takes x [B, T, M] (or any shape) and a log_snr that broadcasts against it.
 """
@@ -40,9 +40,9 @@ def x_0_from_v(x_t: Array, v: Array, log_snr: Array) -> Array:
     return alpha(log_snr) * x_t - sigma(log_snr) * v
 
 
-def wiener_gain(log_snr: Array, data_power: float) -> Array:
-    """What x_t is multiplied by for the best linear estimate of x_0 with mean square `data_power` (Wiener 1949)."""
-    return alpha(log_snr) * data_power / (alpha(log_snr) ** 2 * data_power + sigma(log_snr) ** 2)
+def v_of(x_0: Array, eps: Array, log_snr: Array) -> Array:
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""
+    return alpha(log_snr) * eps - sigma(log_snr) * x_0
 
 
 def to_x_0(output: Array, x_t: Array, log_snr: Array, prediction_type: str) -> Array:

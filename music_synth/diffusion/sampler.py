@@ -26,7 +26,7 @@ GRIDS = ("t", "leading", "log_snr", "karras")
 class Sampler:
     """How to sample.
 
-    name: "ddim", "heun" and "dpmpp_2m" solve the ODE, so the noise alone decides the sample; "ddpm" and
+    name: "ddim", "euler", "heun" and "dpmpp_2m" solve the ODE, so the noise alone decides the sample; "ddpm" and
     "dpmpp_2m_sde" add noise at every step. Heun calls the network twice a step, the others once.
     """
 
@@ -34,6 +34,7 @@ class Sampler:
     num_steps: int = 20  # points of the grid; what the network says at the last one is the sample
     guidance_scale: float = 1.0  # 1 = none; the published models train for 5 and play at 2
     variance: str = "large"  # of "ddpm": "large", "small" or "medium:f" with f in [0, 1]
+    temperature: float = 1.0  # what the residual of a prior is multiplied by: 0 plays the mean, 1 as trained
     clip_x_0: bool = True  # to [-1, 1], the range of scaled mels
     clip_quantile: float | None = None  # clip |x_0| at this quantile instead and scale to [-1, 1]; None: as above
     guidance_rescale: float = 0.0  # in [0, 1], how far guidance keeps the spread of the conditional output
@@ -52,6 +53,8 @@ class Sampler:
         if self.grid not in GRIDS:
             raise ValueError(f"Sampler.grid = {self.grid!r}: choose from {GRIDS}")
         check_range(self, 1, 100_000, "num_steps")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"Sampler.temperature = {self.temperature}: must be 0 or more, and finite")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more, and finite")
         if not 0 <= self.guidance_rescale <= 1:
@@ -199,6 +202,21 @@ def ddpm(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: 
     return _scan(step, x, log_snr)
 
 
+def euler(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
+    """First order, deterministic, in the angle: with tan(angle) = sigma / alpha the ODE is dx / d angle = v.
+
+    (Salimans and Ho 2022, appendix D; Lu and Song 2024.) Exact for Gaussian data that are as the noise is, whose v is 0
+    on average: no spread is lost in few steps, where eight of DDIM leave 0.83 of it.
+    """
+    angle = jnp.arctan(jnp.exp(-0.5 * log_snr))
+
+    def step(x, j):
+        v = (alpha(log_snr[j]) * x - denoise(x, j)) / sigma(log_snr[j])
+        return x + (angle[j + 1] - angle[j]) * v, None
+
+    return _scan(step, x, log_snr)
+
+
 def heun(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
     """Second order, two calls a step: Euler to s, then the step again with x_0 changing linearly on the way.
 
@@ -259,6 +277,7 @@ SAMPLERS: dict[str, Callable] = {
     "ddpm": ddpm,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "euler": euler,
     "heun": heun,
 }
 

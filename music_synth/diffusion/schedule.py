@@ -1,4 +1,4 @@
-"""Noise schedules: log signal-to-noise ratio as a function of time t in [0, 1] (golden/README.md 3.15.1-2).
+"""Noise schedules: log signal-to-noise ratio as a function of time t in [0, 1] (docs/spec.md 3.15.1-2).
 
 Variance preserving: x_t = alpha x_0 + sigma eps, alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr).
 """
@@ -94,6 +94,27 @@ class SquaredCosineSchedule:
         nearest = jnp.round(step)  # in float32 a step's time can be off a little, and the last steps are steep
         step = jnp.where(jnp.abs(step - nearest) < 1e-3, nearest, step)
         return jnp.interp(step, jnp.asarray(steps), jnp.asarray(table))
+
+
+@dataclass(frozen=True)
+class LogNormalSchedule:
+    """ln(sigma / alpha) normal when t is uniform, for data of unit variance (Karras et al. 2022, table 1, "EDM").
+
+    With "v" as prediction and as the loss's target, training is theirs for sigma_data = 1: x_t is their c_in times
+    their noisy data, and v the negative of what their network learns.
+    """
+
+    mean: float = -0.5  # of ln(sigma / alpha)
+    std: float = 1.2
+    max_log_snr: float = 20.0
+
+    def __post_init__(self):
+        if not self.std > 0 or not 0 < self.max_log_snr <= 20:
+            raise ValueError(f"{self}: std must be positive, max_log_snr in (0, 20]")
+
+    def log_snr(self, t: Array) -> Array:
+        log_sigma = self.mean + self.std * jax.scipy.special.ndtri(jnp.asarray(t, jnp.float32))
+        return jnp.clip(-2.0 * log_sigma, -self.max_log_snr, self.max_log_snr)
 
 
 def time_of(schedule: Schedule, log_snr: Array) -> Array:

@@ -98,7 +98,7 @@ def read_diffusers(path: Path) -> Trained:
 
 def computed_by(model: Any) -> dict[str, Any]:
     """What, beside parameters, decides what a model's network computes: {"Diffusion.prediction_type": "eps", ...}."""
-    names = ("schedule", "prediction_type", "data_power", "output", "as_published")
+    names = ("schedule", "prediction_type", "output", "as_published")
     found = {f"{type(model).__name__}.{name}": getattr(model, name) for name in names if hasattr(model, name)}
     network = ("num_heads", "head_dim", "context_positions", "cross_attention", "note_roll", "max_noise_time")
     return found | {f"NetworkConfig.{name}": getattr(model.network, name) for name in network}

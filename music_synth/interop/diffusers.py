@@ -32,8 +32,8 @@ from music_synth.files import check_inside
 from music_synth.interop.diffusers_parts import PARTS, SHARED, Part
 from music_synth.interop.tensor_files import read_tensors
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.models.base import Params
 from music_synth.models.layers import NetworkConfig
-from music_synth.models.seam import Params
 
 PIPELINE = "SpectrogramDiffusionPipeline"
 VERSION = "0.33.1"  # of diffusers, whose folders these are
@@ -253,7 +253,6 @@ def _check_writable(model: Diffusion) -> None:
         "a network without context": not network.context_frames,
         "a note roll": network.note_roll,
         'cross_attention = "sum"': network.cross_attention != "concat",
-        "data_power": getattr(model, "data_power", None) is not None,
     }.items():
         if is_so:
             raise UserError(f"the diffusers port has no place for {what}: this model cannot be written for it")

@@ -16,8 +16,8 @@ from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer, Vocabulary
+from music_synth.models.base import SpectrogramModel
 from music_synth.models.layers import NetworkConfig
-from music_synth.models.seam import Seam
 
 HEAD_DIM = 64
 GUIDANCE_SCALE = 2.0  # as the released models play; the class's default, 5, is in no released configuration
@@ -33,7 +33,7 @@ FIXED = {  # what their code could also do, and ours cannot
 
 def model_of(
     params: Mapping[str, Any], given: Mapping[str, Any], where: Any, num_heads: int | None = None
-) -> tuple[Seam, Tokenizer, list[str]]:
+) -> tuple[SpectrogramModel, Tokenizer, list[str]]:
     """The model and tokenizer that parameters belong to.
 
     Args:
@@ -190,8 +190,6 @@ def check_published(model: Any) -> None:
     if model.network.scan_layers:
         reasons.append("NetworkConfig.scan_layers, which stacks the layers' parameters")
     if isinstance(model, Diffusion):
-        if model.data_power is not None:
-            reasons.append("Diffusion.data_power")
         if isinstance(model.schedule, CosineSchedule) and model.schedule != CosineSchedule():
             reasons.append("CosineSchedule.shift or max_log_snr")
     elif not model.as_published:
@@ -202,7 +200,7 @@ def check_published(model: Any) -> None:
         raise UserError(f"the published code has no {' and no '.join(reasons)}: it would compute something else")
 
 
-def gin_text(model: Seam, tokenizer: Tokenizer) -> str:
+def gin_text(model: SpectrogramModel, tokenizer: Tokenizer) -> str:
     """The gin file that says of `model` what `model_of` reads, for T5X beside the published task and train files.
 
     The published code has no discrete schedule like that of diffusers, nor a mapping of programs to Slakh's classes

@@ -1,4 +1,4 @@
-"""Transformer blocks shared by the encoders and both decoders (T5.1.1 style, golden/README.md 3.13).
+"""Transformer blocks shared by the encoders and both decoders (T5.1.1 style, docs/spec.md 3.13).
 
 Pre-norm residual blocks without biases. Kernels are 2-D, [inputs, outputs], with heads folded into the
 outputs, and carry logical axis names that `training/partitioning.py` maps to a device mesh. Activations are in
@@ -47,6 +47,8 @@ class NetworkConfig:
     cross_attention: str = "concat"  # or "sum": one attention over tokens and context together, or one each
     note_roll: bool = False  # let the decoder start from `note_roll.NoteRoll`; False: as published
     vocabulary: Vocabulary = field(default_factory=Vocabulary)  # of the tokens that the note roll reads
+    num_prior_layers: int = 0  # of `prior.PriorNetwork` on the note roll; 0: no prior, as published
+    decoder: str = "transformer"  # or "convolutional", which needs a prior
     max_noise_time: float = 20000.0  # t in [0, 1] is stretched by this before its sinusoids
 
     def __post_init__(self):
@@ -67,12 +69,18 @@ class NetworkConfig:
             ("attention", ("auto", "einsum")),
             ("context_positions", ("terminal_relative", "regular")),
             ("cross_attention", ("concat", "sum")),
+            ("decoder", ("transformer", "convolutional")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
+        check_range(self, 0, 512, "num_prior_layers")
+        if self.num_prior_layers and not self.note_roll:
+            raise ValueError(f"NetworkConfig.num_prior_layers = {self.num_prior_layers}: needs note_roll = True")
+        if self.decoder == "convolutional" and not self.num_prior_layers:
+            raise ValueError("NetworkConfig.decoder = 'convolutional': needs num_prior_layers of at least 1")
 
 
-def partitioned(init, *axes: str):
+def partitioned(init, *axes: str | None):
     return nn.with_logical_partitioning(init, axes)
 
 
@@ -129,7 +137,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", partitioned(self.init, *self.axes), (x.shape[-1], self.features))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype)
+        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])  # of matrices: XLA's gradient is faster on CPUs
+        return (rows @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
 
 
 def length_dropout(rate: float) -> nn.Dropout:

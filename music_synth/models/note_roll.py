@@ -23,10 +23,13 @@ from music_synth.midi.tokenizer import NUM_PITCHES, Vocabulary
 from music_synth.models.layers import Dense, NetworkConfig, partitioned
 
 Array = jax.Array
+constant = nn.initializers.constant
 TIED_AGE = 20.0  # frames that a tied note, whose beginning the segment does not tell, is taken to have sounded
 DECAY_FRAMES = (2.0, 8.0, 32.0, 128.0)  # time constants after the onset, to begin with: they are learned
 RELEASE_FRAMES = (4.0, 16.0, 64.0)  # and after the offset
 MEAN_LOG_MEL, STD_LOG_MEL = -5.0, 2.0  # of the spectra of untrained notes
+VELOCITY_EXPONENT = 2.0  # of a SoundFont's default attenuation, 40 log10(127 / velocity) dB; to begin with
+TIED_VELOCITY = 0.6  # of 1, as tied notes are taken to have
 NUM_ENVELOPES = 2 + len(DECAY_FRAMES) + len(RELEASE_FRAMES)
 
 
@@ -36,7 +39,7 @@ class TimedNotes(NamedTuple):
     is_note: Array  # bool
     is_drum: Array  # bool
     program: Array  # int32, token id of the program in force
-    velocity: Array  # int32, token id of the velocity in force
+    velocity: Array  # int32, token id of the velocity in force; of bin 0 where a note is tied, which does not tell it
     onset: Array  # float32, frames since the start of the segment
     offset: Array  # float32; `end` where the segment does not tell it
 
@@ -60,6 +63,7 @@ def read_notes(tokens: Array, vocabulary: Vocabulary, end: float) -> TimedNotes:
     program = latest(among(v.program_id, v.drum_id), v.program_id)
     velocity = latest(among(v.velocity_id, v.tie_id), v.velocity_id + v.velocity_bins)
     is_note = (is_pitch & ((velocity > v.velocity_id) | tied)) | is_drum
+    velocity = jnp.where(tied, v.velocity_id, velocity)  # bin 0, which no note that begins has
     kind = jnp.where(is_pitch, (program - v.program_id) * NUM_PITCHES + tokens - v.pitch_id, -1)
     ends = (kind[:, :, None] == kind[:, None, :]) & (positions[:, None, :] > positions[:, :, None])  # [B, N, N]
     offset = jnp.min(jnp.where(ends, time[:, None, :], float(end)), axis=2)
@@ -77,16 +81,43 @@ class NoteRoll(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, encoded: Array, notes: TimedNotes) -> Array:
+    def __call__(self, encoded: Array, notes: TimedNotes, tail: Array | None = None) -> Array:
+        """tail [B, M]: magnitudes of the frame before the segment, which fade into it."""
         c = self.config
         tau = self.param("log_frames", partitioned(log_frames_init, "envelope"), (NUM_ENVELOPES - 2,))
         weights = envelopes(notes, c.target_frames, jnp.exp(tau))  # [B, T, E, N]
         spectra = Dense(NUM_ENVELOPES * c.num_mels, ("embed", "mel"), name="spectra")(encoded)
         spectra = jnp.exp(MEAN_LOG_MEL + STD_LOG_MEL * jnp.clip(spectra.astype(jnp.float32), -10.0, 10.0))
         spectra = spectra.reshape(*spectra.shape[:2], NUM_ENVELOPES, c.num_mels).swapaxes(1, 2)  # [B, E, N, M]
+        if c.vocabulary.velocity_bins > 1:
+            init = partitioned(constant(VELOCITY_EXPONENT), "envelope")
+            exponents = self.param("velocity_exponent", init, (NUM_ENVELOPES,))
+            weights = weights * gains(notes, exponents, c.vocabulary)[:, None]
         rows, frames = weights.shape[:2]
         magnitude = weights.reshape(rows, frames, -1) @ spectra.reshape(rows, -1, c.num_mels)  # [B, T, M]
+        if tail is not None:
+            magnitude = magnitude + self._fading(frames, c.num_mels) * tail[:, None]
         return scale_mel(jnp.log(magnitude + np.exp(MIN_LOG_MEL))) + 1.0
+
+    def _fading(self, num_frames: int, num_mels: int) -> Array:
+        """[1, T, M]: how much of each bin of the frame before the segment is left in frame t."""
+        shares = self.param("tail_log_shares", partitioned(constant(np.log(0.2)), "envelope", "mel"), (3, num_mels))
+        tau = self.param("tail_log_frames", partitioned(release_init, "envelope"), (len(RELEASE_FRAMES),))
+        age = jnp.arange(1.0, num_frames + 1.0)[:, None]
+        decays = jnp.exp(-age / jnp.exp(tau)[None])  # [T, 3]
+        return (decays @ jnp.exp(shares))[None]
+
+
+def gains(notes: TimedNotes, exponents: Array, vocabulary: Vocabulary) -> Array:
+    """What the velocity does to each envelope's magnitude: [B, E, N], 1 at full velocity."""
+    bins = vocabulary.velocity_bins
+    velocity = (notes.velocity - vocabulary.velocity_id).astype(jnp.float32) / bins
+    velocity = jnp.clip(jnp.where(velocity > 0, velocity, TIED_VELOCITY), 1.0 / bins, 1.0)
+    return jnp.exp(exponents[None, :, None] * jnp.log(velocity)[:, None, :])
+
+
+def release_init(rng: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.log(jnp.asarray(RELEASE_FRAMES, jnp.float32)).reshape(shape)
 
 
 def log_frames_init(rng: Array, shape: tuple[int, ...]) -> Array:

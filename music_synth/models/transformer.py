@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth.audio.mel import MIN_LOG_MEL, unscale_mel
+from music_synth.models.convolution import ConvDecoder
 from music_synth.models.layers import (
     Array,
     DecoderLayer,
@@ -24,25 +26,28 @@ from music_synth.models.layers import (
     sinusoid_table,
 )
 from music_synth.models.note_roll import NoteRoll, TimedNotes, read_notes
+from music_synth.models.prior import Prior, PriorNetwork, last_frames
 
 
 class CrossCache(NamedTuple):
     """What the decoder reads of the notes and the context: computed once a segment.
 
     `layers`: cross-attention keys and values of every layer (a tuple, or stacked arrays when layers are scanned),
-    `masks`: per source, [B, L], True = a key that may be seen; `roll`: the guess of the note roll, [B, T, M].
+    `masks`: per source, [B, L], True = a key that may be seen; `roll`: the guess of the note roll, [B, T, M];
+    `prior`: what is made of that guess.
     """
 
     layers: tuple
     masks: tuple[Array, ...]
     roll: Array | None = None
+    prior: Prior | None = None
 
 
 def context_position_ids(mask: Array, positions: str) -> Array:
     """Position ids [B, C] of a context with `mask` [B, C].
 
     "terminal_relative" rolls 0..C-1 right by the number of leading valid frames, so that the last valid frame,
-    the one next to the target, always has id C-1 (golden/README.md 3.14.2-3). "regular" is plain 0..C-1.
+    the one next to the target, always has id C-1 (docs/spec.md 3.14.2-3). "regular" is plain 0..C-1.
     """
     length = mask.shape[1]
     ids = jnp.broadcast_to(jnp.arange(length)[None], mask.shape)
@@ -145,6 +150,8 @@ class MelDecoder(nn.Module):
         self.continuous_inputs_projection = Dense(c.model_dim, ("mel", "embed"))
         if c.note_roll:
             self.roll_projection = Dense(c.model_dim, ("mel", "embed"))
+        if c.num_prior_layers:
+            self.prior_projection = Dense(c.model_dim, ("mel", "embed"))
         if not self.autoregressive:
             self.Embed_0 = PositionTable(c.target_frames, c.model_dim)
             self.time_emb_dense0 = Dense(4 * c.model_dim, ("embed", "time"))
@@ -206,7 +213,8 @@ class MelDecoder(nn.Module):
         rows than x: the further rows are then unconditional, which makes guidance one batched call.
         """
         c, frames = self.config, x.shape[1]
-        x = self._embed(x, self._positions(frames)[None], cache.roll)
+        conditioning = None if cache.prior is None else cache.prior.conditioning()
+        x = self._embed(x, self._positions(frames)[None], cache.roll, conditioning)
         x = self.dropout(x, deterministic=deterministic).astype(c.dtype)
         mask = nn.make_causal_mask(jnp.ones((1, frames)), dtype=bool) if self.autoregressive else None
         if c.scan_layers:
@@ -220,8 +228,13 @@ class MelDecoder(nn.Module):
     def step(self, x: Array, index: Array, cross: CrossCache, caches: tuple) -> tuple[Array, tuple]:
         """Autoregressive decoding of one frame x [B, 1, M] at position `index`; caches from `empty_caches`."""
         position = jax.lax.dynamic_slice_in_dim(self._positions(self.config.target_frames), index, 1)
-        roll = None if cross.roll is None else jax.lax.dynamic_slice_in_dim(cross.roll, index, 1, axis=1)
-        x = self._embed(x, position[None], roll).astype(self.config.dtype)
+
+        def frame_of(a: Array | None) -> Array | None:
+            return None if a is None else jax.lax.dynamic_slice_in_dim(a, index, 1, axis=1)
+
+        roll = frame_of(cross.roll)
+        conditioning = None if cross.prior is None else frame_of(cross.prior.conditioning())
+        x = self._embed(x, position[None], roll, conditioning).astype(self.config.dtype)
         new_caches = []
         for layer, layer_cross, layer_cache in zip(self.stack, cross.layers, caches, strict=True):
             x, new = layer.step(x, layer_cross, layer_cache, cross.masks, index)
@@ -243,8 +256,9 @@ class MelDecoder(nn.Module):
         table = jnp.asarray(sinusoid_table(c.target_frames, c.model_dim)) if self.autoregressive else self.Embed_0()
         return table[:frames]
 
-    def _embed(self, x: Array, positions: Array, roll: Array | None) -> Array:
+    def _embed(self, x: Array, positions: Array, roll: Array | None, conditioning: Array | None) -> Array:
         x = self.continuous_inputs_projection(x) + positions
+        x = x if conditioning is None else x + self.prior_projection(conditioning)
         return x if roll is None else x.at[: len(roll)].add(self.roll_projection(roll))  # further rows have no notes
 
     def _output(self, x: Array, roll: Array | None, deterministic: bool) -> Array:
@@ -257,7 +271,7 @@ class MelDecoder(nn.Module):
 class MelTransformer(nn.Module):
     """Encoders and decoder together; the decoder's output has `output_dim` channels a frame.
 
-    `attend_to_padding` is the fault of golden/README.md 3.18.2: the note encoder sees padding as if it were notes,
+    `attend_to_padding` is the fault of docs/spec.md 3.18.2: the note encoder sees padding as if it were notes,
     and a decoder without a single note averages over padding.
     """
 
@@ -270,20 +284,31 @@ class MelTransformer(nn.Module):
     def setup(self):
         c = self.config
         # Published checkpoints call the note encoder "encoder" where there is no context encoder beside it.
-        if c.context_frames:
+        if self._encodes_context():
             self.token_encoder = NoteEncoder(c, sinusoids=self.autoregressive)
             self.continuous_encoder = ContextEncoder(c, sinusoids=self.autoregressive)
         else:
             self.encoder = NoteEncoder(c, sinusoids=self.autoregressive)
         if c.note_roll:
             self.note_roll = NoteRoll(c)
-        flags = self.autoregressive, self.attend_to_padding, self.corrects_roll
-        self.decoder = MelDecoder(c, self.output_dim, *flags)
+        if c.num_prior_layers:
+            self.prior = PriorNetwork(c)
+        if c.decoder == "convolutional":
+            self.decoder = ConvDecoder(c, self.output_dim)
+        else:
+            flags = self.autoregressive, self.attend_to_padding, self.corrects_roll
+            self.decoder = MelDecoder(c, self.output_dim, *flags)
+
+    def _encodes_context(self) -> bool:
+        return self.config.context_frames > 0 and self.config.decoder == "transformer"
 
     def encode(self, note_tokens: Array, *inputs) -> CrossCache:
         """Inputs as of `encodings` -> cache of the decoder."""
         sources, masks, roll = self.encodings(note_tokens, *inputs)
-        return self.decoder.precompute(sources, masks)._replace(roll=roll)
+        attends = self.config.decoder == "transformer"
+        cache = self.decoder.precompute(sources, masks) if attends else CrossCache((), ())
+        prior = self.prior(roll, *inputs[1:]) if self.config.num_prior_layers else None
+        return cache._replace(roll=roll, prior=prior)
 
     def encodings(
         self,
@@ -296,14 +321,21 @@ class MelTransformer(nn.Module):
         """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> encodings, masks, note roll."""
         c, encoder_mask = self.config, None if self.attend_to_padding else token_mask
         notes = read_notes(note_tokens, c.vocabulary, c.target_frames) if c.note_roll else None
-        encoder = self.token_encoder if c.context_frames else self.encoder
+        encoder = self.token_encoder if self._encodes_context() else self.encoder
         tokens = encoder(note_tokens, encoder_mask, deterministic, notes)
         sources, masks = (tokens,), (token_mask,)
-        if c.context_frames:
+        if self._encodes_context():
             sources += (self.continuous_encoder(context, context_mask, deterministic),)
             masks += (context_mask,)
-        roll = None if notes is None else self.note_roll(tokens, notes)
+        roll = None if notes is None else self.note_roll(tokens, notes, self._tail(context, context_mask))
         return sources, masks, roll
+
+    def _tail(self, context: Array | None, context_mask: Array | None) -> Array | None:
+        """Magnitudes [B, M] of the context's last frame, 0 where there is none."""
+        if context is None:
+            return None
+        frame, known = last_frames(context, context_mask, 1)
+        return jnp.where(known, jnp.exp(unscale_mel(frame)) - np.exp(MIN_LOG_MEL), 0.0)[:, 0]
 
     def precompute(self, sources: tuple[Array, ...], masks: tuple[Array, ...]) -> CrossCache:
         return self.decoder.precompute(sources, masks)

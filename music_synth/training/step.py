@@ -19,6 +19,7 @@ Array = jax.Array
 Batch = dict[str, Array]
 HostBatch = dict[str, np.ndarray]
 Metrics = dict[str, Array]
+STATISTICS_RATE = 0.02  # of running means in the parameters: over about 50 updates
 
 
 class Model(Protocol):
@@ -46,7 +47,10 @@ class Model(Protocol):
         """Raises UserError unless a batch suits the network."""
 
     def loss(self, params: Any, batch: Batch, rng: Array, train: bool) -> tuple[Array, Metrics]:
-        """Returns the loss, a mean over the frames that mel_mask counts, and further means; `train`: with dropout."""
+        """Returns the loss, a mean over the frames that mel_mask counts, and further means; `train`: with dropout.
+
+        In training, metrics["statistics"] may hold what `with_statistics` keeps in the parameters.
+        """
 
     def sample(self, params: Any, batch: Batch, rng: Array) -> Array:
         """Returns what is played for a batch: log-mel [B, T, M], or audio [B, S]."""
@@ -96,6 +100,7 @@ def train_step(
     (loss, metrics), grads = loss_and_gradients(model, state.params, batch, key, num_microbatches)
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    params = with_statistics(params, metrics.pop("statistics", {}), state.step)
     metrics = metrics | {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
@@ -110,6 +115,22 @@ def train_step(
         # Written as a difference so that what does not train, such as position tables, stays the same to the bit.
         ema_params = jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema_params, params)
     return TrainState(state.step + 1, params, opt_state, ema_params, state.rng), metrics
+
+
+def with_statistics(params: Any, statistics: Any, step: Array) -> Any:
+    """Moves parameters that no gradient reaches toward what a loss found in its batch, and returns all of them.
+
+    `statistics`, a part of the tree of `params`, is metrics["statistics"] of the loss. The parameters become its mean
+    over about 1 / STATISTICS_RATE updates, and at first over all so far.
+    """
+    rate = jnp.maximum(STATISTICS_RATE, 1.0 / (1.0 + step.astype(jnp.float32)))
+
+    def moved(old: Any, new: Any) -> Any:
+        if isinstance(new, dict):
+            return {**old, **{name: moved(old[name], value) for name, value in new.items()}}
+        return old + rate * (new - old)
+
+    return moved(params, statistics)
 
 
 def loss_and_gradients(

@@ -1,6 +1,6 @@
 """How an inverter is trained: a generator against the recorded audio and against discriminators.
 
-`Vocoder` has the methods of a decoder (`models/seam.py`), so that the same loop trains it. A batch:
+`Vocoder` has the methods of a decoder (`models/base.py`), so that the same loop trains it. A batch:
 
     audio [B, 320 T] f32     recorded
     mel [B, T, M] f32        its log-mel, or what a decoder sampled in its place

@@ -11,7 +11,7 @@ from scipy import stats
 from music_synth.autoregressive.objective import Autoregressive, shift_right
 from music_synth.autoregressive.outputs import Deterministic, GaussianMixture
 from music_synth.errors import UserError
-from music_synth.models.seam import masked_mean
+from music_synth.models.base import masked_mean
 from tests import golden_arrays
 from tests.diffusion.test_diffusion import make_batch
 from tests.models.test_transformer import TINY

@@ -1,4 +1,4 @@
-"""What a lesson says, and who may teach whom. A student's whole life is in tests/test_train.py."""
+"""What a distillation_target says, and who may teach whom. A student's whole life is in tests/test_train.py."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import pytest
 from music_synth import config
 from music_synth.diffusion import process
 from music_synth.diffusion import sampler as samplers
-from music_synth.diffusion.distillation import lesson
+from music_synth.diffusion.distillation import distillation_target
 from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule
@@ -32,8 +32,8 @@ def params():
 
 
 def taught(teacher, params, num_substeps):
-    """A lesson on three examples, one for each point of the grid, and log-SNR [3, 1, 1] where it begins and ends."""
-    given = jax.jit(lesson, static_argnums=(0, 4))(
+    """Targets of three examples, one for each point of the grid, and log-SNR [3, 1, 1] where it begins and ends."""
+    given = jax.jit(distillation_target, static_argnums=(0, 4))(
         teacher, params, make_batch(), TIMES, num_substeps, jax.random.key(0)
     )
     assert sorted(np.asarray(given["t"])) == sorted(np.asarray(TIMES[:-1]))
@@ -50,7 +50,7 @@ def said(teacher, params, x_t, t):
     return denoise_fn(x_t, teacher.schedule.log_snr(t)[:, None, None], film)
 
 
-def test_a_lesson_of_one_step_is_what_the_guided_teacher_says(params):
+def test_a_target_of_one_step_is_what_the_guided_teacher_says(params):
     teacher = TEACHER.with_sampling(guidance_scale=3.0)
     given, *_ = taught(teacher, params, 1)
     guided, plain = (said(model, params, given["x_t"], given["t"]) for model in (teacher, TEACHER))
@@ -78,11 +78,11 @@ def test_one_step_of_a_perfect_student_ends_where_the_teacher_does(params, solve
 
 def test_a_student_who_knows_it_all_has_no_loss(params):
     given, *_ = taught(TEACHER.with_sampling(clip_x_0=False), params, 1)
-    batch = make_batch() | {f"taught_{name}": array for name, array in given.items()}
+    batch = make_batch() | {f"teacher_{name}": array for name, array in given.items()}
     student = dataclasses.replace(STUDENT, loss_weighting="none")
     loss = jax.jit(student.loss, static_argnums=3)
     assert float(loss(params, batch, jax.random.key(5), False)[0]) < 1e-5
-    off = dict(batch, taught_x_0=batch["taught_x_0"] + 0.5)
+    off = dict(batch, teacher_x_0=batch["teacher_x_0"] + 0.5)
     np.testing.assert_allclose(loss(params, off, jax.random.key(5), False)[0], 0.25, rtol=1e-2)
 
 
@@ -97,7 +97,7 @@ def test_a_student_samples_only_as_it_was_taught():
 
 @pytest.fixture(scope="module")
 def school(tmp_path_factory):
-    """A prepared folder, a teacher of noise, and how `TaughtFeed` is called with them."""
+    """A prepared folder, a teacher of noise, and how `DistillationFeed` is called with them."""
     folder = tmp_path_factory.mktemp("school")
     prepared = tiny_runs.prepare(folder / "prepared")
     runs = {recipe: tiny_runs.start(folder / recipe, f"{recipe}.gin", prepared) for recipe in
@@ -110,19 +110,19 @@ def school(tmp_path_factory):
     return runs, keywords
 
 
-def test_lessons_do_not_change_from_time_to_time(school):
+def test_targets_do_not_change_from_time_to_time(school):
     """Batch k is the same whether a run comes to it or begins with it, and training is not taught as evaluation is."""
     feed = school[1]()["feed"]
     batches = feed.train_batches()
     first, second = next(batches), next(batches)
     again = next(feed.train_batches(1))
-    assert {"taught_t", "taught_x_t", "taught_x_0", "mel", "note_tokens"} <= set(first)
+    assert {"teacher_t", "teacher_x_t", "teacher_x_0", "mel", "note_tokens"} <= set(first)
     for name, array in second.items():
         assert isinstance(array, np.ndarray)
         np.testing.assert_array_equal(array, again[name])
-    assert np.abs(first["taught_x_t"] - second["taught_x_t"]).max() > 0.1
+    assert np.abs(first["teacher_x_t"] - second["teacher_x_t"]).max() > 0.1
     held_out = next(feed.eval_batches())
-    np.testing.assert_array_equal(held_out["taught_x_t"], next(feed.eval_batches())["taught_x_t"])
+    np.testing.assert_array_equal(held_out["teacher_x_t"], next(feed.eval_batches())["teacher_x_t"])
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_lessons_do_not_change_from_time_to_time(school):
     [
         ("TEACHER=nowhere", "no folder nowhere"),
         ("TEACHER=autoregressive", "no diffusion decoder"),
-        ("CosineSchedule.shift=0.0", "schedule"),
+        ("LogNormalSchedule.mean=0.0", "schedule"),
         ("VELOCITY_BINS=4", "tokenizer"),
-        ("TaughtFeed.solver=ddpm", "'ddpm'.*'ddim'"),
-        ("TaughtFeed.num_substeps=0", "num_substeps = 0"),
+        ("DistillationFeed.solver=ddpm", "'ddpm'.*'ddim'"),
+        ("DistillationFeed.num_substeps=0", "num_substeps = 0"),
         ("Sampler.grid=leading", "Sampler.grid = 'leading'.*\"t\""),
     ],
 )

@@ -75,7 +75,7 @@ def errors(name, grid):
 
 
 @pytest.mark.parametrize("grid", ["t", "log_snr", "karras"])  # "leading" is "t", but for the ends
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_order_of_convergence(name, order, grid):
     found = errors(name, grid)
     slope = -np.polyfit(np.log(STEP_COUNTS), np.log(found), 1)[0]

@@ -271,7 +271,6 @@ def test_a_model_of_ours_goes_out_and_comes_back(tmp_path):
         ({"network": NetworkConfig(note_roll=True)}, "a note roll"),
         ({"network": NetworkConfig(context_frames=0)}, "without context"),
         ({"network": NetworkConfig(cross_attention="sum")}, "cross_attention"),
-        ({"data_power": 0.2}, "data_power"),
         ({"prediction_type": "x0_and_eps"}, "prediction_type 'x0_and_eps'"),
         ({"schedule": LinearSchedule()}, "no schedule like LinearSchedule"),
         ({"schedule": CosineSchedule(shift=-1.0)}, "no schedule like CosineSchedule"),

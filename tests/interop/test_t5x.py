@@ -461,7 +461,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, said):
         ("('gelu', 'linear')", "('relu',)", r"T5Config.mlp_activations = \('relu',\) cannot be had here"),
         ("onsets_only = False", "onsets_only = True", "onsets_only = True cannot be had"),
         ("model_output = 'v'", "model_output = 'w'", r"Diffusion.prediction_type = 'w'"),
-        ("name = 'ddim'", "name = 'euler'", r"Sampler.name = 'euler'"),
+        ("name = 'ddim'", "name = 'leapfrog'", r"Sampler.name = 'leapfrog'"),
         ("emb_dim = 32", "emb_dim = = 32", "their.gin, line \\d+: .* in 'emb_dim = = 32'"),
         ("dropout_rate = 0.25", "dropout_rate = 1.0", r"their.gin does not describe .*dropout_rate = 1.0"),
         ("num_heads = 4\n  head_dim = 8", "head_dim = 0", r"their.gin does not describe"),
@@ -491,7 +491,7 @@ def test_heads_that_cannot_be_told_are_asked_for(written_by_t5x):
     ("model", "said"),
     [
         (Diffusion(NetworkConfig(note_roll=True)), "no NetworkConfig.note_roll"),
-        (Diffusion(schedule=CosineSchedule(shift=-4.0), data_power=0.2), "no Diffusion.data_power and no CosineSch"),
+        (Diffusion(schedule=CosineSchedule(shift=-4.0)), "no CosineSchedule.shift"),
         (Autoregressive(), "not as_published"),
     ],
 )

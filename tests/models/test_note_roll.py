@@ -160,3 +160,23 @@ def test_every_parameter_of_the_roll_learns():
     gradients = jax.jit(jax.grad(loss))(params)
     learned = jax.tree.leaves([gradients["note_roll"], gradients["decoder"]["roll_projection"]])
     assert len(learned) == 3 and all(np.any(leaf) for leaf in learned)
+
+
+def test_a_note_sounds_as_loud_as_a_soundfont_plays_its_velocity():
+    """40 log10(127 / velocity) dB below full, to begin with; a tied note, whose velocity is not told, in between."""
+    ids = Vocabulary(velocity_bins=32)
+    notes = jax.tree.map(lambda a: jnp.asarray(a)[None], note_roll.TimedNotes(
+        np.ones(3, bool), np.zeros(3, bool), np.zeros(3, np.int32), ids.velocity_id + np.array([32, 16, 0], np.int32),
+        np.zeros(3, np.float32), np.ones(3, np.float32),
+    ))  # fmt: skip
+    gains = note_roll.gains(notes, jnp.full(note_roll.NUM_ENVELOPES, note_roll.VELOCITY_EXPONENT), ids)
+    expected = 1, 10 ** (-40 * np.log10(2) / 20), note_roll.TIED_VELOCITY**2
+    np.testing.assert_allclose(gains[0], np.tile(expected, (note_roll.NUM_ENVELOPES, 1)), rtol=1e-5)
+
+
+def test_a_tied_note_tells_no_velocity():
+    ids = Vocabulary(velocity_bins=32)
+    tokens = [ids.program_id, ids.pitch_id + 60, ids.tie_id, ids.shift_id + 10, ids.program_id, ids.velocity_id + 7]
+    notes = read_notes(jnp.asarray([[*tokens, ids.pitch_id + 64, 1]]), ids, FRAMES)
+    velocity = np.asarray(notes.velocity)[np.asarray(notes.is_note)]
+    np.testing.assert_array_equal(velocity, [ids.velocity_id, ids.velocity_id + 7])

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from music_synth.training.optimizer import adamw
-from music_synth.training.step import create_state, eval_step, loss_and_gradients, train_step
+from music_synth.training.step import (
+    STATISTICS_RATE,
+    create_state,
+    eval_step,
+    loss_and_gradients,
+    train_step,
+    with_statistics,
+)
 from tests.training.toy import Toy, ToyFeed
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -133,3 +140,15 @@ def test_evaluation_runs_with_dropout_off():
     quiet, _ = jax.jit(partial(eval_step, QUIET))(params, BATCH, jax.random.key(1))
     np.testing.assert_array_equal(metrics["loss"], quiet["loss"])
     assert float(counted) == BATCH["mel_mask"].sum()
+
+
+def test_statistics_become_means_of_what_losses_found():
+    """At first of all so far, then over about 1 / STATISTICS_RATE updates; other parameters stay."""
+    params = {"a": {"mean": jnp.zeros(2), "kernel": jnp.ones(2)}, "b": jnp.ones(1)}
+    for number, found in enumerate((4.0, 2.0, 6.0)):
+        statistics = {"a": {"mean": jnp.full(2, found)}}
+        params = with_statistics(params, statistics, jnp.int32(number))
+    np.testing.assert_allclose(params["a"]["mean"], 4.0, rtol=1e-6)
+    np.testing.assert_array_equal(params["a"]["kernel"], 1.0)
+    later = with_statistics(params, {"a": {"mean": jnp.full(2, 5.0)}}, jnp.int32(10_000))
+    np.testing.assert_allclose(later["a"]["mean"], 4.0 + STATISTICS_RATE, rtol=1e-6)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.midi.tokenizer import Tokenizer, Vocabulary
-from music_synth.models.seam import Seam, masked_mean
+from music_synth.models.base import SpectrogramModel, masked_mean
 from music_synth.training import loop
 from music_synth.training.optimizer import adafactor, adamw, constant_rate
 
@@ -37,7 +37,7 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Toy(Seam):
+class Toy(SpectrogramModel):
     """Mean of token embeddings plus a two-layer map of the context -> mel. Noise in training if `noise`."""
 
     network: Network = Network()
@@ -97,7 +97,9 @@ class ToyFeed:
     seed: int = 0
     delay: float = 0.0  # seconds a batch
     poisoned_step: int = -1
-    tokenizer: Tokenizer = dataclasses.field(default_factory=Tokenizer)
+    tokenizer: Tokenizer = dataclasses.field(
+        default_factory=lambda: Tokenizer(segment_frames=FRAMES, max_tokens=TOKENS)
+    )
 
     def batch(self, seed: int, k: int, full: bool = False) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, seed, k))

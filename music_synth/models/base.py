@@ -1,4 +1,4 @@
-"""What `Diffusion` and `Autoregressive` share: the seam that training, evaluation and synthesis see.
+"""What `Diffusion` and `Autoregressive` share: what training, evaluation and synthesis see of a decoder.
 
 A model is a frozen dataclass with `network`, `loss(params, batch, rng, train)`, `sample(params, batch, rng)` and
 `with_sampling(**overrides)`; this base brings `init` and `logical_axes`. `sample` takes one key, or one for each row
@@ -24,11 +24,13 @@ from music_synth.audio.mel import scale_mel
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
+from music_synth.models.prior import Prior, whitening
 from music_synth.models.transformer import CrossCache, MelTransformer
 
 Array = jax.Array
 Params = dict[str, Any]
 Batch = dict[str, Array]
+PRIOR_WEIGHT = 10.0  # of the prior's mean over its deviations, which share its layers
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -47,17 +49,25 @@ def normal(keys: Array, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-class Seam:
-    """Base of the two models; a dataclass that inherits it has `network` and `module`."""
+class SpectrogramModel:
+    """Base of the two models, frozen dataclasses."""
 
     network: NetworkConfig
-    module: MelTransformer
+
+    @property
+    def module(self) -> MelTransformer:
+        """The network, without parameters."""
+        raise NotImplementedError
+
+    def with_sampling(self, **overrides: Any) -> Any:
+        """A copy that samples otherwise. UserError on settings that it has not."""
+        raise NotImplementedError
 
     def init(self, rng: Array) -> Params:
         """Fresh float32 parameters as plain nested dictionaries."""
         return nn.unbox(self._init_boxed(rng))
 
-    def at_step(self, step: int) -> Seam:
+    def at_step(self, step: int) -> SpectrogramModel:
         """The model whose loss is trained on after `step` updates; decoders are the same throughout."""
         return self
 
@@ -125,10 +135,59 @@ class Seam:
     def _encode(self, params: Params, batch: Batch, dropout_key: Array | None) -> CrossCache:
         context = context_mask = None
         if self.network.context_frames:
-            context, context_mask = self._scale_context(batch["context_mel"]), batch["context_mask"]
+            context, context_mask = scale_mel(batch["context_mel"], clip=True), batch["context_mask"]
         tokens = batch["note_tokens"]
         args = (tokens, tokens > 0, context, context_mask, dropout_key is None)
         return self._apply(params, *args, method="encode", dropout_key=dropout_key)
+
+    def target(self, params: Params, cache: CrossCache, batch: Batch) -> Array:
+        """What a decoder learns of a batch, [B, T, M]: the mel in the model's range, or its residual. No gradient."""
+        x_0 = self._to_model(batch["mel"])
+        if cache.prior is None:
+            return x_0
+        residual = self.to_residual(*jax.lax.stop_gradient((params, cache.prior)), x_0)
+        return jnp.where(batch["mel_mask"][..., None], residual, 0.0)  # of padding it would be anything
+
+    def prior_loss(self, prior: Prior, batch: Batch, train: bool) -> tuple[Array, dict[str, Any]]:
+        """The loss of the prior's mean and deviations, and metrics.
+
+        The mean is the one with the least absolute error; deviations are the most likely of a Gaussian around it (Nix
+        and Weigend 1994), without a say in the mean, and persistence that of a process of first order. In training
+        metrics["statistics"] has the covariance of a frame's bins, for `training.step.with_statistics`.
+        """
+        mask, x_0 = batch["mel_mask"], self._to_model(batch["mel"])
+        error, scaled = masked_mean(jnp.abs(x_0 - prior.mean), mask), prior.normalized(x_0)
+        likelihood = masked_mean(prior.log_deviation + 0.5 * jnp.square(scaled), mask)
+        fixed, persistence = jax.lax.stop_gradient(scaled), prior.persistence
+        new = 1.0 - jnp.square(persistence)  # variance of what is new in a frame
+        before = jnp.pad(fixed, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        change = 0.5 * (jnp.log(new) + jnp.square(fixed - persistence * before) / new)
+        likelihood += masked_mean(change, mask)
+        metrics: dict[str, Any] = {"prior_error": error, "prior_likelihood": likelihood}
+        if train:
+            counted = jax.lax.stop_gradient(jnp.where(mask[..., None], scaled, 0.0)).reshape(-1, x_0.shape[-1])
+            covariance = counted.T @ counted / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+            metrics["statistics"] = {"prior": {"covariance": covariance}}
+        return PRIOR_WEIGHT * error + likelihood, metrics
+
+    def to_residual(self, params: Params, prior: Prior, x_0: Array) -> Array:
+        """x_0 [B, T, M] -> what the prior leaves open of it, white and of unit variance."""
+        whiten, _ = whitening(params["prior"]["covariance"])
+        return prior.normalized(x_0) @ whiten
+
+    def from_residual(self, params: Params, prior: Prior, residual: Array, temperature: float = 1.0) -> Array:
+        """The inverse of `to_residual` at temperature 1, within the model's range; at 0 the mean."""
+        if temperature == 0.0:
+            return jnp.clip(prior.mean, -1.0, 1.0)
+        _, color = whitening(params["prior"]["covariance"])
+        deviation = temperature * jnp.exp(prior.log_deviation)
+        return jnp.clip(prior.mean + deviation * (residual @ color), -1.0, 1.0)
+
+    def lasting_noise(self, params: Params, prior: Prior, noise: Array) -> Array:
+        """White noise [B, T, M] -> noise like a residual: white over bins, and as persistent as the prior says."""
+        params, prior = jax.lax.stop_gradient((params, prior))
+        whiten, color = whitening(params["prior"]["covariance"])
+        return prior.lasting(noise @ color) @ whiten
 
     def _in_dtype(self, params: Params) -> Params:
         """Parameters whose layers' kernels are in the dtype they are used in: for loops, which else convert anew."""
@@ -136,8 +195,9 @@ class Seam:
         cast = lambda path, leaf: leaf.astype(self.network.dtype) if is_kernel(path) else leaf
         return jax.tree_util.tree_map_with_path(cast, params)
 
-    def _scale_context(self, context_mel: Array) -> Array:
-        return scale_mel(context_mel, clip=True)
+    def _to_model(self, log_mel: Array) -> Array:
+        """Log-mel -> what the decoder reads and writes."""
+        return scale_mel(log_mel, clip=True)
 
     @staticmethod
     def _replace_settings(settings, overrides: dict[str, Any]):
