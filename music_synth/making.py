@@ -34,10 +34,11 @@ PARTS = {  # of a trained model; nothing here reads or writes a file
     "Autoregressive": "music_synth.autoregressive.objective:Autoregressive",
     "Deterministic": "music_synth.autoregressive.outputs:Deterministic",
     "GaussianMixture": "music_synth.autoregressive.outputs:GaussianMixture",
-    "Vocoder": "music_synth.vocoder.objective:Vocoder",
+    "VocoderObjective": "music_synth.vocoder.objective:VocoderObjective",
     "MelGANGenerator": "music_synth.vocoder.melgan:MelGANGenerator",
     "ISTFTGenerator": "music_synth.vocoder.istft:ISTFTGenerator",
     "Discriminators": "music_synth.vocoder.melgan:Discriminators",
+    "SpectrogramDiscriminators": "music_synth.vocoder.discriminators:SpectrogramDiscriminators",
 }
 OPTIMIZERS = {
     name: f"music_synth.training.optimizer:{name}"

@@ -108,7 +108,7 @@ def kind_of(path: str | os.PathLike) -> str:
 
 def _read_run(kind: str, folder: Path, step: int | None, ema: bool) -> Trained:
     maker = _maker(folder, PARTS)
-    if "Vocoder.generator" in maker.bindings:
+    if "VocoderObjective.generator" in maker.bindings:
         raise UserError(
             f"{folder} is a run of an inverter, not of a decoder: it plays by --inverter, and `convert` makes a file of"
             " it, .onnx or .safetensors"

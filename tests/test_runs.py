@@ -76,7 +76,9 @@ def test_every_form_is_told_apart(run, tmp_path):
 def test_folders_that_are_nothing_are_named(tmp_path):
     assert "no folder" in refused(runs.load, tmp_path / "nowhere")
     assert "is not recognized" in refused(runs.load, tmp_path)
-    (tmp_path / "config.gin").write_text("train.model = @Vocoder()\nVocoder.generator = @MelGANGenerator()\n")
+    (tmp_path / "config.gin").write_text(
+        "train.model = @VocoderObjective()\nVocoderObjective.generator = @MelGANGenerator()\n"
+    )
     assert "is a run of an inverter" in refused(runs.load, tmp_path)
 
 

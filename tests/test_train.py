@@ -39,7 +39,7 @@ def name(path: Path) -> str:
 
 ALL = sorted(CONFIGS.rglob("*.gin"))
 TRAINING = [path for path in ALL if command(path) == ["train", f"--gin_file={name(path)}"]]
-INVERTERS = ["melgan", "istft"]
+INVERTERS = ["melgan", "istft", "informed"]
 FRAGMENTS = ["deterministic.gin", "inverter.gin", "nocontext.gin", "papers/published.gin", "smoke.gin", "training.gin"]
 
 
@@ -65,7 +65,8 @@ def test_recipe_says_hardware_and_what_to_expect(path):
 
 def smoke_case(path: Path):
     """Published recipes that differ little from another's, and the dearest, run in the long tests only."""
-    long = (path.parent.name == "papers" and path.name != "diffusion_base.gin") or path.name == "melgan.gin"
+    paper = path.parent.name == "papers" and path.name != "diffusion_base.gin"
+    long = paper or path.name in ("melgan.gin", "informed.gin")
     return pytest.param(path, marks=[pytest.mark.slow] if long else [], id=name(path))
 
 

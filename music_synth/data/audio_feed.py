@@ -11,11 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from music_synth.audio.io import audio_from_int16, audio_to_int16
-from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, log_mel, num_mel_frames
+from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE, log_mel, num_mel_frames
 from music_synth.data.examples import Batch, stack
 from music_synth.data.feed import folder_of, path_of
 from music_synth.data.prepared import read_manifest, split_of
 from music_synth.errors import UserError
+from music_synth.midi.notes import Note
+from music_synth.vocoder.istft import SOURCE_HOPS
+from music_synth.vocoder.source import RELEASE_SECONDS, source_of_frames
 
 
 @dataclass
@@ -26,6 +29,8 @@ class AudioFeed:
     mel [B, T, 128] float32         natural-log mel of them; the last frame sees the hop after the excerpt too.
                                     With stored_mel: what the folder holds in its place, at the excerpt's gain
     mel_mask [B, T] bool            training: all True; evaluation: False after the end of a piece
+    source [B, 320 (T + 3)] float32 with notes: the signal made of them (`vocoder.source`). In training of some
+                                    excerpts it is that of no notes or of wrong ones: an inverter has to take both
     """
 
     source: Source
@@ -35,6 +40,9 @@ class AudioFeed:
     gain_db: tuple[float, float]
     mix: float
     stored_mel: bool
+    notes: bool
+    empty_notes: float
+    wrong_notes: float
     seed: int
     _cache: dict[str, list[Recording]] = field(default_factory=dict)
 
@@ -57,7 +65,7 @@ class AudioFeed:
             for start in range(0, len(piece.audio), self.eval_frames * HOP_LENGTH)
         )
         no_mel = np.zeros((0, NUM_MELS), np.float32) if self.stored_mel else None
-        blank = (Recording(np.zeros(0, np.int16), no_mel), 0)
+        blank = (Recording(np.zeros(0, np.int16), no_mel, []), 0)
         while chunk := list(itertools.islice(starts, self.batch_size)):
             chunk += [blank] * (self.batch_size - len(chunk))
             yield stack([self._eval_example(*one) for one in chunk])
@@ -66,6 +74,7 @@ class AudioFeed:
         """An excerpt from anywhere, at a random gain; `mix` of them with a second one on top."""
         rng = np.random.default_rng([self.seed, number])
         audio, mel = np.zeros((self.num_frames + 1) * HOP_LENGTH, np.float32), None
+        played: list[Note] = []
         for _ in range(1 + (rng.random() < self.mix)):
             piece = pieces[int(np.searchsorted(share, rng.random(), side="right"))]
             start = int(rng.integers(0, max(1, len(piece.audio) - self.num_frames * HOP_LENGTH)))
@@ -76,7 +85,19 @@ class AudioFeed:
             audio[: len(excerpt)] += audio_from_int16(excerpt) * gain
             if piece.mel is not None:
                 mel = piece.frames(start, self.num_frames) + np.log(gain)
-        return example(audio, self.num_frames, self.num_frames, mel)
+            played += piece.notes_from(start, self.num_frames) if self.notes else []
+        row = example(audio, self.num_frames, self.num_frames, mel)
+        return row | (self._source(self._given(played, rng), self.num_frames) if self.notes else {})
+
+    def _given(self, notes: list[Note], rng: np.random.Generator) -> list[Note]:
+        """The notes that go with a training excerpt: these, or none, or wrong ones."""
+        kind = rng.random()
+        if kind < self.empty_notes:
+            return []
+        return spoiled(notes, rng) if kind < self.empty_notes + self.wrong_notes else notes
+
+    def _source(self, notes: list[Note], num_frames: int) -> Batch:
+        return {"source": source_of_frames(notes, 0, num_frames)}
 
     def _eval_example(self, piece: Recording, start: int) -> Batch:
         frames = self.eval_frames
@@ -84,11 +105,12 @@ class AudioFeed:
         excerpt = piece.audio[start : start + len(audio)]
         audio[: len(excerpt)] = audio_from_int16(excerpt)
         mel = None if piece.mel is None else piece.frames(start, frames)
-        return example(audio, frames, min(frames, num_mel_frames(max(0, len(piece.audio) - start))), mel)
+        row = example(audio, frames, min(frames, num_mel_frames(max(0, len(piece.audio) - start))), mel)
+        return row | (self._source(piece.notes_from(start, frames), frames) if self.notes else {})
 
     def _pieces(self, split: str) -> list[Recording]:
         if split not in self._cache:
-            self._cache[split] = self.source.load(split, self.stored_mel)
+            self._cache[split] = self.source.load(split, self.stored_mel, self.notes)
         return self._cache[split]
 
 
@@ -100,11 +122,35 @@ def example(audio: np.ndarray, num_frames: int, present: int, mel: np.ndarray | 
     return {"audio": audio[: num_frames * HOP_LENGTH], "mel": mel.reshape(-1, NUM_MELS), "mel_mask": mask}
 
 
+def spoiled(notes: list[Note], rng: np.random.Generator) -> list[Note]:
+    """Notes that are wrong in one way: some missing, some added, all early or late by up to a second, all elsewhere."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return [note for note in notes if rng.random() < 0.5]
+    if kind == 1:
+        return notes + [note._replace(pitch=int(rng.integers(24, 97))) for note in notes if rng.random() < 0.5]
+    if kind == 2:
+        shift = rng.uniform(-1.0, 1.0)
+        return [note._replace(onset=note.onset + shift, offset=note.offset + shift) for note in notes]
+    interval = int(rng.integers(1, 12)) * (1 if rng.random() < 0.5 else -1)
+    return [note._replace(pitch=min(max(note.pitch + interval, 0), 127)) for note in notes]
+
+
 class Recording(NamedTuple):
-    """A piece: what was recorded, int16 [S], and log-mel [T, 128] that is to stand for it; None: its own."""
+    """A piece: what was recorded, int16 [S], log-mel [T, 128] that is to stand for it (None: its own), its notes."""
 
     audio: np.ndarray
     mel: np.ndarray | None = None
+    notes: Sequence[Note] = ()
+
+    def notes_from(self, start: int, num_frames: int) -> list[Note]:
+        """The notes of the frames from sample `start` on, with those that still ring there; seconds from there."""
+        first, end = start / SAMPLE_RATE, (start + (num_frames + SOURCE_HOPS) * HOP_LENGTH) / SAMPLE_RATE
+        return [
+            note._replace(onset=note.onset - first, offset=note.offset - first)
+            for note in self.notes
+            if note.onset < end and note.offset > first - RELEASE_SECONDS
+        ]
 
     def frames(self, start: int, count: int) -> np.ndarray:
         """float32 [count, 128], the stored mel from sample `start` on; after its end silence."""
@@ -122,12 +168,18 @@ class Source:
     def __str__(self) -> str:
         return repr(self.task)
 
-    def load(self, split: str, stored_mel: bool = False) -> list[Recording]:
-        """The pieces of a split, with the folder's mel if asked; a folder's arrays stay on disk."""
+    def load(self, split: str, stored_mel: bool = False, notes: bool = False) -> list[Recording]:
+        """The pieces of a split, with the folder's mel and the notes if asked; a folder's arrays stay on disk."""
         folder = folder_of(self.task, self.data_dir)
         if folder is not None:
-            pieces = split_of(read_manifest(folder), split, folder)
-            return [Recording(piece.open_audio(), piece.open_mel() if stored_mel else None) for piece in pieces]
+            return [
+                Recording(
+                    piece.open_audio(),
+                    piece.open_mel() if stored_mel else None,
+                    piece.read_notes() if notes else [],
+                )
+                for piece in split_of(read_manifest(folder), split, folder)
+            ]
         try:
             from music_synth.data import tasks
         except ImportError as error:
@@ -136,7 +188,7 @@ class Source:
                 " on a folder made by python -m music_synth.prepare_data --audio"
             ) from error
         pieces = tasks.pieces_in_memory(self.task, split, self.data_dir)
-        return [Recording(audio_to_int16(piece.audio)) for piece in pieces]
+        return [Recording(audio_to_int16(piece.audio), None, piece.notes) for piece in pieces]
 
 
 def open_audio_feed(
@@ -147,6 +199,9 @@ def open_audio_feed(
     gain_db: Sequence[float] = (-18.0, 3.0),
     mix: float = 0.2,
     stored_mel: bool = False,
+    notes: bool = False,
+    empty_notes: float = 0.25,
+    wrong_notes: float = 0.25,
     seed: int = 0,
     data_dir: str | None = None,
 ) -> AudioFeed:
@@ -160,7 +215,9 @@ def open_audio_feed(
       mix: share of training excerpts on which a second one is laid.
       stored_mel: take the folder's mel, not the audio's: to train on what a decoder makes of the same notes, from
         prepare_data --audio --sampled_by. Two such mels cannot be laid on each other: mix must be 0.
-      seed: of excerpts, gains and mixes.
+      notes: bring the source of the notes, for generators that take one.
+      empty_notes, wrong_notes: shares of training excerpts that get no notes, or wrong ones (`spoiled`).
+      seed: of excerpts, gains, mixes and wrong notes.
       data_dir: where tfds keeps its data sets. Data sets only.
 
     Raises:
@@ -168,6 +225,8 @@ def open_audio_feed(
     """
     if not 0 <= mix <= 1:
         raise UserError(f"AudioFeed.mix = {mix}: must be in [0, 1]")
+    if min(empty_notes, wrong_notes) < 0 or empty_notes + wrong_notes > 1:
+        raise UserError(f"AudioFeed.empty_notes = {empty_notes}, wrong_notes = {wrong_notes}: must be shares of one")
     if stored_mel and path_of(task) is None:
         raise UserError(f"AudioFeed.stored_mel: {task!r} is no folder; write one by prepare_data --sampled_by")
     if stored_mel and mix:
@@ -179,4 +238,17 @@ def open_audio_feed(
     if batch_size < 1:
         raise UserError(f"batch_size = {batch_size}: must be at least 1")
     source = Source(task, data_dir)
-    return AudioFeed(source, batch_size, num_frames, eval_frames, tuple(gain_db), mix, stored_mel, seed)
+    lowest, highest = gain_db
+    return AudioFeed(
+        source,
+        batch_size,
+        num_frames,
+        eval_frames,
+        gain_db=(lowest, highest),
+        mix=mix,
+        stored_mel=stored_mel,
+        notes=notes,
+        empty_notes=empty_notes,
+        wrong_notes=wrong_notes,
+        seed=seed,
+    )

@@ -3,7 +3,8 @@
 A model must do what the published SoundStream inverter of music does (SavedModel google/soundstream/mel/decoder/music,
 as ONNX kashif/soundstream_mel_decoder): take one array, the natural log-mel of `audio.mel`, not scaled to model range,
 [1, T, 128]; give one, the audio, 320 samples a frame. Axes of size 1 may be more or fewer, and an input that says
-[1, 128, T] gets that.
+[1, 128, T] gets that. An ONNX file of ours may take a second one, `source`, the signal made of the notes
+(`vocoder.source.source_of_frames`), [1, 320 (T + 3)].
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from music_synth.errors import UserError
 from music_synth.interop.runtimes import DTYPES, SIGNATURE, open_onnx, open_saved_model, reason
 from music_synth.midi.notes import Note
 from music_synth.vocoder.inverter import checked_mel
+from music_synth.vocoder.source import source_of_frames
+from music_synth.vocoder.tuning import Tuning
 
+SOURCE = "source"  # name of a second input
 ANY_SHAPE = (None, None, None)  # of a model that does not say what it takes: it is given [1, T, 128]
 
 
@@ -37,7 +41,8 @@ class ForeignInverter:
 
     path: Path  # for messages
     shape: tuple[int | None, ...]  # of the input; None: any size
-    run: Callable[[np.ndarray], np.ndarray]  # float32 of that shape to audio
+    run: Callable[..., np.ndarray]  # float32 of that shape to audio; with takes_source, also the source
+    takes_source: bool = False
 
     def __post_init__(self):
         leading, last = self.shape[:-2], self.shape[-2:]
@@ -59,15 +64,23 @@ class ForeignInverter:
     def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
         mel = checked_mel(mel)
         size = self.num_frames or max(1, len(mel))
-        pieces = [self._play(mel[start : start + size], size) for start in range(0, len(mel), size)]
+        notes = (notes or ()) if self.takes_source else ()
+        tuning = Tuning(notes)
+        if notes:
+            tuning.hear(mel)
+        cents = tuning.of(notes)
+        pieces = [self._play(mel[i : i + size], size, notes, cents, i) for i in range(0, len(mel), size)]
         return np.concatenate([np.zeros(0, np.float32), *pieces])
 
-    def _play(self, mel: np.ndarray, size: int) -> np.ndarray:
-        """At most `size` frames [T, 128] in one call: float32 [320 T]."""
+    def _play(
+        self, mel: np.ndarray, size: int, notes: Sequence[Note], cents: Sequence[float], start: int
+    ) -> np.ndarray:
+        """At most `size` frames [T, 128] in one call, from frame `start` of the piece on: float32 [320 T]."""
         features = np.pad(mel, ((0, size - len(mel)), (0, 0)), constant_values=MIN_LOG_MEL)
         features = features.T if self.bins_first else features
+        source = [source_of_frames(notes, start, size, cents)[None]] if self.takes_source else []
         try:
-            audio = self.run(features.reshape((1,) * (len(self.shape) - 2) + features.shape))
+            audio = self.run(features.reshape((1,) * (len(self.shape) - 2) + features.shape), *source)
         except Exception as error:
             raise UserError(f"{self.path} fails on {size} frames of log-mel: {reason(error)}") from error
         audio = np.asarray(audio, np.float32).ravel()
@@ -85,13 +98,20 @@ def load_onnx(path: Path) -> ForeignInverter:
       UserError: there is no such file, it is not ONNX, or not an inverter (`ForeignInverter`).
     """
     session = open_onnx(path)
-    taken = only(path, "input", session.get_inputs())
+    inputs = session.get_inputs()
+    takes_source = len(inputs) == 2 and inputs[1].name == SOURCE
+    taken = only(path, "input", inputs[:1] if takes_source else inputs)
     only(path, "output", session.get_outputs())
     dtype = DTYPES.get(taken.type)
     if dtype is None:
         raise UserError(f"{path} takes {taken.type} as {taken.name!r}, not a log-mel of floats")
     shape = tuple(size if isinstance(size, int) else None for size in taken.shape) or ANY_SHAPE
-    return ForeignInverter(path, shape, lambda mel: session.run(None, {taken.name: mel.astype(dtype)})[0])
+
+    def play(mel: np.ndarray, *source: np.ndarray) -> np.ndarray:
+        names = [given.name for given in inputs]
+        return session.run(None, dict(zip(names, (mel.astype(dtype), *source), strict=True)))[0]
+
+    return ForeignInverter(path, shape, play, takes_source)
 
 
 def load_saved_model(path: Path, trust: bool = False) -> ForeignInverter:

@@ -1,7 +1,8 @@
 """Writes a trained inverter as an ONNX file, which onnxruntime plays without Python or JAX.
 
 The file takes and gives what the published SoundStream inverter does (`interop.inverters`): `input_features`, log-mel
-float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T].
+float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T]. A generator that takes the notes has a second input,
+`source`, float32 [1, 320 (T + 3)], the signal made of them by `vocoder.source.source_of_frames`; zeros: no notes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from music_synth.audio.mel import (
     FRAME_LENGTH,
     HOP_LENGTH,
     MAX_LOG_MEL,
+    MAX_MEL,
     MIN_LOG_MEL,
+    MIN_MEL,
     NUM_MELS,
     hann_window,
     mel_matrix,
 )
+from music_synth.interop.inverters import SOURCE
 from music_synth.interop.onnx_graph import (
     Graph,
     dense,
@@ -34,9 +38,11 @@ from music_synth.interop.onnx_graph import (
 )
 from music_synth.vocoder.istft import (
     CENTER,
+    FINE_RANGE,
     MAX_LOG_MAGNITUDE,
     MAX_OFFSET,
     NUM_BINS,
+    SOURCE_FLOOR,
     TURN,
     WINDOW,
     ISTFTGenerator,
@@ -51,17 +57,23 @@ INPUT, OUTPUT = "input_features", "audio"
 
 def export_onnx(generator: MelGANGenerator | ISTFTGenerator, params: Mapping, path: Path) -> None:
     """Writes an ONNX file that does what the generator does with these parameters."""
-    graph = Graph()
-    (istft if isinstance(generator, ISTFTGenerator) else melgan)(graph, generator, params, INPUT)
+    graph, inputs = Graph(), {INPUT: [1, "frames", NUM_MELS]}
+    if isinstance(generator, ISTFTGenerator):
+        istft(graph, generator, params, INPUT)
+    else:
+        melgan(graph, generator, params, INPUT)
+    if generator.source:
+        inputs[SOURCE] = [1, "source samples"]
     doc = "Natural-log mel magnitude [1, frames, 128], 50 frames a second, to audio at 16 kHz, [1, 320 frames]."
-    graph.save(path, {INPUT: [1, "frames", NUM_MELS]}, {OUTPUT: [1, "samples"]}, doc)
+    graph.save(path, inputs, {OUTPUT: [1, "samples"]}, doc)
 
 
-def scaled(graph: Graph, mel: str) -> str:
+def scaled(graph: Graph, mel: str, clip: bool = True) -> str:
     """As `audio.mel.scale_mel`."""
     slope = 2 / (MAX_LOG_MEL - MIN_LOG_MEL)
     x = graph.add("Mul", graph.add("Sub", mel, np.float32(MIN_LOG_MEL)), np.float32(slope))
-    return graph.add("Clip", graph.add("Sub", x, np.float32(1)), np.float32(-1), np.float32(1))
+    x = graph.add("Sub", x, np.float32(1))
+    return graph.add("Clip", x, np.float32(-1), np.float32(1)) if clip else x
 
 
 def melgan(graph: Graph, generator: MelGANGenerator, params: Mapping, mel: str) -> str:
@@ -115,23 +127,44 @@ def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) ->
 
 def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) -> tuple[str, str]:
     """As `ISTFTNetwork`: log-magnitude [1, T, F] and direction [1, T, 2, F], real and imaginary parts."""
-    kernel = np.reshape(params["embed"]["kernel"], (generator.width, NUM_MELS, generator.dim)).transpose(2, 1, 0)
-    x = graph.add("Transpose", scaled(graph, mel), perm=[0, 2, 1])
-    x = graph.add("Conv", x, kernel, params["embed"]["bias"], pads=[generator.width // 2] * 2)
+    seen = scaled(graph, mel)
+    if generator.source:
+        excited, source_spectrum = excitation(graph)
+        seen = graph.add("Concat", seen, scaled(graph, excited, clip=False), axis=2)
+    ahead = generator.frames_ahead
+    kernel = np.reshape(params["embed"]["kernel"], (generator.width, -1, generator.dim)).transpose(2, 1, 0)
+    x = graph.add("Transpose", seen, perm=[0, 2, 1])
+    x = graph.add("Conv", x, kernel, params["embed"]["bias"], pads=[generator.width - 1 - ahead, ahead])
     x = layer_norm(graph, graph.add("Transpose", x, perm=[0, 2, 1]), params["norm"])
     for i in range(generator.num_layers):
         block = params[f"layers_{i}"]
-        y = layer_norm(graph, depthwise_conv(graph, x, block["conv"]), block["norm"])
+        y = layer_norm(graph, depthwise_conv(graph, x, block["conv"], ahead), block["norm"])
         y = dense(graph, gelu(graph, dense(graph, y, block["wi"])), block["wo"])
         x = graph.add("Add", x, graph.add("Mul", y, block["scale"]))
     x = layer_norm(graph, x, params["final_norm"])
 
-    head = lambda name: dense(graph, x, params[name])  # [1, T, F]
+    def head(name: str) -> str:
+        y = dense(graph, x, params[name])  # [1, T, F], or [1, T, M] where the generator has a number a mel filter
+        is_band = np.shape(params[name]["bias"]) == (NUM_MELS,)
+        return graph.add("MatMul", y, interpolation().T) if is_band else y
+
     log_magnitude = graph.add("Add", head("magnitude"), graph.add("MatMul", mel, interpolation().T))
     offset = graph.add("Mul", graph.add("Tanh", head("frequency")), np.float32(MAX_OFFSET))
     frequency = graph.add("Add", np.arange(NUM_BINS, dtype=np.float32), offset)
     angle = graph.add("Mul", frequency, np.float32(TURN))
     keep = graph.add("Sigmoid", head("keep"))
+    if generator.source:
+        flat_spectrum = flat(graph, source_spectrum)
+        real_part, imaginary_part = graph.add("Split", flat_spectrum, axis=2, num_outputs=2, outputs=2)
+        size = flat(graph, magnitude(graph, source_spectrum, 1e-6))
+        floored = graph.add("Add", size, np.float32(SOURCE_FLOOR))
+        fine = graph.add("Sub", graph.add("Log", floored), graph.add("MatMul", excited, interpolation().T))
+        fine = graph.add("Clip", fine, np.float32(FINE_RANGE[0]), np.float32(FINE_RANGE[1]))
+        log_magnitude = graph.add("Add", log_magnitude, graph.add("Mul", graph.add("Sigmoid", head("fine")), fine))
+        trust = graph.add("Div", graph.add("Sigmoid", head("trust")), floored)
+        doubt = graph.add("Sub", np.float32(1), graph.add("Mul", trust, size))
+        keep = graph.add("Mul", keep, doubt)
+        known = {"real": graph.add("Mul", real_part, trust), "imaginary": graph.add("Mul", imaginary_part, trust)}
     renew = graph.add("Sub", np.float32(1), keep)
     loudness = graph.add("Softplus", head("noise"))
 
@@ -140,7 +173,10 @@ def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) 
 
     def fresh(name: str, noise: np.ndarray) -> str:
         noise = graph.add("Mul", graph.add("Gather", noise, number), loudness)
-        return graph.add("Mul", graph.add("Add", head(name), noise), renew)
+        own = head(name)
+        if generator.source:
+            own = graph.add("Add", graph.add("Mul", own, doubt), known[name])
+        return graph.add("Mul", graph.add("Add", own, noise), renew)
 
     factor = [graph.add("Mul", graph.add(part, angle), keep) for part in ("Cos", "Sin")]
     addend = [fresh("real", noise_table().real), fresh("imaginary", noise_table().imag)]
@@ -151,6 +187,18 @@ def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) 
         graph.add("Min", log_magnitude, np.float32(MAX_LOG_MAGNITUDE)),
         graph.add("Div", phasor, magnitude(graph, phasor, 1e-6)),
     )
+
+
+def excitation(graph: Graph) -> tuple[str, str]:
+    """What `ISTFTNetwork` sees of the source: log-mel [1, T, M] with its floor, and spectra [1, T, 2, F]."""
+    frames = frames_of(graph, SOURCE, FRAME_LENGTH, HOP_LENGTH)  # one before the first, and one after the last
+    frames = graph.add("Slice", frames, np.array([1]), np.array([-1]), np.array([1]))
+    spectrum = pairs(graph, graph.add("MatMul", frames, rfft_matrix(hann_window(), FFT_SIZE)))
+    mel = graph.add("MatMul", flat(graph, magnitude(graph, spectrum, 0.0)), mel_matrix())
+    mel = graph.add("Clip", mel, np.float32(MIN_MEL), np.float32(MAX_MEL))
+    excited = graph.add("Log", graph.add("Add", mel, np.float32(SOURCE_FLOOR)))
+    matrix = rfft_matrix(hann_window(WINDOW), WINDOW) * np.tile(CENTER.ravel(), 2)
+    return excited, pairs(graph, graph.add("MatMul", frames_of(graph, SOURCE, WINDOW, HOP_LENGTH), matrix))
 
 
 def next_phasor(graph: Graph, *values: str) -> list[str]:

@@ -144,13 +144,13 @@ def gelu(graph: Graph, x: str) -> str:
     return graph.add("Gelu", x, approximate="tanh")
 
 
-def depthwise_conv(graph: Graph, x: str, params: Mapping) -> str:
-    """Each channel of [1, T, D] with its own odd kernel, [width, D], over time; zeros beyond the ends."""
+def depthwise_conv(graph: Graph, x: str, params: Mapping, ahead: int) -> str:
+    """Each channel of [1, T, D] with its own kernel, [width, D], `ahead` of it later; zeros beyond the ends."""
     kernel = np.asarray(params["kernel"])
-    side = len(kernel) // 2
+    pads = [len(kernel) - 1 - ahead, ahead]
     x = graph.add("Transpose", x, perm=[0, 2, 1])
     weights = kernel.T[:, None]  # [D, 1, width]
-    x = graph.add("Conv", x, weights, params["bias"], group=kernel.shape[1], pads=[side, side])
+    x = graph.add("Conv", x, weights, params["bias"], group=kernel.shape[1], pads=pads)
     return graph.add("Transpose", x, perm=[0, 2, 1])
 
 

@@ -7,13 +7,17 @@ a spectrum a frame, and overlapping inverse transforms are the audio. Two things
   hop: a tone can only have multiples of 50 Hz. Here the phasor of each bin turns from frame to frame by a frequency
   that the network reads off the mel, and is set anew where it says so: z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k.
 - Mel projections (`stft.project_to_mel`): the last steps pull the audio to the mel that was asked for.
+
+Where the notes are known, a third: phases from a plain signal made of them (`vocoder.source`). A bin takes the source's
+phase where that explains what the mel has, else the recurrence holds. Magnitudes stay those of the mel: a wrong note
+adds nothing. How far a bin trusts the source, a network with `source` learns, and any other is told (`informed`).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,16 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, scale_mel
+from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, log_mel, scale_mel
 from music_synth.errors import check_range
 from music_synth.vocoder.stft import frames_of, magnitude, overlap_add, project_to_mel, scaled, windowed
 
 Array = jax.Array
 WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
 NUM_BINS = WINDOW // 2 + 1
+SOURCE_HOPS = 3  # of a source beyond the frames: one before, two after, as far as synthesis frames reach
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
 LOG_FLOOR = 3e-3  # magnitude that counts as silence
+SOURCE_FLOOR = 1e-2  # magnitude of a source that counts as silence; a partial of the softest note is ten times louder
+INFORMED_STEPS = (13, 0.6)  # projections, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
+FINE_RANGE = (-5.0, 3.0)  # natural-log magnitude of a bin of the source over that of its mel filters
 MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some
 
 
@@ -38,13 +46,13 @@ class DepthwiseConv(nn.Module):
     """Convolution over time of each channel alone, [B, T, D] to [B, T, D]; XLA's own is slow on CPUs."""
 
     width: int
+    ahead: int  # of the width, frames that come later
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.width, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        side = self.width // 2
-        padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
+        padded = jnp.pad(x, ((0, 0), (self.width - 1 - self.ahead, self.ahead), (0, 0)))
         taps = (kernel[i][None, None] * padded[:, i : i + x.shape[1]] for i in range(self.width))
         return bias[None, None] + sum(taps)
 
@@ -52,11 +60,12 @@ class DepthwiseConv(nn.Module):
 class ConvNeXtBlock(nn.Module):
     mlp_dim: int
     width: int
+    ahead: int
     scale: float  # of what the block adds, at the start
 
     @nn.compact
     def __call__(self, x: Array, exists: Array) -> Array:
-        y = DepthwiseConv(self.width, name="conv")(x * exists)
+        y = DepthwiseConv(self.width, self.ahead, name="conv")(x * exists)
         y = y.reshape(-1, x.shape[-1])  # [B T, D]: XLA's gradient of a matrix product is twice as fast so on CPUs
         y = nn.LayerNorm(name="norm")(y)
         y = nn.gelu(nn.Dense(self.mlp_dim, name="wi")(y))
@@ -68,25 +77,49 @@ class ISTFTNetwork(nn.Module):
     config: ISTFTGenerator
 
     @nn.compact
-    def __call__(self, mel: Array, exists: Array, first_frame: Array, state: Array, start: int) -> Spectra:
+    def __call__(
+        self, mel: Array, exists: Array, first_frame: Array, state: Array, start: int, source: Array | None = None
+    ) -> Spectra:
         c = self.config
         exists = exists[..., None].astype(jnp.float32)  # [B, T, 1]
-        x = nn.Dense(c.dim, name="embed")(context(scale_mel(mel) * exists, c.width))  # [B, T, D]
+        seen = scale_mel(mel) * exists
+        if c.source:
+            excited = jnp.log(jnp.exp(log_mel(source)[:, 1:-2]) + SOURCE_FLOOR)  # [B, T, M]
+            seen = jnp.concatenate([seen, scale_mel(excited, clip=False) * exists], axis=-1)
+        x = nn.Dense(c.dim, name="embed")(context(seen, c.width, c.frames_ahead))  # [B, T, D]
         x = nn.LayerNorm(name="norm")(x)
         for i in range(c.num_layers):
-            x = ConvNeXtBlock(c.mlp_dim, c.width, 1 / c.num_layers, name=f"layers_{i}")(x, exists)
+            x = ConvNeXtBlock(c.mlp_dim, c.width, c.frames_ahead, 1 / c.num_layers, name=f"layers_{i}")(x, exists)
         x = nn.LayerNorm(name="final_norm")(x).reshape(-1, c.dim)
 
         def head(name: str, bias: float = 0.0) -> Array:
             dense = nn.Dense(NUM_BINS, bias_init=nn.initializers.constant(bias), name=name)
             return dense(x).reshape(*mel.shape[:2], NUM_BINS)
 
+        def band_head(name: str, bias: float) -> Array:
+            """As `head`, but smooth over frequency: a number a mel filter."""
+            dense = nn.Dense(NUM_MELS, bias_init=nn.initializers.constant(bias), name=name)
+            return dense(x).reshape(*mel.shape) @ interpolation().T
+
         log_magnitude = head("magnitude") + mel @ interpolation().T  # [B, T, F]
         bins = np.arange(NUM_BINS, dtype=np.float32)
         frequency = bins[None, None] + MAX_OFFSET * jnp.tanh(head("frequency"))  # in bins
-        keep = nn.sigmoid(head("keep", 1.0))
-        noise = scaled(frame_noise(first_frame, mel.shape[1]), nn.softplus(head("noise", -1.0)))
-        fresh = jax.lax.complex(head("real"), head("imaginary")) + noise
+        noise = frame_noise(first_frame, mel.shape[1])
+        fresh = jax.lax.complex(head("real"), head("imaginary"))
+        if c.source:
+            keep = nn.sigmoid(band_head("keep", 1.0))
+            noise = scaled(noise, nn.softplus(band_head("noise", -2.0)))
+            spectrum = centered_spectra(source)
+            size = magnitude(spectrum, 1e-6)
+            fine = jnp.log(size + SOURCE_FLOOR) - excited @ interpolation().T
+            log_magnitude += nn.sigmoid(band_head("fine", 0.0)) * jnp.clip(fine, *FINE_RANGE)
+            trust = nn.sigmoid(band_head("trust", 2.0)) / (size + SOURCE_FLOOR)  # of a magnitude of 1
+            doubt = 1 - trust * size
+            keep *= doubt
+            fresh = scaled(fresh, doubt) + scaled(spectrum, trust) + noise
+        else:
+            keep = nn.sigmoid(head("keep", 1.0))
+            fresh += scaled(noise, nn.softplus(head("noise", -1.0)))
         phasor = recurrent_phasor(frequency, keep * exists, scaled(fresh, exists), state, start)
         direction = scaled(phasor, 1 / magnitude(phasor, 1e-6))
 
@@ -101,6 +134,8 @@ class ISTFTGenerator:
     mlp_dim: int = 768
     num_layers: int = 6
     width: int = 7  # frames under each convolution
+    ahead: int | None = None  # of them, those that come later; None: half of them
+    source: bool = False  # whether the network itself is given the signal made of the notes
     num_consistency_steps: int = 16  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
     num_projections: int = 32  # then towards the mel, when it plays
     consistency_momentum: float = 0.99  # of the steps (Perraudin et al. 2013), and of the projections:
@@ -111,8 +146,10 @@ class ISTFTGenerator:
         check_range(self, 1, 256, "num_layers", "width")
         check_range(self, 1, 2**14, "dim", "mlp_dim")
         check_range(self, 0, 10_000, "num_consistency_steps", "num_projections")
-        if self.width % 2 == 0:
-            raise ValueError(f"ISTFTGenerator.width = {self.width}: must be odd")
+        if self.width % 2 == 0 and self.ahead is None:
+            raise ValueError(f"ISTFTGenerator.width = {self.width}: must be odd, or say how many of them are ahead")
+        if not 0 <= self.frames_ahead < self.width:
+            raise ValueError(f"ISTFTGenerator.ahead = {self.ahead}: must be less than the width, {self.width}")
         if len(self.training_steps) != 2 or not all(0 <= steps <= 1000 for steps in self.training_steps):
             raise ValueError(f"ISTFTGenerator.training_steps = {self.training_steps}: two numbers, 0 to 1000")
         for name in ("consistency_momentum", "projection_momentum"):
@@ -124,44 +161,74 @@ class ISTFTGenerator:
         return ISTFTNetwork(self)
 
     @property
-    def network_reach(self) -> int:
-        """Frames to either side that the network sees; the recurrence apart."""
-        return (self.num_layers + 1) * (self.width // 2)
+    def frames_ahead(self) -> int:
+        return self.width // 2 if self.ahead is None else self.ahead
 
     @property
-    def reach(self) -> int:
-        """Frames to either side on which a frame of audio depends, apart from the recurrence."""
-        return self.network_reach + 2 + 3 * self.num_consistency_steps + self.num_projections
+    def network_reach(self) -> tuple[int, int]:
+        """Frames before and after that the network sees; the recurrence apart."""
+        layers = self.num_layers + 1
+        return layers * (self.width - 1 - self.frames_ahead), layers * self.frames_ahead
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Frames before and after on which a frame of audio depends, apart from the recurrence."""
+        behind, ahead = self.network_reach
+        steps = 3 * self.num_consistency_steps + self.num_projections
+        return behind + 2 + steps, ahead + 1 + steps
 
     @property
     def state_size(self) -> int:
         """Complex numbers that go over from one stretch of a long mel to the next."""
         return NUM_BINS
 
+    takes_notes = True
+
+    def for_notes(self) -> ISTFTGenerator:
+        """The generator as it plays where notes are known: good phases need fewer steps, and so less of the future."""
+        if self.source:
+            return self
+        projections, momentum = INFORMED_STEPS
+        return replace(self, num_consistency_steps=0, num_projections=projections, projection_momentum=momentum)
+
     def init(self, rng: Array):
         mel, one = jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool)
-        return self.module.init(rng, mel, one, jnp.zeros(1, jnp.int32), no_state(1), 0)["params"]
+        source = jnp.zeros((1, (8 + SOURCE_HOPS) * HOP_LENGTH)) if self.source else None
+        return self.module.init(rng, mel, one, jnp.zeros(1, jnp.int32), no_state(1), 0, source)["params"]
 
-    def generate(self, params, mel: Array, exists: Array, first_frame: Array) -> tuple[Array, Spectra]:
+    def generate(
+        self, params, mel: Array, exists: Array, first_frame: Array, source: Array | None = None
+    ) -> tuple[Array, Spectra]:
         """Audio [B, 320 T] for a loss, with few consistency steps, and the spectra that the network wrote."""
-        spectra = self.module.apply({"params": params}, mel, exists, first_frame, no_state(len(mel)), 0)
+        spectra = self.module.apply({"params": params}, mel, exists, first_frame, no_state(len(mel)), 0, source)
         return self._audio(spectra, mel, exists, *self.training_steps), spectra
 
     def play(
-        self, params, mel: Array, exists: Array, first_frame: Array, state: Array | None = None, start: int = 0
+        self,
+        params,
+        mel: Array,
+        exists: Array,
+        first_frame: Array,
+        source: Array | None = None,
+        state: Array | None = None,
+        start: int = 0,
     ) -> tuple[Array, Array]:
         """Audio to be heard.
 
         Args:
           mel: natural-log mel [B, T, M]; whatever stands where `exists` [B, T] is False is not looked at.
           first_frame: int32 [B], the number in the piece of frame 0 of mel: the noise goes by it.
+          source: of the notes, [B, 320 (T + 3)], from a hop before frame 0 on; None: they are not known.
           state: complex [B, state_size] of the frame before `start`; None where the piece begins.
 
         Returns:
           Audio [B, 320 T], and the state after each frame [B, T, state_size].
         """
         state = no_state(len(mel)) if state is None else state
-        spectra = self.module.apply({"params": params}, mel, exists, first_frame, state, start)
+        given = source if self.source else None
+        spectra = self.module.apply({"params": params}, mel, exists, first_frame, state, start, given)
+        if source is not None and not self.source:
+            spectra = informed(spectra, mel, source)
         audio = self._audio(spectra, mel, exists, self.num_consistency_steps, self.num_projections)
         return audio, spectra.phasor
 
@@ -232,6 +299,21 @@ class Spectra(NamedTuple):
     phasor: Array  # the recurrence's state, whose direction it is
 
 
+def informed(spectra: Spectra, mel: Array, source: Array) -> Spectra:
+    """The spectra with the source's phases where it explains them, without any learning.
+
+    Scaled to the mel of each filter, the source has a magnitude of its own in every bin; the lower it lies under the
+    network's, the less its phase counts.
+    """
+    excited = jnp.log(jnp.exp(log_mel(source)[:, 1:-2]) + SOURCE_FLOOR)  # [B, T, M]
+    spectrum = centered_spectra(source)
+    size = magnitude(spectrum, 1e-6)
+    shaped = jnp.log(size + 1e-4) + (mel - excited) @ interpolation().T
+    trust = nn.sigmoid(2 * (shaped - spectra.log_magnitude) + 4)
+    direction = scaled(spectra.direction, 1 - trust) + scaled(spectrum, trust / size)
+    return spectra._replace(direction=scaled(direction, 1 / magnitude(direction, 1e-6)))
+
+
 def no_state(rows: int) -> Array:
     return jnp.zeros((rows, NUM_BINS), jnp.complex64)
 
@@ -242,8 +324,12 @@ CENTER = np.where(np.arange(NUM_BINS) % 2, -1, 1).astype(np.float32)[None, None]
 
 def analysis(audio: Array) -> Array:
     """Spectra of the synthesis frames: audio [B, 320 T] to [B, T, F]. Frame k begins a hop before mel frame k."""
-    padded = jnp.pad(audio, ((0, 0), (HOP_LENGTH, 2 * HOP_LENGTH)))
-    return scaled(jnp.fft.rfft(windowed(frames_of(padded, WINDOW, HOP_LENGTH), hann_window(WINDOW))), CENTER)
+    return centered_spectra(jnp.pad(audio, ((0, 0), (HOP_LENGTH, 2 * HOP_LENGTH))))
+
+
+def centered_spectra(audio: Array) -> Array:
+    """Spectra of all whole synthesis frames: [B, 320 (T + 3)] to [B, T, F]."""
+    return scaled(jnp.fft.rfft(windowed(frames_of(audio, WINDOW, HOP_LENGTH), hann_window(WINDOW))), CENTER)
 
 
 def inverse(spectrum: Array, exists: Array) -> Array:
@@ -288,10 +374,9 @@ def frame_noise(first_frame: Array, num_frames: int) -> Array:
     return jnp.asarray(noise_table())[numbers % len(noise_table())]
 
 
-def context(x: Array, width: int) -> Array:
-    """[B, T, D] to [B, T, width D]: each frame with those around it, zeros beyond the ends."""
-    side = width // 2
-    padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
+def context(x: Array, width: int, ahead: int) -> Array:
+    """[B, T, D] to [B, T, width D]: each frame with those around it, `ahead` of them later, zeros beyond the ends."""
+    padded = jnp.pad(x, ((0, 0), (width - 1 - ahead, ahead), (0, 0)))
     return jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(width)], axis=-1)
 
 

@@ -110,30 +110,45 @@ class MelGANGenerator:
             )
 
     @property
-    def reach(self) -> int:
-        """Frames to either side on which a frame of audio depends."""
+    def reach(self) -> tuple[int, int]:
+        """Frames before and after on which a frame of audio depends."""
         reach, rate = 3.0, 1  # frames; steps a frame
         for factor in self.strides:
             reach += 1 / rate
             rate *= factor
             reach += sum(self.dilations) / rate
-        return math.ceil(reach + 3 / rate)
+        return (math.ceil(reach + 3 / rate),) * 2
 
     @property
     def module(self) -> MelGANNetwork:
         return MelGANNetwork(self)
 
-    state_size = network_reach = 0  # nothing goes over from one stretch of a long mel to the next
+    source = takes_notes = False
+
+    def for_notes(self) -> MelGANGenerator:
+        """Itself: it has no use for notes."""
+        return self
+
+    state_size, network_reach = 0, (0, 0)  # nothing goes over from one stretch of a long mel to the next
 
     def init(self, rng: Array):
         return self.module.init(rng, jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool))["params"]
 
-    def generate(self, params, mel: Array, exists: Array, first_frame: Array) -> tuple[Array, None]:
+    def generate(
+        self, params, mel: Array, exists: Array, first_frame: Array, source: None = None
+    ) -> tuple[Array, None]:
         """Audio [B, 320 T] for a loss; no spectra."""
         return self.module.apply({"params": params}, mel, exists), None
 
     def play(
-        self, params, mel: Array, exists: Array, first_frame: Array, state: Array | None = None, start: int = 0
+        self,
+        params,
+        mel: Array,
+        exists: Array,
+        first_frame: Array,
+        source: None = None,
+        state: Array | None = None,
+        start: int = 0,
     ) -> tuple[Array, Array]:
         """Audio [B, 320 T] of log-mel [B, T, M]; see `ISTFTGenerator.play`. The state is empty."""
         audio, _ = self.generate(params, mel, exists, first_frame)

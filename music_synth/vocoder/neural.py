@@ -21,6 +21,8 @@ from music_synth.midi.notes import Note
 from music_synth.vocoder.inverter import checked_mel
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
+from music_synth.vocoder.source import source_of_frames
+from music_synth.vocoder.tuning import Tuning
 
 GENERATORS = {kind.__name__: kind for kind in (MelGANGenerator, ISTFTGenerator)}
 FORMAT = "music_synth inverter"
@@ -61,31 +63,40 @@ class NeuralInverter:
         Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends. With `early` the first
         stretch is shorter by as much, so that there is audio as soon as there are `stretch` frames of mel.
         """
-        reach = self.generator.reach
-        state = np.zeros((1, self.generator.state_size), np.complex64)
-        done, total = -min(reach, stretch - 1) if early else 0, 0  # frames made, frames that came
-        waiting = np.full((reach - done, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - reach on
+        generator = self.generator.for_notes() if notes else self.generator
+        behind, ahead = generator.reach
+        state = np.zeros((1, generator.state_size), np.complex64)
+        tuning = Tuning(notes or ())
+        done, total = -min(ahead, stretch - 1) if early else 0, 0  # frames made, frames that came
+        waiting = np.full((behind - done, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - behind on
         for mel, ended in _and_the_end(mels):
             waiting = np.concatenate([waiting, checked_mel(mel)])
+            if notes:
+                tuning.hear(waiting[len(waiting) - len(mel) :])
             total += len(mel)
-            while total - done >= stretch + reach or (ended and max(done, 0) < total):
-                window = np.full((stretch + 2 * reach, NUM_MELS), MIN_LOG_MEL, np.float32)
+            while total - done >= stretch + ahead or (ended and max(done, 0) < total):
+                window = np.full((behind + stretch + ahead, NUM_MELS), MIN_LOG_MEL, np.float32)
                 window[: len(waiting)] = waiting[: len(window)]
-                number = np.arange(len(window)) + done - reach
+                first = done - behind
+                number = first + np.arange(len(window))
                 exists = (number >= 0) & (number < total)
-                first = np.array([done - reach], np.int32)
-                audio, state = play_stretch(self.generator, self.params, window[None], exists[None], first, state)
+                source = None
+                if generator.source or (notes and generator.takes_notes):
+                    source = source_of_frames(notes or (), first, len(window), tuning.of(notes or ()))[None]
+                numbers = np.array([first], np.int32)
+                audio, state = play_stretch(generator, self.params, window[None], exists[None], numbers, source, state)
                 length = min(stretch, total - done)
                 yield np.asarray(audio)[0, max(-done, 0) * HOP_LENGTH : length * HOP_LENGTH]
                 waiting, done = waiting[stretch:], done + stretch
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def play_stretch(generator: Any, params: Any, window: Any, exists: Any, first_frame: Any, state: Any):
-    """Audio [1, 320 n] of the middle of a window [1, n + 2 reach, M], and the state for the next one."""
-    reach, seen = generator.reach, generator.network_reach
-    audio, states = generator.play(params, window, exists, first_frame, state, start=seen)
-    return audio[:, reach * HOP_LENGTH : -reach * HOP_LENGTH], states[:, -1 - 2 * reach + seen]
+def play_stretch(generator: Any, params: Any, window: Any, exists: Any, first_frame: Any, source: Any, state: Any):
+    """Audio [1, 320 n] of the middle of a window [1, behind + n + ahead, M], and the state for the next one."""
+    (behind, ahead), seen = generator.reach, generator.network_reach[0]
+    audio, states = generator.play(params, window, exists, first_frame, source, state, start=seen)
+    end = window.shape[1] - ahead
+    return audio[:, behind * HOP_LENGTH : end * HOP_LENGTH], states[:, end - behind + seen - 1]
 
 
 def _and_the_end(items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:

@@ -1,10 +1,11 @@
 """How an inverter is trained: a generator against the recorded audio and against discriminators.
 
-`Vocoder` has the methods of a decoder (`models/base.py`), so that the same loop trains it. A batch:
+`VocoderObjective` has the methods of a decoder (`models/base.py`), so that the same loop trains it. A batch:
 
     audio [B, 320 T] f32     recorded
     mel [B, T, M] f32        its log-mel, or what a decoder sampled in its place
     mel_mask [B, T] bool     True = a frame that counts
+    source [B, 320 (T + 3)]  f32, of the notes, for generators that take one (`vocoder.source.source_of_frames`)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from music_synth.audio.mel import DB_PER_NEPER, HOP_LENGTH, NUM_MELS, log_mel
 from music_synth.errors import UserError
+from music_synth.vocoder.discriminators import SpectrogramDiscriminators
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import Discriminators, MelGANGenerator
 from music_synth.vocoder.stft import magnitude, stft
@@ -31,11 +33,11 @@ FLOOR = 1e-3  # magnitude that counts as silence in their logarithms; a full-sca
 
 
 @dataclass(frozen=True)
-class Vocoder:
+class VocoderObjective:
     """A generator, its discriminators, and what they are trained for; a weight of 0 leaves a term out."""
 
     generator: MelGANGenerator | ISTFTGenerator
-    discriminators: Discriminators = field(default_factory=Discriminators)
+    discriminators: Discriminators | SpectrogramDiscriminators = field(default_factory=Discriminators)
     warm_steps: int = 0  # updates before the discriminators join
     audio_from: int = 0  # updates by the spectra alone, before the audio is looked at
     spectrum_weight: float = 0.0  # of the generator's spectra themselves, where it writes spectra
@@ -49,18 +51,20 @@ class Vocoder:
 
     def __post_init__(self):
         for name in ("spectrum", "stft", "mel", "adversarial", "feature"):
-            if getattr(self, f"{name}_weight") < 0:
-                raise ValueError(f"Vocoder.{name}_weight = {getattr(self, f'{name}_weight')}: must be 0 or more")
+            if (weight := getattr(self, f"{name}_weight")) < 0:
+                raise ValueError(f"VocoderObjective.{name}_weight = {weight}: must be 0 or more")
         if min(self.warm_steps, self.audio_from) < 0:
             raise ValueError(
-                f"Vocoder.warm_steps = {self.warm_steps}, audio_from = {self.audio_from}: must be 0 or more"
+                f"VocoderObjective.warm_steps = {self.warm_steps}, audio_from = {self.audio_from}: must be 0 or more"
             )
         if self.audio_from and not self.spectrum_weight:
-            raise ValueError(f"Vocoder.audio_from = {self.audio_from}, but nothing to train on before: set 0")
+            raise ValueError(f"VocoderObjective.audio_from = {self.audio_from}, but nothing to train on before: set 0")
         if self.spectrum_weight and not isinstance(self.generator, ISTFTGenerator):
-            raise ValueError(f"Vocoder.spectrum_weight = {self.spectrum_weight}: a MelGAN writes no spectra; set 0")
+            raise ValueError(
+                f"VocoderObjective.spectrum_weight = {self.spectrum_weight}: a MelGAN writes no spectra; set 0"
+            )
 
-    def at_step(self, step: int) -> Vocoder:
+    def at_step(self, step: int) -> VocoderObjective:
         """The objective of the update after `step` of them."""
         joined = step >= self.warm_steps and (self.adversarial_weight > 0 or self.feature_weight > 0)
         return replace(self, audible=step >= self.audio_from, adversarial=joined)
@@ -82,6 +86,8 @@ class Vocoder:
     def check_batch(self, batch: Batch) -> None:
         if "audio" not in batch:
             raise UserError("the feed brings no audio, which an inverter trains on: bind train.feed = @AudioFeed()")
+        if self.generator.source and "source" not in batch:
+            raise UserError("the generator takes a source, but the feed brings no notes: set AudioFeed.notes = True")
         frames = batch["mel"].shape[1]
         if batch["mel"].shape[2] != NUM_MELS or batch["audio"].shape[1] != frames * HOP_LENGTH:
             raise UserError(
@@ -98,11 +104,16 @@ class Vocoder:
         """
         rows, frames = batch["mel_mask"].shape
         first_frame = jax.random.randint(rng, (rows,), 0, 2**20)  # which noise the generator gets
-        made, spectra = self.generator.generate(params["generator"], batch["mel"], batch["mel_mask"], first_frame)
+        inputs = batch["mel"], batch["mel_mask"], first_frame, batch.get("source")
+        made, spectra = self.generator.generate(params["generator"], *inputs)
         inner = slice(MARGIN * HOP_LENGTH, (frames - MARGIN) * HOP_LENGTH)
         target, made_inner = batch["audio"][:, inner], made[:, inner]
         counted = jnp.sum(batch["mel_mask"].astype(jnp.float32), axis=1)
-        mean = lambda values: jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1.0)  # [B] to scalar
+
+        def mean(values: Array) -> Array:
+            """Of rows [B], each as long as what of it counts."""
+            return jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1.0)
+
         terms = {}
         if self.spectrum_weight:
             for name, value in self.generator.spectrum_losses(spectra, batch["audio"], MARGIN).items():
@@ -112,15 +123,12 @@ class Vocoder:
         if self.audible and self.mel_weight:
             terms["mel"] = (self.mel_weight, mean(mel_distance(made_inner, target)))
         if self.adversarial:
-            fixed = jax.lax.stop_gradient
-            judge = lambda judges, audio: self.discriminators.module.apply({"params": judges}, audio)
-            judges = params["discriminators"]
-            on_real, on_made = judge(judges, target), judge(judges, fixed(made_inner))
-            seen = judge(fixed(judges), made_inner)
-            terms["adversarial"] = (self.adversarial_weight, -mean_score(seen, lambda score: score))
+            fixed, judge, judges = jax.lax.stop_gradient, self.discriminators.module.apply, params["discriminators"]
+            on_real, on_made = (judge({"params": judges}, audio) for audio in (target, fixed(made_inner)))
+            seen = judge({"params": fixed(judges)}, made_inner)
+            terms["adversarial"] = (self.adversarial_weight, adversarial_loss(seen))
             terms["feature"] = (self.feature_weight, feature_distance(seen, fixed(on_real)))
-            hinge = lambda judged, sign: mean_score(judged, lambda score: jax.nn.relu(1 + sign * score))
-            terms["discriminator"] = (1.0, hinge(on_real, -1) + hinge(on_made, 1))
+            terms["discriminator"] = (1.0, hinge_loss(on_real, 1.0) + hinge_loss(on_made, -1.0))
         total = sum((weight * value for weight, value in terms.values()), start=jnp.zeros(()))
         metrics = {name: value for name, (_, value) in terms.items()}
         if not train:
@@ -130,7 +138,8 @@ class Vocoder:
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
         """Audio [B, 320 T] of the batch's mel."""
         first_frame = jnp.zeros(len(batch["mel"]), jnp.int32)
-        return self.generator.play(params["generator"], batch["mel"], batch["mel_mask"], first_frame)[0]
+        inputs = batch["mel"], batch["mel_mask"], first_frame, batch.get("source")
+        return self.generator.play(params["generator"], *inputs)[0]
 
 
 # --- distances of audio, [B, S] each, a number a row -------------------------------------------------------------
@@ -150,9 +159,9 @@ def stft_parts(made: Array, target: Array, window: int, hop: int) -> tuple[Array
 def stft_sums(made: Array, target: Array, window: int, hop: int) -> tuple[Array, Array, Array]:
     """Sums of |A - B|^2 and of |A|^2, and the mean |ln A - ln B| (floored), of one resolution, [B] each."""
     a, b = (magnitude(stft(audio, window, hop), 1e-5) for audio in (target, made))
-    squares = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
+    difference, power = (jnp.sum(jnp.square(x), axis=(1, 2)) for x in (a - b, a))
     log_error = jnp.abs(jnp.log(jnp.maximum(a, FLOOR)) - jnp.log(jnp.maximum(b, FLOOR)))
-    return squares(a - b), squares(a), jnp.mean(log_error, axis=(1, 2))
+    return difference, power, jnp.mean(log_error, axis=(1, 2))
 
 
 def mel_distance(made: Array, target: Array) -> Array:
@@ -160,8 +169,17 @@ def mel_distance(made: Array, target: Array) -> Array:
     return jnp.mean(jnp.abs(log_mel(made) - log_mel(target))[:, :-1], axis=(1, 2))
 
 
-def mean_score(judged: list[list[Array]], of: Any) -> Array:
-    return sum(jnp.mean(of(maps[-1])) for maps in judged) / len(judged)
+# --- what discriminators say: for each of them its feature maps, the last of which are the scores -------------------
+
+
+def adversarial_loss(judged: list[list[Array]]) -> Array:
+    """The generator's: minus the mean score."""
+    return -sum(jnp.mean(maps[-1]) for maps in judged) / len(judged)
+
+
+def hinge_loss(judged: list[list[Array]], wanted: float) -> Array:
+    """The discriminators': scores should lie beyond `wanted`, 1 or -1."""
+    return sum(jnp.mean(jax.nn.relu(1 - wanted * maps[-1])) for maps in judged) / len(judged)
 
 
 def feature_distance(seen: list[list[Array]], on_real: list[list[Array]]) -> Array:

@@ -5,13 +5,14 @@ import pytest
 
 from music_synth.audio.io import audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, log_mel
-from music_synth.data.audio_feed import open_audio_feed
+from music_synth.data.audio_feed import open_audio_feed, spoiled
 from music_synth.data.examples import Piece
 from music_synth.data.feed import open_feed
 from music_synth.data.prepared import read_manifest, write_folder
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
+from music_synth.vocoder.source import render
 
 LENGTHS = {"train": (48_000, 16_100), "validation": (20 * HOP_LENGTH + 7,), "test": (9_000,)}
 
@@ -119,6 +120,31 @@ def test_a_folders_own_mel_in_place_of_the_audios(tmp_path):
     assert (mel[~mask] == np.float32(MIN_LOG_MEL)).all() and mask.shape == (4, 30)
 
 
+def test_the_source_of_the_notes(tmp_path):
+    """Where the audio is the source itself, so is what comes with each excerpt of it, up to its gain."""
+    notes = [Note(50 + i, 80, 0, 0.1 * i, 0.1 * i + 0.2) for i in range(30)]
+    audio = 0.2 * render(notes, 0, 50_000)
+    pieces = {split: [Piece("sources", notes, log_mel(audio, np), audio)] for split in ("train", "validation")}
+    write_folder(tmp_path / "sources", pieces, "sources", "1", audio=True)
+    settings = {"notes": True, "mix": 0.0, "gain_db": (0.0, 0.0), "batch_size": 8, "wrong_notes": 0.0}
+    right = feed(tmp_path / "sources", **settings, empty_notes=0.0)
+    for batch in (next(right.train_batches()), next(right.eval_batches())):
+        assert batch["source"].shape == (8, 11 * HOP_LENGTH) and batch["source"].dtype == np.float32
+        inner = 0.2 * batch["source"][:, HOP_LENGTH : -2 * HOP_LENGTH]
+        np.testing.assert_allclose(batch["audio"], inner, atol=1e-3)
+    assert not np.any(next(feed(tmp_path / "sources", **settings, empty_notes=1.0).train_batches())["source"])
+
+
+def test_spoiled_notes_are_wrong_in_each_way():
+    notes = [Note(60 + i, 80, 0, 0.1 * i, 0.1 * i + 1) for i in range(10)]
+    ways = set()
+    for seed in range(40):
+        wrong = spoiled(notes, np.random.default_rng(seed))
+        assert wrong != notes and all(0 <= note.pitch <= 127 for note in wrong)
+        ways.add("fewer" if len(wrong) < 10 else "more" if len(wrong) > 10 else wrong[0].onset != 0.0)
+    assert ways == {"fewer", "more", True, False}
+
+
 def test_bad_settings(folder, tmp_path):
     for settings, said in (
         ({"mix": 1.5}, "mix = 1.5"),
@@ -131,6 +157,8 @@ def test_bad_settings(folder, tmp_path):
             feed(folder, **settings)
     with pytest.raises(UserError, match="'synthetic' is no folder"):
         open_audio_feed("synthetic", 4, stored_mel=True)
+    with pytest.raises(UserError, match=r"empty_notes = 0\.7, wrong_notes = 0\.4: must be shares"):
+        feed(folder, notes=True, empty_notes=0.7, wrong_notes=0.4)
     silent = tmp_path / "silent"
     write_folder(silent, {"train": [make_piece("a", 4000)]}, "noise", "1")
     with pytest.raises(UserError, match=r"holds no audio: prepare the folder again .* --audio"):

@@ -14,9 +14,11 @@ from music_synth.errors import UserError
 from music_synth.interop import onnx_graph
 from music_synth.interop.onnx import export_onnx
 from music_synth.interop.onnx_graph import Graph
+from music_synth.midi.notes import Note
 from music_synth.runs import load_inverter
 from music_synth.vocoder.istft import DepthwiseConv, ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
+from music_synth.vocoder.neural import NeuralInverter
 from music_synth.vocoder.stft import frames_of, overlap_add
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -75,6 +77,21 @@ def test_exported_istft_equals_jax(tmp_path):
     assert (tmp_path / "more.onnx").stat().st_size == (tmp_path / "istft.onnx").stat().st_size
 
 
+def test_exported_note_informed_istft_equals_jax(tmp_path):
+    steps = {"num_consistency_steps": 0, "num_projections": 2}
+    generator = ISTFTGenerator(8, 16, 1, width=5, ahead=1, source=True, **steps)
+    params = trained(generator.init)
+    export_onnx(generator, params, tmp_path / "istft.onnx")
+    inverter, own = load_inverter(str(tmp_path / "istft.onnx")), NeuralInverter(generator, params)
+    mel, notes = random_mel(40), [Note(60, 100, 0, 0.1, 0.6), Note(38, 90, 0, 0.3, 0.4, is_drum=True)]
+    played = []
+    for given in (notes, None):
+        audio, expected = inverter(mel, given), own(mel, given)
+        np.testing.assert_allclose(audio, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+        played.append(audio)
+    assert np.abs(played[0] - played[1]).max() > 0.1 * np.abs(played[0]).max()
+
+
 def test_onnx_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)  # importing it fails
     with pytest.raises(UserError, match=r"out\.onnx needs onnx .*pip install 'music_synth\[eval\]'"):
@@ -109,7 +126,8 @@ def test_layers_equal_flax(check, num_frames):
     for block, layer in (
         (onnx_graph.dense, nn.Dense(20)),
         (onnx_graph.layer_norm, nn.LayerNorm()),
-        (onnx_graph.depthwise_conv, DepthwiseConv(7)),
+        (partial(onnx_graph.depthwise_conv, ahead=3), DepthwiseConv(7, 3)),
+        (partial(onnx_graph.depthwise_conv, ahead=1), DepthwiseConv(4, 1)),
     ):
         params = trained(lambda key, layer=layer: layer.init(key, x)["params"])
         check(partial(block, params=params), x, layer.apply({"params": params}, x))

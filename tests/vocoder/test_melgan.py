@@ -11,10 +11,13 @@ from music_synth.vocoder.istft import ISTFTGenerator, analysis, inverse
 from music_synth.vocoder.melgan import Conv, Discriminators, MelGANGenerator
 from music_synth.vocoder.stft import frames_of, magnitude, overlap_add, project_to_mel, spread_matrix, stft
 
+SMALL = {"dim": 8, "mlp_dim": 16, "num_layers": 2, "num_projections": 2}
 GENERATORS = [
     MelGANGenerator(channels=4, strides=(20, 16), dilations=(1, 3)),
-    ISTFTGenerator(dim=8, mlp_dim=16, num_layers=2, num_consistency_steps=1, num_projections=2),
+    ISTFTGenerator(**SMALL, num_consistency_steps=1),
+    ISTFTGenerator(**SMALL, num_consistency_steps=0, width=4, ahead=1, source=True),
 ]
+EACH = pytest.mark.parametrize("generator", GENERATORS, ids=["melgan", "istft", "source"])
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -80,14 +83,22 @@ def test_the_kernels_length_is_the_scale_alone():
 
 def play(generator, params, mel, exists=None, first=0):
     exists = np.ones(mel.shape[:2], bool) if exists is None else exists
-    return jax.jit(generator.play)(params, mel, exists, jnp.full(len(mel), first, jnp.int32))[0]
+    source = random_source(mel.shape[1], first)[None].repeat(len(mel), 0) if generator.source else None
+    return jax.jit(generator.play)(params, mel, exists, jnp.full(len(mel), first, jnp.int32), source)[0]
+
+
+def random_source(frames, first=0):
+    """A function of the frame's number in the piece alone, as a source of notes is."""
+    return np.concatenate(
+        [np.random.default_rng(100 + first + i).normal(0, 0.1, HOP_LENGTH) for i in range(frames + 3)]
+    ).astype(np.float32)
 
 
 def fresh(generator):
     return jax.jit(generator.init)(jax.random.key(0))
 
 
-@pytest.mark.parametrize("generator", GENERATORS, ids=lambda g: type(g).__name__)
+@EACH
 def test_a_hop_of_audio_a_frame(generator):
     params = fresh(generator)
     audio = play(generator, params, random_mel(11, rows=2))
@@ -95,30 +106,31 @@ def test_a_hop_of_audio_a_frame(generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("generator", GENERATORS, ids=lambda g: type(g).__name__)
+@EACH
 def test_nothing_beyond_the_stated_reach_matters(generator):
     """By gradient: the audio of the middle frame depends on frames within `reach`, and on the outermost of them.
 
     The recurrence of the inverse-STFT generator remembers what was before; it is cut here by its state.
     """
     params = scaled(fresh(generator))
-    reach = generator.reach
-    mel, middle = random_mel(2 * reach + 9), reach + 4
+    behind, ahead = generator.reach
+    mel, middle = random_mel(behind + ahead + 9), behind + 4
     exists = np.ones(mel.shape[:2], bool)
-    start = middle - (reach - generator.network_reach)
+    source = random_source(mel.shape[1])[None] if generator.source else None
+    start = middle - (behind - generator.network_reach[0])
     state = jnp.ones((1, generator.state_size), jnp.complex64)
     target = np.random.default_rng(0).normal(size=HOP_LENGTH).astype(np.float32)
 
     def of_middle(mel):
-        audio, _ = generator.play(params, mel, exists, jnp.zeros(1, jnp.int32), state, start)
+        audio, _ = generator.play(params, mel, exists, jnp.zeros(1, jnp.int32), source, state, start)
         return jnp.sum(audio[0, middle * HOP_LENGTH : (middle + 1) * HOP_LENGTH] * target)
 
     touched = np.flatnonzero(np.abs(jax.jit(jax.grad(of_middle))(mel)[0]).max(axis=1))
-    assert touched.min() >= middle - reach and touched.max() <= middle + reach
-    assert touched.min() <= middle - reach + 2 and touched.max() >= middle + reach - 2, "stated far too wide"
+    assert touched.min() >= middle - behind and touched.max() <= middle + ahead
+    assert touched.min() <= middle - behind + 2 and touched.max() >= middle + ahead - 2, "stated far too wide"
 
 
-@pytest.mark.parametrize("generator", GENERATORS, ids=lambda g: type(g).__name__)
+@EACH
 def test_what_does_not_exist_is_not_looked_at(generator):
     params = scaled(fresh(generator))
     mel = random_mel(12)

@@ -7,6 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL
 from music_synth.errors import UserError
+from music_synth.midi.notes import Note
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
 from music_synth.vocoder.neural import NeuralInverter, load_weights, save_inverter
@@ -14,12 +15,23 @@ from music_synth.vocoder.neural import NeuralInverter, load_weights, save_invert
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(scope="module", params=["melgan", "istft"])
+SMALL = {"dim": 8, "mlp_dim": 16, "num_layers": 1, "num_projections": 2}
+GENERATORS = {
+    "melgan": MelGANGenerator(channels=4, strides=(20, 16), dilations=(1, 3)),
+    "istft": ISTFTGenerator(**SMALL, num_consistency_steps=1),
+    "source": ISTFTGenerator(**SMALL, num_consistency_steps=0, width=5, ahead=1, source=True),
+}
+NOTES = [
+    Note(60, 90, 0, -0.5, 1.2),
+    Note(67, 60, 40, 0.313, 2.0),
+    Note(38, 127, 0, 1.0, 1.1, is_drum=True),
+    Note(90, 100, 0, 2.2, 9.0),
+]
+
+
+@pytest.fixture(scope="module", params=list(GENERATORS))
 def inverter(request):
-    if request.param == "melgan":
-        generator = MelGANGenerator(channels=4, strides=(20, 16), dilations=(1, 3))
-    else:
-        generator = ISTFTGenerator(dim=8, mlp_dim=16, num_layers=1, num_consistency_steps=1, num_projections=2)
+    generator = GENERATORS[request.param]
     return NeuralInverter(generator, jax.jit(generator.init)(jax.random.key(0)))
 
 
@@ -30,31 +42,33 @@ def random_mel(frames):
 def test_chunked_equals_whole(inverter):
     """However the mel arrives and in whatever stretches it is made, sample for sample; and equal to one window."""
     mel = random_mel(150)
-    whole = np.concatenate(list(inverter.stream([mel], stretch=200, early=False)))
+    whole = np.concatenate(list(inverter.stream([mel], NOTES, stretch=200, early=False)))
     assert whole.shape == (150 * HOP_LENGTH,) and np.std(whole) > 0
     again = [
-        np.concatenate(list(inverter.stream(np.split(mel, cuts), stretch=32, early=False)))
+        np.concatenate(list(inverter.stream(np.split(mel, cuts), NOTES, stretch=32, early=False)))
         for cuts in ([], [7, 8, 90, 149])
     ]
     np.testing.assert_array_equal(*again)
-    early = np.concatenate(list(inverter.stream([mel], stretch=32)))
+    early = np.concatenate(list(inverter.stream([mel], NOTES, stretch=32)))
     for streamed in (again[0], early):
         np.testing.assert_allclose(streamed, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+    without = np.concatenate(list(inverter.stream([mel], stretch=200, early=False)))
+    assert np.array_equal(without, whole) != inverter.generator.takes_notes
 
 
 def test_the_first_stretch_does_not_wait_for_the_end(inverter):
-    reach = inverter.generator.reach
+    ahead = inverter.generator.reach[1]
     came = []
 
     def mels():
-        for part in np.split(random_mel(32 + reach + 50), [32 + reach]):
+        for part in np.split(random_mel(32 + ahead + 50), [32 + ahead]):
             came.append(len(part))
             yield part
 
     first = next(inverter.stream(mels(), stretch=32, early=False))
-    assert first.shape == (32 * HOP_LENGTH,) and came == [32 + reach]
-    sooner = min(reach, 31)
-    early = next(inverter.stream([random_mel(32 + reach - sooner)], stretch=32))
+    assert first.shape == (32 * HOP_LENGTH,) and came == [32 + ahead]
+    sooner = min(ahead, 31)
+    early = next(inverter.stream([random_mel(32 + ahead - sooner)], stretch=32))
     assert early.shape == ((32 - sooner) * HOP_LENGTH,)
 
 

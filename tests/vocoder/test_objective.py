@@ -8,16 +8,22 @@ import pytest
 
 from music_synth.audio.mel import HOP_LENGTH, log_mel
 from music_synth.errors import UserError
+from music_synth.vocoder.discriminators import SpectrogramDiscriminators
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import Discriminators, MelGANGenerator
-from music_synth.vocoder.objective import Vocoder, mel_distance, stft_distance
+from music_synth.vocoder.objective import VocoderObjective, mel_distance, stft_distance
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 FRAMES = 16
 JUDGES = Discriminators(num_scales=2, channels=2, num_layers=1)
-MELGAN = Vocoder(MelGANGenerator(channels=8, strides=(20, 16), dilations=(1,)), JUDGES)
-ISTFT = Vocoder(ISTFTGenerator(dim=8, mlp_dim=8, num_layers=1), JUDGES, spectrum_weight=1.0)
-BOTH = pytest.mark.parametrize("vocoder", [MELGAN, ISTFT], ids=["melgan", "istft"])
+MELGAN = VocoderObjective(MelGANGenerator(channels=8, strides=(20, 16), dilations=(1,)), JUDGES)
+ISTFT = VocoderObjective(ISTFTGenerator(dim=8, mlp_dim=8, num_layers=1), JUDGES, spectrum_weight=1.0)
+INFORMED = VocoderObjective(
+    ISTFTGenerator(dim=8, mlp_dim=8, num_layers=1, width=5, ahead=1, source=True),
+    SpectrogramDiscriminators(channels=2, windows=(512,)),
+    spectrum_weight=1.0,
+)
+EACH = pytest.mark.parametrize("vocoder", [MELGAN, ISTFT, INFORMED], ids=["melgan", "istft", "informed"])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,9 @@ def batch():
     tones = [0.3 * np.sin(2 * np.pi * hz * t) + 0.02 * rng.normal(size=t.shape) for hz in (440, 1234)]
     audio = np.stack(tones).astype(np.float32)
     mask = np.ones((2, FRAMES), bool)
-    return {"audio": audio[:, : FRAMES * HOP_LENGTH], "mel": log_mel(audio, np)[:, :FRAMES], "mel_mask": mask}
+    source = np.pad(audio, ((0, 0), (HOP_LENGTH, HOP_LENGTH)))
+    mel = log_mel(audio, np)[:, :FRAMES]
+    return {"audio": audio[:, : FRAMES * HOP_LENGTH], "mel": mel, "mel_mask": mask, "source": source}
 
 
 def init(vocoder):
@@ -44,7 +52,7 @@ def grads(vocoder, params, batch):
 
 
 @pytest.mark.slow
-@BOTH
+@EACH
 def test_gradients_reach_every_parameter(vocoder, batch):
     params = init(vocoder)
     for scale in params["discriminators"].values():  # so sure of some places that the hinge leaves those alone
@@ -67,7 +75,7 @@ def test_the_players_gradients_do_not_mix(batch):
 
 
 @pytest.mark.slow
-@BOTH
+@EACH
 def test_a_step_lowers_what_it_should(vocoder, batch):
     """A small step of either player against its gradient: the discriminators' hinge, the generator's own terms."""
     params = init(vocoder)
@@ -143,6 +151,8 @@ def test_batches_that_do_not_suit(batch):
     MELGAN.check_batch(batch)
     with pytest.raises(UserError, match=r"brings no audio.*@AudioFeed"):
         MELGAN.check_batch({"mel": batch["mel"]})
+    with pytest.raises(UserError, match=r"brings no notes: set AudioFeed\.notes = True"):
+        INFORMED.check_batch({name: array for name, array in batch.items() if name != "source"})
     with pytest.raises(UserError, match="320 samples a frame"):
         MELGAN.check_batch(dict(batch, audio=batch["audio"][:, :-1]))
     with pytest.raises(UserError, match="8 frames are too short"):

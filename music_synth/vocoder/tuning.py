@@ -1,0 +1,88 @@
+"""How far music is out of tune with its notes, read off the mel as it comes.
+
+Partials that lie elsewhere than the source's lift the filters next to those that the source lifts. So the source is
+made at a few tunings, and the one whose log-mel has the fine structure of the mel's is right: on tones 20 cents sharp
+the correlation peaks within 2 cents of the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, NUM_MELS, log_mel
+from music_synth.midi.notes import Note
+from music_synth.vocoder.istft import SOURCE_FLOOR
+from music_synth.vocoder.source import source_of_frames
+
+TRIED = (-30.0, -15.0, 0.0, 15.0, 30.0)  # cents
+MEMORY = 400  # frames in which what was heard counts for 1/e
+LEAD = 12  # frames of a note that are heard before its tuning is fixed
+MARGIN = 0.05  # of correlation, by which another tuning must win over the notes as they are written
+# Samples of one instrument are 10 cents apart, and notes a few cents apart beat where in truth they are in tune: to
+# follow those cents cost a tenth of the notes that a transcriber hears (docs/inverter_log.md).
+IN_TUNE = 12.5  # cents within which notes stay where they are written
+STEP = 5.0  # cents, to which what lies beyond is rounded
+SMOOTHED = 7  # filters whose mean is taken off, which leaves the fine structure
+
+
+class Tuning:
+    """Follows the tuning of a piece frame by frame; a note keeps, to its end, the tuning of its beginning.
+
+    What a note gets depends on the mel up to `LEAD` frames after its onset alone, however the mel arrives.
+    """
+
+    def __init__(self, notes: Sequence[Note]):
+        self.pitched = [note for note in notes if not note.is_drum]
+        self.heard = 0  # frames
+        self.cents = np.zeros(0)  # by frame
+        self._sums = np.zeros((len(TRIED), 3))
+
+    def hear(self, mel: np.ndarray) -> None:
+        """Takes the next frames of the mel, [t, 128]."""
+        if not len(mel):
+            return
+        sources = [source_of_frames(self.pitched, self.heard, len(mel), cents) for cents in TRIED]
+        expected = [np.log(np.exp(log_mel(source, np)[1:-2]) + SOURCE_FLOOR) for source in sources]
+        loudness = np.exp(0.5 * np.maximum(mel, MIN_LOG_MEL))
+        fine = mel @ FINE
+        curves = [other @ FINE for other in expected]
+        products = np.array(
+            [[(loudness * a * b).sum(axis=1) for a, b in ((fine, c), (fine, fine), (c, c))] for c in curves]
+        )  # [tunings, 3, t]
+        estimates = np.empty(len(mel))
+        for t in range(len(mel)):
+            self._sums = self._sums * np.exp(-1 / MEMORY) + products[..., t]
+            estimates[t] = best_tuning(self._sums)
+        self.cents = np.append(self.cents, estimates)
+        self.heard += len(mel)
+
+    def of(self, notes: Sequence[Note]) -> list[float]:
+        """Gives the cents of each note; 0 where nothing has been heard."""
+        if not len(self.cents):
+            return [0.0] * len(notes)
+        frames = np.array([note.onset for note in notes], np.float64) * FRAME_RATE
+        frames = np.nan_to_num(frames).clip(0, len(self.cents)).astype(np.int64) + LEAD
+        return self.cents[np.minimum(frames, len(self.cents) - 1)].tolist()
+
+
+def best_tuning(sums: np.ndarray) -> float:
+    """The top of a parabola through the best correlation and its neighbors; sums [tunings, 3] of products."""
+    correlation = sums[:, 0] / np.sqrt(sums[:, 1] * sums[:, 2] + 1e-6)
+    if correlation.max() < correlation[TRIED.index(0.0)] + MARGIN:
+        return 0.0
+    best = int(np.clip(np.argmax(correlation), 1, len(TRIED) - 2))
+    before, top, after = correlation[best - 1 : best + 2]
+    bend = before - 2 * top + after
+    step = TRIED[1] - TRIED[0]
+    cents = TRIED[best] + (np.clip(0.5 * (before - after) / bend, -1, 1) * step if bend < 0 else 0.0)
+    return float(0.0 if abs(cents) < IN_TUNE else STEP * round(cents / STEP))
+
+
+def _fine_structure() -> np.ndarray:
+    distance = np.abs(np.subtract.outer(np.arange(NUM_MELS), np.arange(NUM_MELS)))
+    return (np.eye(NUM_MELS) - (distance <= SMOOTHED // 2) / SMOOTHED).astype(np.float32)
+
+
+FINE = _fine_structure()  # [128, 128]
