@@ -1,4 +1,4 @@
-"""Plays notes through a trained decoder: whole pieces, or single segments (golden/README.md 3.17).
+"""Plays notes through a trained decoder: whole pieces, or single segments (docs/spec.md 3.17).
 
 Segments of a whole piece have the one before, as sampled, for a context; single segments their true context.
 

@@ -60,7 +60,7 @@ def tokens():
 
 @pytest.mark.parametrize("path", sorted((GOLDEN / "midi").glob("[a-f]*.mid")), ids=lambda path: path.stem)
 def test_the_processor_gives_what_the_port_gives(path):
-    """For the port equals upstream's chain over programs of Slakh (golden/README.md 3.21)."""
+    """For the port equals upstream's chain over programs of Slakh (docs/spec.md 3.21)."""
     rows = MidiProcessor()(path)
     assert all(isinstance(row, list) and isinstance(row[0], int) for row in rows)
     np.testing.assert_array_equal(rows, golden_arrays.load("tokens")[f"{path.stem}/vb1_ties_full_slakhmap"])

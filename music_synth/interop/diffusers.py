@@ -6,7 +6,7 @@
     melgan/model.onnx                                        an inverter; may be absent
 
 The port's networks are ours under other names, with every matrix transposed. What it does differently does not show in
-its own pipeline (golden/README.md 3.21): it counts the positions of a context that is masked in part from its start, as
+its own pipeline (docs/spec.md 3.21): it counts the positions of a context that is masked in part from its start, as
 `NetworkConfig.context_positions` = "regular" does, and where all notes and context are masked it averages over them.
 """
 

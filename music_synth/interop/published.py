@@ -1,6 +1,6 @@
 """The published models: what the tensors of a checkpoint and the gin file of its training say of them, and the reverse.
 
-Names, defaults and semantics are those of music-spectrogram-diffusion (golden/README.md 3.14-3.18). A tensor tells
+Names, defaults and semantics are those of music-spectrogram-diffusion (docs/spec.md 3.14-3.18). A tensor tells
 sizes. What it does not tell is in the gin file; without one it is assumed to be as published.
 """
 

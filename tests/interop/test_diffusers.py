@@ -116,7 +116,7 @@ def test_decoder(tiny, golden):
     ):
         output, encoded = run(model, tiny.params, arrays, jnp.int32(num_frames), jnp.float32(time))
         expected = golden[f"dec/output_context_{kind}_time_{time}"]
-        # Sinusoids of angles up to 20000 t, in float32, are not the same everywhere (golden/README.md, section 1).
+        # Sinusoids of angles up to 20000 t, in float32, are not the same everywhere (docs/spec.md, section 1).
         np.testing.assert_allclose(output[:, : expected.shape[1]], expected, atol=3e-5 + 3e-3 * time, err_msg=kind)
         np.testing.assert_allclose(encoded, golden[f"enc/context_encoded_{kind}"], atol=3e-5, err_msg=kind)
     _, as_trained = run(tiny.model, tiny.params, arrays, jnp.int32(100), jnp.float32(0))
