@@ -1,7 +1,7 @@
 """What sounds when, read off the note tokens, so that the decoder need not learn to find it by attention.
 
 A token stream leaves out what does not change, and an end lies many tokens after its beginning. Attention has to learn
-to put that together, and in a few hundred updates it does not (README.md has the numbers). But the stream's grammar is
+to put that together, and in a few hundred updates it does not (docs/evaluate.md). But the stream's grammar is
 known (`midi/tokenizer.py`), so `read_notes` resolves it exactly, and `NoteRoll` lays the encoded notes out over the
 frames they sound in: a piano roll of learned spectra instead of zeros and ones (piano rolls as conditioning: Hawthorne
 et al. 2019, MAESTRO). The decoder starts from this guess. It is computed once a segment. Published networks have none
