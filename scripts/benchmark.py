@@ -121,7 +121,10 @@ def mel(flags: argparse.Namespace) -> Iterator[Work]:
     audio = np.random.default_rng(0).uniform(-0.5, 0.5, MEL_SECONDS * SAMPLE_RATE).astype(np.float32)
     on_device, placed = jax.jit(log_mel), jax.device_put(audio)
     for name, make in (("NumPy", lambda: log_mel(audio, np)), ("JAX", lambda: on_device(placed).block_until_ready())):
-        work = lambda make=make: len(make()) and MEL_SECONDS
+
+        def work(make=make):
+            return len(make()) and MEL_SECONDS
+
         yield Work(f"audio to log-mel, {name}", "seconds of audio", work)
 
 
@@ -218,8 +221,13 @@ def piece(flags: argparse.Namespace) -> Iterator[Work]:
     for size, recipe in recipes(flags):
         play = notes, recipe.model, recipe.params, recipe.tokenizer, inverter
         plain = Plain(recipe_of(PUBLISHED, size, flags))
-        whole = lambda play=play: len(synthesize(*play)[0]) / SAMPLE_RATE
-        first = lambda play=play: len(next(synthesize_stream(*play))) > 0
+
+        def whole(play=play):
+            return len(synthesize(*play)[0]) / SAMPLE_RATE
+
+        def first(play=play):
+            return len(next(synthesize_stream(*play))) > 0
+
         seconds = recipe.model.network.target_frames / FRAME_RATE
         yield Work(f"{size}, piece", "seconds of music", whole, plain.share_of(seconds), about=sampling(recipe.model))
         yield Work(f"{size}, first audio of a stream", "starts", first, plain.share_of(1), about=sampling(recipe.model))

@@ -143,7 +143,10 @@ class Diffusion(SpectrogramModel):
         keys = jax.vmap(jax.random.split)(row_keys(rng, len(batch["note_tokens"])))  # [B, 2]
         start_keys, step_keys = keys[:, 0], keys[:, 1]
         shape = (self.network.target_frames, self.network.num_mels)
-        noise_fn = lambda i: normal(jax.vmap(lambda key: jax.random.fold_in(key, i))(step_keys), shape)
+
+        def noise_fn(i):
+            return normal(jax.vmap(lambda key: jax.random.fold_in(key, i))(step_keys), shape)
+
         return self.sample_from(params, batch, normal(start_keys, shape), noise_fn)
 
     def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
@@ -170,7 +173,10 @@ class Diffusion(SpectrogramModel):
         film = self._apply(params, times.reshape(-1), method="condition_time")
         film = film.reshape(*times.shape, *film.shape[1:])  # [J + 1, B, layers, ...]
         denoise_fn = self.denoiser(params, cache)
-        denoise = lambda x, j: denoise_fn(x, log_snr[j], film[j])
+
+        def denoise(x, j):
+            return denoise_fn(x, log_snr[j], film[j])
+
         return samplers.SAMPLERS[self.sampler.name](denoise, x_t, log_snr, None, self.sampler)
 
     def denoiser(self, params: Params, cache):
@@ -182,14 +188,16 @@ class Diffusion(SpectrogramModel):
         interval = settings.guidance_min_log_snr, settings.guidance_max_log_snr
 
         def denoise_fn(x_t: Array, log_snr: Array, film: Array) -> Array:
-            plain = lambda x: self._apply(params, x, film, cache, method="decode")
+            def plain(x):
+                return self._apply(params, x, film, cache, method="decode")
 
             def guided(x: Array) -> Array:
                 films = film if len(film) == 1 else jnp.concatenate([film, film])
                 both = self._apply(params, jnp.concatenate([x, x]), films, cache, method="decode")
                 # Linear in x_0 or eps alike, so the raw outputs can be combined.
                 scale = samplers.guidance_scale_at(log_snr, settings)
-                return samplers.guide(*jnp.split(both, 2), scale, settings.guidance_rescale)
+                conditional, unconditional = jnp.split(both, 2)
+                return samplers.guide(conditional, unconditional, scale, settings.guidance_rescale)
 
             if settings.guidance_scale == 1.0:
                 output = plain(x_t)

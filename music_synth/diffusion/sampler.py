@@ -107,7 +107,10 @@ def guide(conditional: Array, unconditional: Array, scale: Array | float, rescal
     if rescale == 0.0:
         return output
     axes = tuple(range(1, output.ndim))
-    spread = lambda a: jnp.std(a, axis=axes, keepdims=True)
+
+    def spread(a):
+        return jnp.std(a, axis=axes, keepdims=True)
+
     mean = jnp.mean(output, axis=axes, keepdims=True)
     factor = spread(conditional) / jnp.maximum(spread(output), 1e-6)
     return mean + (rescale * factor + (1.0 - rescale)) * (output - mean)
@@ -302,6 +305,9 @@ def sample(
     """
     last = len(times) - 2
     log_snr = schedule.log_snr(times[:-1])
-    denoise = lambda x, j: denoise_fn(x, log_snr[j], jax.tree.map(lambda a: a[j], conditioning))
+
+    def denoise(x, j):
+        return denoise_fn(x, log_snr[j], jax.tree.map(lambda a: a[j], conditioning))
+
     x = SAMPLERS[sampler.name](denoise, x_1, log_snr, lambda j: noise_fn(last - j), sampler)
     return denoise(x, last)

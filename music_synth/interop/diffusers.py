@@ -96,7 +96,7 @@ def read(folder: str | Path) -> Pipeline:
     if index.get("_class_name") != PIPELINE:
         raise UserError(f"{folder} holds a {index.get('_class_name')}, not a {PIPELINE} ({INDEX}, _class_name)")
     model = _read_model(folder)
-    params = {}
+    params: dict[str, Any] = {}
     for name, part in PARTS.items():
         params |= _read_weights(folder / name, part, model)
     inverter = folder / INVERTER if any(index.get("melgan") or ()) else None
@@ -104,8 +104,8 @@ def read(folder: str | Path) -> Pipeline:
     return Pipeline(model, TOKENIZER, unflatten_dict(params, sep="/"), inverter if whole else None)
 
 
-def write(folder: str | Path, model: Diffusion, params: Params, inverter: str | Path | None = None) -> None:
-    """Writes a folder that the port loads; `read` gives the same arrays back, bit for bit.
+def write(folder: str | Path, model: Any, params: Params, inverter: str | Path | None = None) -> None:
+    """Writes a `Diffusion` as a folder that the port loads; `read` gives the same arrays back, bit for bit.
 
     A model with the continuous cosine schedule, which the published weights were trained with, gets the port's discrete
     one, as the published folders do. The port samples with DDPM, whatever the model's sampler is.
@@ -124,7 +124,7 @@ def write(folder: str | Path, model: Diffusion, params: Params, inverter: str | 
             _write_json(folder / name / CONFIG, part.class_name, _settings(part, network))
             _write_weights(folder / name, part, network, flat)
         (folder / SCHEDULER).parent.mkdir(exist_ok=True)
-        _write_json(folder / SCHEDULER, SCHEDULE["_class_name"], _scheduler_settings(model))
+        _write_json(folder / SCHEDULER, str(SCHEDULE["_class_name"]), _scheduler_settings(model))
         index: dict[str, Any] = {name: [part.library, part.class_name] for name, part in PARTS.items()}
         index |= {"scheduler": ["diffusers", "DDPMScheduler"], "melgan": [None, None]}
         if inverter is not None:

@@ -65,9 +65,14 @@ def model_of(
     encoder = "token_encoder" if "token_encoder" in params else "encoder"
     is_diffusion = "time_emb_dense0" in params["decoder"]
     lengths = given.get("TASK_FEATURE_LENGTHS") or {}
-    length = lambda name, table, default: lengths.get(name) or (shape(table)[0] if table else default)
+
+    def length(name, table, default):
+        return lengths.get(name) or (shape(table)[0] if table else default)
+
     # The gin file has the last word, so that a tensor it does not fit is named when shapes are compared.
-    size = lambda name, told: value if isinstance(value := given.get(f"T5Config.{name}"), int) else told
+    def size(name, told):
+        return value if isinstance(value := given.get(f"T5Config.{name}"), int) else told
+
     vocab_size, model_dim = shape(f"{encoder}/token_embedder/embedding")
     width = shape("decoder/layers_0/self_attention/query/kernel")[1]
     if "T5Config.num_heads" in given:
@@ -131,7 +136,9 @@ def model_of(
 
 def _diffusion(config: NetworkConfig, channels: int, given: Mapping[str, Any]) -> Diffusion:
     def schedule(scope: str) -> CosineSchedule | LinearSchedule:
-        get = lambda name, default: _scoped(given, scope, f"DiffusionSchedule.{name}", default)
+        def get(name, default):
+            return _scoped(given, scope, f"DiffusionSchedule.{name}", default)
+
         if get("name", "cosine") == "linear":
             return LinearSchedule(get("start", 1e-4), get("stop", 0.02), get("num_steps", 1000))
         return CosineSchedule()
@@ -200,7 +207,7 @@ def check_published(model: Any) -> None:
         raise UserError(f"the published code has no {' and no '.join(reasons)}: it would compute something else")
 
 
-def gin_text(model: SpectrogramModel, tokenizer: Tokenizer) -> str:
+def gin_text(model: Diffusion | Autoregressive, tokenizer: Tokenizer) -> str:
     """The gin file that says of `model` what `model_of` reads, for T5X beside the published task and train files.
 
     The published code has no discrete schedule like that of diffusers, nor a mapping of programs to Slakh's classes

@@ -59,6 +59,14 @@ class SpectrogramModel:
         """The network, without parameters."""
         raise NotImplementedError
 
+    def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
+        """Computes the loss of a batch and further means; `train` turns dropout on."""
+        raise NotImplementedError
+
+    def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
+        """Samples log-mel [B, T, M] of notes and context; one key, or one for each row of the batch."""
+        raise NotImplementedError
+
     def with_sampling(self, **overrides: Any) -> Any:
         """A copy that samples otherwise. UserError on settings that it has not."""
         raise NotImplementedError
@@ -117,7 +125,10 @@ class SpectrogramModel:
     def logical_axes(self) -> Any:
         """Tree like the parameters; each leaf a tuple with one logical axis name (or None) a dimension."""
         boxed = jax.eval_shape(self._init_boxed, jax.random.key(0))
-        is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+
+        def is_box(leaf):
+            return isinstance(leaf, nn.LogicallyPartitioned)
+
         return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
 
     def _init_boxed(self, rng: Array) -> Params:
@@ -191,8 +202,13 @@ class SpectrogramModel:
 
     def _in_dtype(self, params: Params) -> Params:
         """Parameters whose layers' kernels are in the dtype they are used in: for loops, which else convert anew."""
-        is_kernel = lambda path: path[-1].key == "kernel" and any(key.key.startswith("layers") for key in path)
-        cast = lambda path, leaf: leaf.astype(self.network.dtype) if is_kernel(path) else leaf
+
+        def is_kernel(path):
+            return path[-1].key == "kernel" and any(key.key.startswith("layers") for key in path)
+
+        def cast(path, leaf):
+            return leaf.astype(self.network.dtype) if is_kernel(path) else leaf
+
         return jax.tree_util.tree_map_with_path(cast, params)
 
     def _to_model(self, log_mel: Array) -> Array:

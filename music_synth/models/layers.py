@@ -333,7 +333,8 @@ class DecoderLayer(nn.Module):
         """
         y = self.pre_self_attention_layer_norm(x)
         new = self.self_attention.keys_values(y)  # [B, 1, H, K] each
-        cache = tuple(jax.lax.dynamic_update_slice_in_dim(c, n, index, 1) for c, n in zip(cache, new, strict=True))
+        keys, values = (jax.lax.dynamic_update_slice_in_dim(c, n, index, 1) for c, n in zip(cache, new, strict=True))
+        cache = keys, values
         seen = (jnp.arange(cache[0].shape[1]) <= index)[None, None, None, :]
         y = self.self_attention(y, cache, seen, True)
         return self._after_self_attention(x, y, None, cross, masks, True), cache

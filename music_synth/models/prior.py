@@ -11,7 +11,7 @@ learned then comes out as a Gaussian process that follows the notes, and not as 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -60,7 +60,7 @@ class PriorNetwork(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, roll: Array, context: Array | None, context_mask: Array | None, deterministic: bool) -> Prior:
+    def __call__(self, roll: Array, context: Array | None, context_mask: Any, deterministic: bool) -> Prior:
         """roll [B, T, M]; context [B, C, M] scaled, its mask [B, C] True on leading frames."""
         c, width = self.config, conv_dim(self.config)
         self.param("covariance", partitioned(lambda rng, shape: jnp.eye(shape[0]), "mel", None), (c.num_mels,) * 2)

@@ -5,7 +5,7 @@ They know nothing of diffusion or of likelihoods. Parameter names are those of t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -244,9 +244,8 @@ class MelDecoder(nn.Module):
     def empty_caches(self, batch_size: int, frames: int) -> tuple:
         """Zero self-attention keys and values, [B, T, H, K] each, of every layer (stacked when scanned)."""
         c = self.config
-        shape = (batch_size, frames, c.num_heads, c.head_dim)
-        shape = (c.num_decoder_layers, *shape) if c.scan_layers else shape
-        zeros = jnp.zeros(shape, c.dtype)
+        stacked = (c.num_decoder_layers,) if c.scan_layers else ()
+        zeros = jnp.zeros((*stacked, batch_size, frames, c.num_heads, c.head_dim), c.dtype)
         return tuple((zeros, zeros) for _ in range(1 if c.scan_layers else c.num_decoder_layers))
 
     def _positions(self, frames: int) -> Array:
@@ -293,6 +292,7 @@ class MelTransformer(nn.Module):
             self.note_roll = NoteRoll(c)
         if c.num_prior_layers:
             self.prior = PriorNetwork(c)
+        self.decoder: Any
         if c.decoder == "convolutional":
             self.decoder = ConvDecoder(c, self.output_dim)
         else:
@@ -307,15 +307,15 @@ class MelTransformer(nn.Module):
         sources, masks, roll = self.encodings(note_tokens, *inputs)
         attends = self.config.decoder == "transformer"
         cache = self.decoder.precompute(sources, masks) if attends else CrossCache((), ())
-        prior = self.prior(roll, *inputs[1:]) if self.config.num_prior_layers else None
+        prior = self.prior(roll, *inputs[1:]) if self.config.num_prior_layers and roll is not None else None
         return cache._replace(roll=roll, prior=prior)
 
     def encodings(
         self,
         note_tokens: Array,
         token_mask: Array,
-        context: Array | None,
-        context_mask: Array | None,
+        context: Any,  # None, with its mask, where the network has no context
+        context_mask: Any,
         deterministic: bool,
     ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array | None]:
         """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> encodings, masks, note roll."""
@@ -323,14 +323,15 @@ class MelTransformer(nn.Module):
         notes = read_notes(note_tokens, c.vocabulary, c.target_frames) if c.note_roll else None
         encoder = self.token_encoder if self._encodes_context() else self.encoder
         tokens = encoder(note_tokens, encoder_mask, deterministic, notes)
-        sources, masks = (tokens,), (token_mask,)
+        sources: tuple[Array, ...] = (tokens,)
+        masks: tuple[Array, ...] = (token_mask,)
         if self._encodes_context():
             sources += (self.continuous_encoder(context, context_mask, deterministic),)
             masks += (context_mask,)
         roll = None if notes is None else self.note_roll(tokens, notes, self._tail(context, context_mask))
         return sources, masks, roll
 
-    def _tail(self, context: Array | None, context_mask: Array | None) -> Array | None:
+    def _tail(self, context: Array | None, context_mask: Any) -> Array | None:
         """Magnitudes [B, M] of the context's last frame, 0 where there is none."""
         if context is None:
             return None

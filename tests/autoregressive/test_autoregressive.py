@@ -93,7 +93,10 @@ def test_cached_decoding_equals_full_decoding(name):
     mel = jax.jit(model.sample)(params, batch, keys)
     scaled = 2 * (mel - np.log(1e-5)) / (4 - np.log(1e-5)) - 1
     channels = jax.jit(model.teacher_forced)(params, batch, shift_right(scaled, -1.0))
-    draw = lambda frame, key, i: model.output.sample(frame, jax.random.fold_in(key, i))
+
+    def draw(frame, key, i):
+        return model.output.sample(frame, jax.random.fold_in(key, i))
+
     again = jax.vmap(jax.vmap(draw, (0, None, 0)), (0, 0, None))(channels, keys, jnp.arange(32))
     np.testing.assert_allclose(scaled, again, atol=2e-4)
 

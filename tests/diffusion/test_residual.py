@@ -67,7 +67,10 @@ def test_steps_keep_the_variance_of_gaussian_data():
     settings = Sampler("euler", 4, grid="karras", rho=3.0, min_log_snr=-4.2, max_log_snr=7.0, clip_x_0=False)
     schedule, noise = LogNormalSchedule(), jax.random.normal(jax.random.key(0), (1, 100, 1000))
     times = samplers.grid_times(settings, schedule)
-    denoise_fn = lambda x, log_snr, _: process.to_x_0(jnp.zeros_like(x), x, log_snr, "v")
+
+    def denoise_fn(x, log_snr, _):
+        return process.to_x_0(jnp.zeros_like(x), x, log_snr, "v")
+
     x = samplers.sample(denoise_fn, noise, times, jnp.zeros(4), None, schedule, settings)
     assert 0.98 < float(jnp.var(x)) < 1.02
 

@@ -80,7 +80,10 @@ def test_deviations_say_nothing_to_the_mean(params):
 def test_the_denoiser_does_not_pull_at_the_prior(params):
     """Its error has no gradient in whatever stands before it; the prior's own loss has one in all of it."""
     batch = make_batch()
-    error = lambda p: jnp.sum(MODEL.denoising_error(p, batch, jnp.full(3, 0.5), jnp.zeros((3, 32, 128)), None, None))
+
+    def error(p):
+        return jnp.sum(MODEL.denoising_error(p, batch, jnp.full(3, 0.5), jnp.zeros((3, 32, 128)), None, None))
+
     gradients = jax.jit(jax.grad(error))(params)
     before = [gradients[name] for name in ("prior", "note_roll", "encoder")]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(before))

@@ -47,7 +47,10 @@ class Toy(SpectrogramModel):
 
     def init(self, rng: jax.Array) -> Any:
         keys = jax.random.split(rng, 3)
-        draw = lambda key, *shape: jax.random.normal(key, shape)
+
+        def draw(key, *shape):
+            return jax.random.normal(key, shape)
+
         return {
             "notes": {"embedding": draw(keys[0], VOCAB, MELS)},
             "context": {
