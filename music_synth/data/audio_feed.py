@@ -1,5 +1,7 @@
-"""The feed that an inverter trains on: excerpts of the audio of any task, and their log-mel. No TensorFlow for a
-prepared folder that holds audio (prepare_data --audio)."""
+"""The feed that an inverter trains on: excerpts of the audio of any task, and their log-mel.
+
+No TensorFlow for a prepared folder that holds audio (prepare_data --audio).
+"""
 
 from __future__ import annotations
 
@@ -154,6 +156,7 @@ class Recording(NamedTuple):
 
     def frames(self, start: int, count: int) -> np.ndarray:
         """float32 [count, 128], the stored mel from sample `start` on; after its end silence."""
+        assert self.mel is not None  # asked only of recordings with a stored mel
         part = self.mel[start // HOP_LENGTH :][:count].astype(np.float32)
         return np.pad(part, ((0, count - len(part)), (0, 0)), constant_values=MIN_LOG_MEL)
 
@@ -188,7 +191,7 @@ class Source:
                 " on a folder made by python -m music_synth.prepare_data --audio"
             ) from error
         pieces = tasks.pieces_in_memory(self.task, split, self.data_dir)
-        return [Recording(audio_to_int16(piece.audio), None, piece.notes) for piece in pieces]
+        return [Recording(audio_to_int16(np.asarray(piece.audio)), None, piece.notes) for piece in pieces]
 
 
 def open_audio_feed(

@@ -204,7 +204,10 @@ def excitation(graph: Graph) -> tuple[str, str]:
 def next_phasor(graph: Graph, *values: str) -> list[str]:
     """As `one` of `istft.recurrent_phasor`: factor times z plus addend, each a real and an imaginary part."""
     z_real, z_imag, real, imag, add_real, add_imag = values
-    times = lambda a, b: graph.add("Mul", a, b)
+
+    def times(a, b):
+        return graph.add("Mul", a, b)
+
     return [
         graph.add("Add", graph.add("Sub", times(real, z_real), times(imag, z_imag)), add_real),
         graph.add("Add", graph.add("Add", times(real, z_imag), times(imag, z_real)), add_imag),

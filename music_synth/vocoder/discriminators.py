@@ -49,7 +49,7 @@ class SpectrogramDiscriminator(nn.Module):
     def __call__(self, audio: Array) -> list[Array]:
         size = magnitude(stft(audio, self.window, self.window // 4), 1e-5)
         x = jnp.log(size + FLOOR)[..., :-1, None]  # [B, T, F, 1]: without the bin at 8 kHz, F is a power of two
-        maps = []
+        maps: list[Array] = []
         for i, (factor, fold) in enumerate(((1, 8), (2, 4), (2, 2))):
             maps.append(leaky(FoldedConv(factor * self.channels, fold, name=f"layer_{i}")(maps[-1] if maps else x)))
         return [*maps, FoldedConv(1, 1, name="score")(maps[-1])]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -103,12 +103,13 @@ class ISTFTNetwork(nn.Module):
 
         log_magnitude = head("magnitude") + mel @ interpolation().T  # [B, T, F]
         bins = np.arange(NUM_BINS, dtype=np.float32)
-        frequency = bins[None, None] + MAX_OFFSET * jnp.tanh(head("frequency"))  # in bins
+        frequency = MAX_OFFSET * jnp.tanh(head("frequency")) + bins[None, None]  # in bins
         noise = frame_noise(first_frame, mel.shape[1])
         fresh = jax.lax.complex(head("real"), head("imaginary"))
         if c.source:
             keep = nn.sigmoid(band_head("keep", 1.0))
             noise = scaled(noise, nn.softplus(band_head("noise", -2.0)))
+            assert source is not None  # `play` and `generate` are given it
             spectrum = centered_spectra(source)
             size = magnitude(spectrum, 1e-6)
             fine = jnp.log(size + SOURCE_FLOOR) - excited @ interpolation().T
@@ -200,7 +201,8 @@ class ISTFTGenerator:
         self, params, mel: Array, exists: Array, first_frame: Array, source: Array | None = None
     ) -> tuple[Array, Spectra]:
         """Audio [B, 320 T] for a loss, with few consistency steps, and the spectra that the network wrote."""
-        spectra = self.module.apply({"params": params}, mel, exists, first_frame, no_state(len(mel)), 0, source)
+        state = no_state(len(mel))
+        spectra: Any = self.module.apply({"params": params}, mel, exists, first_frame, state, 0, source)
         return self._audio(spectra, mel, exists, *self.training_steps), spectra
 
     def play(
@@ -226,7 +228,7 @@ class ISTFTGenerator:
         """
         state = no_state(len(mel)) if state is None else state
         given = source if self.source else None
-        spectra = self.module.apply({"params": params}, mel, exists, first_frame, state, start, given)
+        spectra: Any = self.module.apply({"params": params}, mel, exists, first_frame, state, start, given)
         if source is not None and not self.source:
             spectra = informed(spectra, mel, source)
         audio = self._audio(spectra, mel, exists, self.num_consistency_steps, self.num_projections)
@@ -242,7 +244,7 @@ class ISTFTGenerator:
 
         audio = inverse(scaled(spectra.direction, size), exists)
         audio = iterate(towards_magnitudes, audio, num_consistent, self.consistency_momentum)
-        towards_mel = lambda audio: project_to_mel(audio, wanted, exists)
+        towards_mel = functools.partial(project_to_mel, mel=wanted, exists=exists)
         return iterate(towards_mel, audio, num_mel, self.projection_momentum)
 
     def spectrum_losses(self, spectra: Spectra, audio: Array, margin: int) -> dict[str, Array]:
@@ -259,17 +261,26 @@ class ISTFTGenerator:
         made = jax.tree.map(lambda x: x[:, inside], spectra)
         size = magnitude(true, 1e-6)
         direction = scaled(true, 1 / size)
-        mean = lambda x: jnp.mean(x, axis=(1, 2))
+        mean = functools.partial(jnp.mean, axis=(1, 2))
         weight = jnp.sqrt(size)
         weight = weight / (mean(weight)[:, None, None] + 1e-3)
 
         log_error = jnp.abs(jnp.log(size + LOG_FLOOR) - jnp.log(jnp.exp(made.log_magnitude) + LOG_FLOOR))
-        squares = lambda x: jnp.sum(jnp.square(x), axis=(1, 2))
+
+        def squares(x):
+            return jnp.sum(jnp.square(x), axis=(1, 2))
+
         convergence = jnp.sqrt((squares(size - jnp.exp(made.log_magnitude)) + 1e-6) / (squares(size) + 1e-2))
 
-        in_time = lambda x: x[:, 1:] * jnp.conj(x[:, :-1])
-        in_frequency = lambda x: x[:, :, 1:] * jnp.conj(x[:, :, :-1])
-        apart = lambda a, b: 1 - (a * jnp.conj(b)).real  # of two differences, as points on the unit circle
+        def in_time(x):
+            return x[:, 1:] * jnp.conj(x[:, :-1])
+
+        def in_frequency(x):
+            return x[:, :, 1:] * jnp.conj(x[:, :, :-1])
+
+        def apart(a, b):
+            return 1 - (a * jnp.conj(b)).real  # of two differences, as points on the unit circle
+
         both = jnp.minimum(weight[:, 1:], weight[:, :-1])
         turn = turned(TURN * made.frequency[:, 1:])
         return {
@@ -286,8 +297,8 @@ class ISTFTGenerator:
 
 def iterate(step: Callable[[Array], Array], x: Array, num_steps: int, momentum: float) -> Array:
     """x_(n+1) = step(x_n + momentum (x_n - x_(n-1))), num_steps times."""
-    one = lambda _, pair: (step(pair[0] + momentum * (pair[0] - pair[1])), pair[0])
-    return jax.lax.fori_loop(0, num_steps, one, (x, x))[0]
+    pair = (x, x)
+    return jax.lax.fori_loop(0, num_steps, lambda _, p: (step(p[0] + momentum * (p[0] - p[1])), p[0]), pair)[0]
 
 
 class Spectra(NamedTuple):
@@ -355,7 +366,7 @@ def recurrent_phasor(frequency: Array, keep: Array, fresh: Array, state: Array, 
         z = factor * jnp.where(number == start, state, z) + addend
         return z, z
 
-    by_time = lambda x: jnp.moveaxis(x, 1, 0)
+    by_time = functools.partial(jnp.moveaxis, source=1, destination=0)
     inputs = by_time(scaled(turned(TURN * frequency), keep)), by_time(scaled(fresh, 1 - keep))
     _, z = jax.lax.scan(one, jnp.zeros_like(state), (*inputs, jnp.arange(frequency.shape[1])))
     return by_time(z)
@@ -382,7 +393,7 @@ def context(x: Array, width: int, ahead: int) -> Array:
 
 def interpolation() -> np.ndarray:
     """[F, M]: from log-mel to a log-magnitude for each synthesis bin, linear between the centers of the filters."""
-    to_mel = lambda hz: np.log1p(np.asarray(hz) / 700.0)
-    centers = np.linspace(0, to_mel(SAMPLE_RATE / 2), NUM_MELS + 2)[1:-1]
-    position = np.interp(to_mel(np.linspace(0, SAMPLE_RATE / 2, NUM_BINS)), centers, np.arange(NUM_MELS))
+    mels = np.log1p(np.linspace(0, SAMPLE_RATE / 2, NUM_BINS) / 700.0)  # of the bins, which end where the filters do
+    centers = np.linspace(0, mels[-1], NUM_MELS + 2)[1:-1]
+    position = np.interp(mels, centers, np.arange(NUM_MELS))
     return np.maximum(0.0, 1 - np.abs(position[:, None] - np.arange(NUM_MELS))).astype(np.float32)

@@ -5,8 +5,10 @@ Convolutions are sums of matrix products over shifted inputs: XLA's own are seve
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,7 +59,7 @@ class Conv(nn.Module):
         reach = self.dilation * (taps // 2)
         padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
         shifted = (padded[:, i * self.dilation : i * self.dilation + steps] for i in range(taps))
-        y = sum(part.reshape(-1, channels) @ kernel[i] for i, part in enumerate(shifted))
+        y = functools.reduce(jnp.add, (part.reshape(-1, channels) @ kernel[i] for i, part in enumerate(shifted)))
         if self.upsample > 1:
             half = self.upsample // 2  # of a hop: where the outputs of a step begin before its own place
             y = y.reshape(batch, steps, 2, self.upsample, self.features)
@@ -135,10 +137,11 @@ class MelGANGenerator:
         return self.module.init(rng, jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool))["params"]
 
     def generate(
-        self, params, mel: Array, exists: Array, first_frame: Array, source: None = None
+        self, params, mel: Array, exists: Array, first_frame: Array, source: Array | None = None
     ) -> tuple[Array, None]:
         """Audio [B, 320 T] for a loss; no spectra."""
-        return self.module.apply({"params": params}, mel, exists), None
+        audio: Any = self.module.apply({"params": params}, mel, exists)
+        return audio, None
 
     def play(
         self,

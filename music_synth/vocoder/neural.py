@@ -143,7 +143,7 @@ def load_weights(path: str | Path) -> NeuralInverter:
         raise UserError(f"{path} is no inverter of music_synth: its header says format {meta.get('format')!r}")
     try:
         config = json.loads(meta["config"])
-        kind = GENERATORS[config.pop("generator")]
+        kind: Any = GENERATORS[config.pop("generator")]
         generator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in config.items()})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} has a header that does not parse ({type(error).__name__}: {error})") from error

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -105,7 +107,8 @@ class VocoderObjective:
         rows, frames = batch["mel_mask"].shape
         first_frame = jax.random.randint(rng, (rows,), 0, 2**20)  # which noise the generator gets
         inputs = batch["mel"], batch["mel_mask"], first_frame, batch.get("source")
-        made, spectra = self.generator.generate(params["generator"], *inputs)
+        generator: Any = self.generator
+        made, spectra = generator.generate(params["generator"], *inputs)
         inner = slice(MARGIN * HOP_LENGTH, (frames - MARGIN) * HOP_LENGTH)
         target, made_inner = batch["audio"][:, inner], made[:, inner]
         counted = jnp.sum(batch["mel_mask"].astype(jnp.float32), axis=1)
@@ -116,14 +119,15 @@ class VocoderObjective:
 
         terms = {}
         if self.spectrum_weight:
-            for name, value in self.generator.spectrum_losses(spectra, batch["audio"], MARGIN).items():
+            for name, value in generator.spectrum_losses(spectra, batch["audio"], MARGIN).items():
                 terms[name] = (self.spectrum_weight, mean(value))
         if self.audible and self.stft_weight:
             terms["stft"] = (self.stft_weight, mean(stft_distance(made_inner, target)))
         if self.audible and self.mel_weight:
             terms["mel"] = (self.mel_weight, mean(mel_distance(made_inner, target)))
         if self.adversarial:
-            fixed, judge, judges = jax.lax.stop_gradient, self.discriminators.module.apply, params["discriminators"]
+            judge: Any = self.discriminators.module.apply
+            fixed, judges = jax.lax.stop_gradient, params["discriminators"]
             on_real, on_made = (judge({"params": judges}, audio) for audio in (target, fixed(made_inner)))
             seen = judge({"params": fixed(judges)}, made_inner)
             terms["adversarial"] = (self.adversarial_weight, adversarial_loss(seen))
@@ -139,15 +143,21 @@ class VocoderObjective:
         """Audio [B, 320 T] of the batch's mel."""
         first_frame = jnp.zeros(len(batch["mel"]), jnp.int32)
         inputs = batch["mel"], batch["mel_mask"], first_frame, batch.get("source")
-        return self.generator.play(params["generator"], *inputs)[0]
+        generator: Any = self.generator
+        return generator.play(params["generator"], *inputs)[0]
 
 
 # --- distances of audio, [B, S] each, a number a row -------------------------------------------------------------
 
 
+def mean_of(arrays: Sequence[Array]) -> Array:
+    """Takes the mean of arrays of one shape."""
+    return functools.reduce(jnp.add, arrays) / len(arrays)
+
+
 def stft_distance(made: Array, target: Array) -> Array:
     """Multi-resolution STFT distance: spectral convergence and mean log-magnitude error, mean over resolutions. [B]"""
-    return sum(sum(stft_parts(made, target, *resolution)) for resolution in RESOLUTIONS) / len(RESOLUTIONS)
+    return mean_of([jnp.add(*stft_parts(made, target, *resolution)) for resolution in RESOLUTIONS])
 
 
 def stft_parts(made: Array, target: Array, window: int, hop: int) -> tuple[Array, Array]:
@@ -174,12 +184,12 @@ def mel_distance(made: Array, target: Array) -> Array:
 
 def adversarial_loss(judged: list[list[Array]]) -> Array:
     """The generator's: minus the mean score."""
-    return -sum(jnp.mean(maps[-1]) for maps in judged) / len(judged)
+    return -mean_of([jnp.mean(maps[-1]) for maps in judged])
 
 
 def hinge_loss(judged: list[list[Array]], wanted: float) -> Array:
     """The discriminators': scores should lie beyond `wanted`, 1 or -1."""
-    return sum(jnp.mean(jax.nn.relu(1 - wanted * maps[-1])) for maps in judged) / len(judged)
+    return mean_of([jnp.mean(jax.nn.relu(1 - wanted * maps[-1])) for maps in judged])
 
 
 def feature_distance(seen: list[list[Array]], on_real: list[list[Array]]) -> Array:
@@ -189,4 +199,4 @@ def feature_distance(seen: list[list[Array]], on_real: list[list[Array]]) -> Arr
         for maps, real in zip(seen, on_real, strict=True)
         for a, b in zip(maps[:-1], real[:-1], strict=True)
     ]
-    return sum(parts) / len(parts)
+    return mean_of(parts)

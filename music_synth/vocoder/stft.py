@@ -50,7 +50,7 @@ def magnitude(spectrum: Array, floor: float) -> Array:
     return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + floor**2)
 
 
-def scaled(spectrum: Array, factor: Array) -> Array:
+def scaled(spectrum: Array, factor: Array | np.ndarray) -> Array:
     """Multiplies a complex spectrum by real factors."""
     return jax.lax.complex(spectrum.real * factor, spectrum.imag * factor)
 

@@ -63,8 +63,8 @@ class Tuning:
         if not len(self.cents):
             return [0.0] * len(notes)
         frames = np.array([note.onset for note in notes], np.float64) * FRAME_RATE
-        frames = np.nan_to_num(frames).clip(0, len(self.cents)).astype(np.int64) + LEAD
-        return self.cents[np.minimum(frames, len(self.cents) - 1)].tolist()
+        places = np.nan_to_num(frames).clip(0, len(self.cents)).astype(np.int64) + LEAD
+        return self.cents[np.minimum(places, len(self.cents) - 1)].tolist()
 
 
 def best_tuning(sums: np.ndarray) -> float:

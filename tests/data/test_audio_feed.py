@@ -66,7 +66,9 @@ def test_batches_are_excerpts_and_their_mel(folder):
 
 
 def test_a_batch_is_a_function_of_seed_and_number(folder):
-    draw = lambda start, **settings: next(feed(folder, **settings).train_batches(start))["audio"]
+    def draw(start, **settings):
+        return next(feed(folder, **settings).train_batches(start))["audio"]
+
     third = next(itertools.islice(feed(folder).train_batches(), 3, None))["audio"]
     np.testing.assert_array_equal(third, draw(3))
     assert np.abs(draw(3) - draw(4)).max() > 0 and np.abs(draw(3) - draw(3, seed=1)).max() > 0
@@ -83,7 +85,9 @@ def test_long_pieces_come_more_often_and_all_of_them(folder):
 
 
 def test_gain_and_mix(folder):
-    level = lambda **settings: np.abs(next(feed(folder, batch_size=64, **settings).train_batches())["audio"]).mean()
+    def level(**settings):
+        return np.abs(next(feed(folder, batch_size=64, **settings).train_batches())["audio"]).mean()
+
     plain = level(mix=0.0, gain_db=(0.0, 0.0))
     assert level(mix=0.0, gain_db=(-20.0, -20.0)) == pytest.approx(0.1 * plain, rel=1e-3)
     assert level(mix=1.0, gain_db=(0.0, 0.0)) > 1.2 * plain

@@ -105,7 +105,10 @@ def check(tmp_path):
     def call(block, x, expected, atol=2e-5):
         graph = Graph()
         graph.add("Identity", block(graph, "x"), name="y")
-        any_size = lambda array: [f"size_{axis}" for axis in range(array.ndim)]
+
+        def any_size(array):
+            return [f"size_{axis}" for axis in range(array.ndim)]
+
         graph.save(tmp_path / "block.onnx", {"x": any_size(x)[:-1] + [x.shape[-1]]}, {"y": any_size(expected)}, "")
         session = onnxruntime.InferenceSession(tmp_path / "block.onnx", providers=["CPUExecutionProvider"])
         [result] = session.run(None, {"x": x})

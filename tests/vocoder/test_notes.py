@@ -48,7 +48,10 @@ def distance(made, audio):
 
 def held(made, audio):
     """Spectral convergence under windows of a quarter of a second, which see whether phases hold."""
-    size = lambda x: np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(x, 4096)[::1024] * np.hanning(4096)))
+
+    def size(x):
+        return np.abs(np.fft.rfft(np.lib.stride_tricks.sliding_window_view(x, 4096)[::1024] * np.hanning(4096)))
+
     return np.linalg.norm(size(made) - size(audio)) / np.linalg.norm(size(audio))
 
 

@@ -80,11 +80,14 @@ def test_a_step_lowers_what_it_should(vocoder, batch):
     """A small step of either player against its gradient: the discriminators' hinge, the generator's own terms."""
     params = init(vocoder)
     (_, before), gradient = grads(vocoder, params, batch)
-    own = lambda metrics: sum(
-        float(value) * getattr(vocoder, f"{name}_weight", vocoder.spectrum_weight)
-        for name, value in metrics.items()
-        if name != "discriminator"
-    )
+
+    def own(metrics):
+        return sum(
+            float(value) * getattr(vocoder, f"{name}_weight", vocoder.spectrum_weight)
+            for name, value in metrics.items()
+            if name != "discriminator"
+        )
+
     for player, measure in (("discriminators", lambda m: float(m["discriminator"])), ("generator", own)):
         size = float(optax.tree.norm(gradient[player]))
         step = jax.tree.map(lambda p, g: p - 1e-3 / size * g, params[player], gradient[player])  # noqa: B023
@@ -103,8 +106,13 @@ def test_stages():
 
 def test_terms_of_each_stage(batch):
     params = init(ISTFT)
-    traced = lambda model: jax.eval_shape(model.loss, params, batch, jax.random.key(0))
-    terms = lambda **stage: set(traced(dataclasses.replace(ISTFT, **stage))[1])
+
+    def traced(model):
+        return jax.eval_shape(model.loss, params, batch, jax.random.key(0))
+
+    def terms(**stage):
+        return set(traced(dataclasses.replace(ISTFT, **stage))[1])
+
     spectra = {"log_magnitude", "convergence", "frequency", "phase_in_time", "phase_in_frequency"}
     assert terms(audible=False, adversarial=False) == spectra
     assert terms(adversarial=False) == spectra | {"stft", "mel"}
