@@ -145,7 +145,7 @@ def test_the_card_says_what_a_stranger_asks(model_dir, tmp_path):
         "| license of the weights | cc-by-4.0 |",
         "| eval/loss | 200 | 0.25 |",
         "| train/loss | 100 | 0.7 |",
-        "ddim, 2 steps",
+        "euler, 2 steps",
         "| Diffusion | 5.25 |",
     ):
         assert fact in card, fact

@@ -55,13 +55,14 @@ def test_mels_that_a_decoder_sampled(made, tmp_path, quick_compilation):
     write_folder(plain, {"train": [piece], "validation": [piece]}, "made", "1")
     run.mkdir()
     sizes = ("NetworkConfig.target_frames", "NetworkConfig.context_frames", "Tokenizer.segment_frames")
-    (run / "config.gin").write_text(
-        f"include 'autoregressive.gin'\ninclude 'smoke.gin'\nTASK = '{plain}'\n"
+    (tmp_path / "recipe.gin").write_text(
+        f"include 'autoregressive.gin'\ninclude 'deterministic.gin'\ninclude 'smoke.gin'\nTASK = '{plain}'\n"
         + "".join(f"{size} = 32\n" for size in sizes)
         + "NetworkConfig.max_tokens = 64\nTokenizer.max_tokens = 64\n"
     )
-    config.parse([run / "config.gin"])
+    config.parse([tmp_path / "recipe.gin"])
     keywords = config.build("train").keywords
+    (run / "config.gin").write_text(config.operative_text())
     model, feed = keywords["model"], keywords["feed"]
     state = jax.jit(lambda: create_state(model, adamw(1e-3), jax.random.key(0), 0.9))()
     Checkpointer(run).save(state, data_position=0)
