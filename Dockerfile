@@ -12,7 +12,7 @@ WORKDIR /src
 COPY . .
 RUN scripts/setup.sh
 ARG STEPS=300
-RUN .venv/bin/python -m music_synth.train --gin_file=diffusion.gin --gin.TRAIN_STEPS="$STEPS" \
+RUN .venv/bin/python -m music_synth.train --gin_file=diffusion.gin --gin.TASK=synthetic --gin.TRAIN_STEPS="$STEPS" \
     && .venv/bin/python -m music_synth.convert runs/diffusion /model --dtype float16 \
     && .venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir /wheel .
 
