@@ -161,14 +161,15 @@ def merge(scores: dict[str, Any], runs: Sequence[Run], failures: dict[Run, str])
     model_of = {str(run.model_dir): run for run in runs}
     groups: dict[tuple, list[dict]] = {}
     for row in scores["rows"]:
-        if row["kind"] == "model":
+        if "model_dir" in row["about"]:
             name = model_of[row["about"]["model_dir"]].name
             name += "".join(f", {key} {value}" for key, value in row["about"]["given"].items())
             name += f", through {row['about']['through']}" if "through" in row["about"] else ""
+            name += " plus Gaussian noise" if row["kind"] == "baseline" else ""
             groups.setdefault((name, row["kind"], row["mode"]), []).append(row)
         else:
             groups[row["name"], row["kind"], row["mode"]] = [row]
-    rows = [merged(*key, rows, own=len(rows) == 1 and key[1] != "model") for key, rows in groups.items()]
+    rows = [merged(*key, rows, own="model_dir" not in rows[0]["about"]) for key, rows in groups.items()]
     for run, reason in failures.items():
         failed = {"name": f"{run.name}, seed {run.seed}", "kind": "model", "mode": "", "failed": reason}
         rows.append(failed | {"cells": {}, "drift": {}, "folder": "", "about": {}})

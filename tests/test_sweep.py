@@ -64,7 +64,7 @@ def row(model_dir, value, given=None, failed=""):
 def test_seeds_are_merged_to_mean_and_deviation():
     runs = planned("--steps=1", "a: diffusion.gin", "b: autoregressive.gin")
     a0, b0, a1, _ = (str(run.model_dir) for run in runs)
-    mean = row("x", 9.0) | {"kind": "baseline", "name": "mean spectrum", "mode": ""}
+    mean = row("x", 9.0) | {"kind": "baseline", "name": "mean spectrum", "mode": "", "about": {}}
     rows = [mean, row(a0, 1.0), row(a1, 3.0), row(a0, 5.0, {"num_steps": 2}), row(a1, 5.0, {"num_steps": 2})]
     rows += [row(b0, 2.0, failed="not finite")]
     columns = [{"key": "log_mel", "title": "error", "higher_is_better": False, "digits": 2, "essential": True}]
@@ -129,8 +129,11 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path, capfd, quick_compilation, mo
     sweep.main(argv)
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    (whole,) = (row for row in scores["rows"] if row["mode"] == "whole pieces")
-    assert whole["name"] == "tiny, num_steps 1" and whole["cells"]["log_mel"]["spread"] > 0
+    rows = {(row["name"], row["mode"]): row for row in scores["rows"]}
+    assert {name for name, mode in rows if mode == "whole pieces"} == {"tiny, num_steps 1", "tiny, temperature 0"}
+    assert len([row for row in scores["rows"] if row["name"].endswith("plus Gaussian noise")]) == 1  # seeds are merged
+    whole = rows["tiny, num_steps 1", "whole pieces"]
+    assert whole["cells"]["log_mel"]["spread"] > 0
     assert len(whole["about"]["model_dirs"]) == 2 and whole["about"]["training"][-1]["step"] == 2
     assert (tmp_path / "out" / "table.md").read_text() in capfd.readouterr().out
     assert (tmp_path / "out" / "report.html").stat().st_size > 50_000

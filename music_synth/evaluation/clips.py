@@ -86,7 +86,7 @@ class Folder:
 
     def find_sound(self, name: str) -> Sound | None:
         try:
-            with np.load(self.file(name, "npz")) as arrays:
+            with open(self.file(name, "npz"), "rb") as file, np.load(file) as arrays:  # np.load leaves a bad one open
                 mel, num_samples = arrays["mel"], int(arrays["num_samples"])
             audio = None if num_samples < 0 else read_audio(self.file(name, "flac"))
         except (*UNREADABLE, UserError):
