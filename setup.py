@@ -81,9 +81,11 @@ setup(
     packages=find_packages(include=["music_synth", "music_synth.*"]) + ["music_synth.configs"],
     package_dir={"music_synth.configs": "configs"},
     package_data={
+        "music_synth": ["shipped/*.md", "shipped/*/*"],
         "music_synth.configs": ["*.gin", "*/*.gin"],
         "music_synth.vocoder": ["*.safetensors", "*.md"],
         "music_synth.evaluation": ["*.jinja"],
     },
+    entry_points={"console_scripts": ["music_synth=music_synth.__main__:run"]},
     zip_safe=False,
 )

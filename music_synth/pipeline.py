@@ -105,7 +105,8 @@ class SpectrogramDiffusionPipeline:
 
         Args:
           pretrained_model_name_or_path: a pipeline folder of the port, a run or an exported model of music_synth, a
-            T5X checkpoint; or the name of a repository on the hub, "owner/name".
+            T5X checkpoint; "shipped" or "autoregressive", which come with music_synth; or the name of a repository on
+            the hub, "owner/name".
           inverter: mel to audio, as `runs.load_inverter` takes it; None: the one in the folder, or else the
             one that ships with music_synth.
           cache_dir, revision, token, local_files_only: of the hub, as there.
@@ -115,7 +116,7 @@ class SpectrogramDiffusionPipeline:
           UserError: there is no such folder or repository, the network is down, or what is there cannot be played.
         """
         keep_compiled()
-        folder = Path(pretrained_model_name_or_path)
+        folder = runs.find(pretrained_model_name_or_path)
         if not folder.exists():
             name = str(pretrained_model_name_or_path)
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):

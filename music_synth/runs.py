@@ -1,6 +1,6 @@
 """Trained things, brought back from wherever they are kept:
 
-    model, tokenizer, params, step = runs.load("runs/diffusion")
+    model, tokenizer, params, step = runs.load("runs/diffusion")  # or "shipped", what comes with the package
     inverter = runs.load_inverter("runs/istft")
 
 What somebody sent is data: of its config, a model and a tokenizer are made and nothing else (`making.PARTS`), and no
@@ -30,6 +30,11 @@ from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter
 
 SHIPPED = "shipped"
+DECODERS = {
+    SHIPPED: "diffusion",
+    "autoregressive": "autoregressive",
+}  # that ship, by name: their folders in SHIPPED_DIR
+SHIPPED_DIR = Path(__file__).with_name("shipped")
 
 
 class Run(NamedTuple):
@@ -48,6 +53,7 @@ def load(path: str | os.PathLike, step: int | None = None, ema: bool = True) -> 
     """Loads a decoder: a training run, an exported model, a checkpoint of T5X or a pipeline folder of diffusers.
 
     Args:
+        path: of it, or the name of one that ships: "shipped", a diffusion decoder, or "autoregressive".
         step: of a run or of T5X, which checkpoint; None: the newest whole one.
         ema: the moving average of the parameters where a run keeps one, else the parameters themselves.
 
@@ -72,7 +78,7 @@ def read(
         num_heads: of a T5X checkpoint without a gin file, where they are not of 64 channels.
         gin_file: of a T5X checkpoint; None: the config.gin that lies beside it, if any.
     """
-    folder, kind = Path(path), kind_of(path)
+    folder, kind = find(path), kind_of(path)
     if kind != "t5x" and (num_heads is not None or gin_file is not None):
         raise UserError(f"--num_heads and --config are for checkpoints of T5X; {path} says itself what it is")
     if kind == "t5x":
@@ -87,9 +93,24 @@ def read(
     return trained
 
 
+def find(path: str | os.PathLike) -> Path:
+    """Finds the folder of a decoder that ships by its name; what there is at `path` comes first.
+
+    Raises:
+        UserError: no weights are installed under that name.
+    """
+    path = Path(path)
+    if str(path) not in DECODERS or path.exists():
+        return path
+    folder = SHIPPED_DIR / DECODERS[str(path)]
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"this copy of music_synth has no weights of {str(path)!r} ({folder}): give a folder, or train")
+    return folder
+
+
 def kind_of(path: str | os.PathLike) -> str:
     """Which of `decoders.KINDS` there is at `path`; UserError if none."""
-    path = Path(path)
+    path = find(path)
     if not path.exists():
         raise UserError(f"no folder {path}: give a run, an exported model, a checkpoint of T5X or a diffusers pipeline")
     signs = {"diffusers": diffusers.INDEX, "export": WEIGHTS, "run": FOLDER}

@@ -1,9 +1,9 @@
-"""Plays MIDI files: `python -m music_synth.synthesize in.mid --checkpoint MODEL_DIR --out out.wav`.
+"""Plays MIDI files: `python -m music_synth.synthesize in.mid --out out.wav`.
 
-Several files, or a folder of them, become a folder of audio files. `--out -` plays while it samples: raw samples on
-stdout, for a player or an encoder:
+The decoder that ships plays, or what --checkpoint names. Several files, or a folder of them, become a folder of audio
+files. `--out -` plays while it samples: raw samples on stdout, for a player or an encoder:
 
-    python -m music_synth.synthesize in.mid --checkpoint MODEL_DIR --out - | aplay -t raw -f S16_LE -r 16000
+    python -m music_synth.synthesize in.mid --out - | aplay -t raw -f S16_LE -r 16000
 """
 
 from __future__ import annotations
@@ -239,13 +239,21 @@ def in_words(seconds: float) -> str:
 # --- what goes out -----------------------------------------------------------------------------------------------
 
 
-def outputs(midi: Sequence[Path], out: Path) -> dict[Path, Path]:
+def outputs(midi: Sequence[Path], out: Path | None) -> dict[Path, Path]:
     """Finds {MIDI file: where its audio goes}: `out` for one file; for several, or a folder, files in the folder `out`.
+
+    Without `out` one file goes beside itself, and never over what is there: that may be its recording.
 
     Raises:
       UserError: there is no such file, or it could not be written.
     """
     files = midi_files(midi)
+    if out is None:
+        if len(midi) > 1 or midi[0].is_dir():
+            raise UserError("--out is missing: for several pieces name a folder")
+        out = midi[0].with_suffix(".wav")
+        if out.exists():
+            raise UserError(f"{out} is there already: name a file by --out")
     if out == STDOUT:
         if len(files) > 1:
             raise UserError(f"--out - is for one piece, and {len(files)} are given")
@@ -324,13 +332,16 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("midi", type=Path, nargs="+", help="MIDI files to play, or folders of them")
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="MODEL_DIR of a run, an export, a T5X or diffusers folder"
+        "--checkpoint",
+        default=runs.SHIPPED,
+        help=f"MODEL_DIR of a run, an export, a T5X or diffusers folder; or what ships: {', '.join(runs.DECODERS)}"
+        " (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
-        required=True,
         type=Path,
-        help=f"audio to write ({', '.join(WRITABLE)}); a folder for several pieces; - for stdout (s16le, 16 kHz, mono)",
+        help=f"audio to write ({', '.join(WRITABLE)}); a folder for several pieces; - for stdout (s16le, 16 kHz, mono);"
+        " default: beside the MIDI file, under its name, if there is none",
     )
     parser.add_argument("--plot", type=Path, help="also draw piano roll, mel and waveform (.png, .pdf, .svg)")
     parser.add_argument("--long", action="store_true", help="play pieces of more than an hour")

@@ -20,16 +20,15 @@ cd "$place"
 import numpy as np
 
 import music_synth
-from music_synth import config
-from music_synth.runs import load_inverter
+from music_synth import config, runs
 
 recipes = sorted(config.configs_dir().rglob("*.gin"))
 assert config.find("models/small.gin").is_file() and len(recipes) > 20, recipes
-audio = load_inverter()(np.full((50, 128), -5, np.float32))
+audio = runs.load_inverter()(np.full((50, 128), -5, np.float32))
 assert audio.shape == (16000,) and np.isfinite(audio).all(), audio.shape
 print(f"music_synth {music_synth.__version__}: {len(recipes)} recipes, and the shipped inverter plays")
 PYTHON
-for command in train evaluate synthesize prepare_data convert; do
-  "$python" -m "music_synth.$command" --help >/dev/null
+for command in $("$place/venv/bin/music_synth" --help | sed -n "s/^  \([a-z]*\) .*/\1/p"); do
+  "$place/venv/bin/music_synth" "$command" --help >/dev/null
 done
 printf 'dist/%s installs and runs\n' "$wheel"

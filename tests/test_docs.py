@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from music_synth import __version__, config, errors
+from music_synth.__main__ import COMMANDS
 from music_synth.midi.notes import Note, write_midi
 from tests import tiny_runs
 
@@ -97,6 +98,8 @@ def main_of(words: list[str]):
     if program.endswith(".sh"):
         assert os.access(ROOT / program, os.X_OK), f"{program} is not there, or cannot be run"
         return None
+    if program == "music_synth":
+        return importlib.import_module(f"music_synth.{COMMANDS[words[1]][0]}").main, words[2:]
     assert program == "python", f"unknown program {program}: add it to OTHER_PROGRAMS"
     if words[1] == "-m":
         if not words[2].startswith("music_synth"):

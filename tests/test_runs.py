@@ -16,7 +16,8 @@ import pytest
 
 from music_synth import gin_files, making, runs
 from music_synth.errors import UserError
-from music_synth.interop import decoders, inverters, runtimes, t5x
+from music_synth.interop import decoders, inverters, model_card, runtimes, t5x
+from music_synth.pipeline import SpectrogramDiffusionPipeline
 from tests import golden_arrays, t5x_folders, tiny_runs
 
 CASES = Path(__file__).with_name("cases") / "config"
@@ -80,6 +81,24 @@ def test_folders_that_are_nothing_are_named(tmp_path):
         "train.model = @VocoderObjective()\nVocoderObjective.generator = @MelGANGenerator()\n"
     )
     assert "is a run of an inverter" in refused(runs.load, tmp_path)
+
+
+def test_what_ships_goes_by_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "SHIPPED_DIR", tmp_path / "package")
+    assert "no weights of 'shipped'" in refused(runs.load, "shipped")
+    model, tokenizer, params, step = runs.load(run)
+    folder = tmp_path / "package/diffusion"
+    folder.mkdir(parents=True)
+    model_card.export(runs.read(run), (run / "config.gin").read_text(), folder)
+    loaded = runs.load("shipped")
+    assert (loaded.model, loaded.tokenizer, loaded.step) == (model, tokenizer, step)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+    assert runs.kind_of("shipped") == "export"
+    jax.tree.map(np.testing.assert_array_equal, runs.InitialCheckpoint("shipped")(model), params)
+    assert SpectrogramDiffusionPipeline.from_pretrained("shipped", inverter="griffin_lim").model == model
+    (tmp_path / "shipped").mkdir()
+    assert "shipped is not recognized" in refused(runs.load, "shipped")  # a folder of that name comes first
 
 
 # --- configs that others wrote ---------------------------------------------------------------------------------------

@@ -124,6 +124,17 @@ def test_the_command_writes_audio_and_a_picture(workspace, tmp_path, capsys):
     np.testing.assert_allclose(soundfile.read(play("d.flac", "--step=0"))[0], audio, atol=1.1 / 2**15)
 
 
+def test_without_out_the_audio_lies_beside_the_file_and_never_over_another(workspace, tmp_path):
+    write_midi(NOTES[:1], tmp_path / "in.mid")
+    argv = [f"{tmp_path}/in.mid", f"--checkpoint={workspace}/diffusion"]
+    entry.main(argv)
+    assert soundfile.info(tmp_path / "in.wav").duration == 2.0
+    with pytest.raises(UserError, match=r"in\.wav is there already: name a file by --out"):
+        entry.main(argv)
+    with pytest.raises(UserError, match="--out is missing: for several pieces name a folder"):
+        entry.main([str(tmp_path), *argv[1:]])
+
+
 def test_several_files_and_folders_become_a_folder(workspace, tmp_path, capsys):
     folder = tmp_path / "pieces"
     folder.mkdir()
