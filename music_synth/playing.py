@@ -142,6 +142,17 @@ class Decoder:
             bucket = token_bucket(longest, network.max_tokens)
             yield self._sample(pieces, seeds, filled, bucket)[: len(chosen)]
 
+    def sample_one(self, tokens: Tokens, seed: int, number: int, before: np.ndarray | None = None) -> np.ndarray:
+        """Samples one segment of a piece as `sample_pieces` would, after the mel `before` [t, M]: log-mel [T, M].
+
+        Raises:
+          UserError: the model's output is not finite.
+        """
+        network = self.model.network
+        context = None if before is None else before[len(before) - network.context_frames :]
+        bucket = token_bucket(max(map(len, tokens)), network.max_tokens)
+        return self._sample([tokens], [seed], [Row(0, context, number)], bucket)[0].mel
+
     def _sample(
         self, pieces: Sequence[Tokens], seeds: Sequence[int], rows: Sequence[Row], bucket: int
     ) -> list[Segment]:

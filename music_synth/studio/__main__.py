@@ -1,0 +1,146 @@
+"""The studio: a page in the browser that plays MIDI files through trained decoders, to change and to compare.
+
+    python -m music_synth.studio
+    python -m music_synth.studio --checkpoint runs/a --checkpoint runs/b --task /data/prepared
+
+Without --checkpoint it plays the decoder that ships. The page is at the address that is printed; the studio ends with
+Ctrl-C. docs/studio.md tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import threading
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from music_synth import errors, runs
+from music_synth.compilation import keep_compiled
+from music_synth.errors import UserError
+from music_synth.playing import Decoder
+from music_synth.studio import limits
+
+PORT = 8765
+
+
+def main(argv: list[str]) -> None:
+    flags = parse_flags(argv)
+    try:
+        import uvicorn
+
+        from music_synth.studio.access import is_loopback
+        from music_synth.studio.server import Studio, make_app
+    except ImportError as error:
+        raise UserError(f"the studio needs more ({error}): pip install 'music_synth[studio]'") from error
+    from music_synth.studio.pieces import Library
+    from music_synth.studio.sources import choose_pieces
+    from music_synth.studio.voices import Voices
+
+    keep_compiled()
+    listening = listen(flags.host, flags.port)
+    token = None if is_loopback(flags.host) else secrets.token_urlsafe(24)
+    decoders = open_decoders(flags.checkpoint or [runs.SHIPPED], flags.step)
+    voices = Voices(decoders, runs.load_inverter(flags.inverter, flags.trust), flags.soundfont)
+    library = Library(choose_pieces(flags.midi, flags.task, flags.split, decoders[0][1].tokenizer))
+    app = make_app(Studio(voices, library), token)
+    address = f"http://{flags.host if ':' not in flags.host else f'[{flags.host}]'}:{listening.getsockname()[1]}/"
+    address += f"?token={token}" if token else ""
+    print(f"studio: {address}", flush=True)
+    if flags.open:
+        threading.Timer(0.5, webbrowser.open, [address]).start()
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=2 * limits.MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        limit_concurrency=8 * limits.MAX_CLIENTS,
+        timeout_graceful_shutdown=3,
+        server_header=False,
+    )
+    serve(uvicorn.Server(config), listening)
+    print("studio: ended", flush=True)
+
+
+def serve(server: Any, listening: socket.socket) -> None:
+    """Runs a uvicorn server until SIGTERM or Ctrl-C, which both end it in order, with exit status 0."""
+
+    @contextlib.contextmanager
+    def ended_by_signals() -> Iterator[None]:
+        def end(*_: object) -> None:
+            server.force_exit, server.should_exit = server.should_exit, True  # a second one does not wait
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    server.capture_signals = ended_by_signals
+    server.run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Opens the port, before anything that takes time. UserError: it is taken, or no such address is here."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): choose another --port, or 0 for any"
+        ) from error
+    listening.listen(128)
+    return listening
+
+
+def open_decoders(paths: list[str], step: int | None) -> list[tuple[str, Decoder]]:
+    """Loads decoders, each under a short name of its own."""
+    decoders: list[tuple[str, Decoder]] = []
+    for path in paths:
+        model, tokenizer, params, _ = runs.load(path, step)
+        name = Path(os.path.normpath(path)).name
+        taken = [other for other, _ in decoders]
+        name = f"{name} ({len(taken) + 1})" if name in taken else name
+        decoders.append((name, Decoder(model, params, tokenizer)))
+    return decoders
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    parser = errors.ArgumentParser("python -m music_synth.studio", __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("midi", type=Path, nargs="*", help="MIDI files to offer, or folders of them (default: data/)")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        metavar="PATH",
+        help="of a decoder, as for synthesize (default: the one that ships); repeated: voices to compare",
+    )
+    parser.add_argument("--step", type=int, help="training step of the checkpoints (default: the newest)")
+    parser.add_argument("--inverter", help="mel to audio, as for synthesize (default: the one that ships)")
+    parser.add_argument("--trust", action="store_true", help="let an --inverter that is a SavedModel, a program, run")
+    parser.add_argument("--task", help="also offer the held-out pieces of a data set: a task, or a prepared folder")
+    parser.add_argument("--split", default="test", help="of --task (default: test)")
+    parser.add_argument("--soundfont", type=Path, help="of the voice SoundFont (default: TimGM6mb)")
+    parser.add_argument("--host", default="127.0.0.1", help="to listen on; beyond this machine a token is asked for")
+    parser.add_argument("--port", type=int, default=PORT, help=f"to listen on, 0 for any (default: {PORT})")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    flags = parser.parse_args(argv)
+    if not 0 <= flags.port < 65536:
+        raise UserError(f"--port {flags.port}: must be in 0 .. 65535")
+    if flags.soundfont is not None and not flags.soundfont.is_file():
+        raise UserError(f"--soundfont {flags.soundfont}: there is no such file")
+    return flags
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,73 @@
+"""Where the pieces come from that the studio offers from its start."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from music_synth.audio.io import audio_to_int16
+from music_synth.data.data_dir import default_data_dir
+from music_synth.data.feed import open_feed
+from music_synth.data.synthetic import DEFAULT_MINUTES, compose, plan_split
+from music_synth.errors import UserError
+from music_synth.midi.notes import midi_bytes
+from music_synth.midi.smf import SUFFIXES
+from music_synth.midi.tokenizer import Tokenizer
+from music_synth.playing import frames_of
+from music_synth.studio import limits
+from music_synth.studio.pieces import StudioPiece, from_midi
+
+MAX_PIECES = 200  # of a data set
+
+
+def choose_pieces(paths: Sequence[Path], task: str | None, split: str, tokenizer: Tokenizer) -> list[StudioPiece]:
+    """Reads the pieces of files and folders (none given: of the data folder), and of a data set if one is named.
+
+    Where there is no file at all, the embedded data set's composer makes some.
+
+    Raises:
+      UserError: a file cannot be read, or there is no such data set.
+    """
+    chosen = [piece for path in paths for piece in read_path(path)]
+    if not paths and default_data_dir().is_dir():
+        chosen = read_path(default_data_dir(), may_be_empty=True)
+    if task is not None:
+        chosen += held_out(task, split, tokenizer)
+    if not chosen:
+        chosen = [from_midi(compose(spec), spec.id, spec.id) for spec in plan_split("test", DEFAULT_MINUTES)]
+    if len({piece.id for piece in chosen}) < len(chosen):
+        raise UserError("two files have the same name: give one of them another")
+    return chosen
+
+
+def read_path(path: Path, may_be_empty: bool = False) -> list[StudioPiece]:
+    """Reads a MIDI file, or those of a folder by name."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files and not may_be_empty:
+            raise UserError(f"there is no MIDI file ({', '.join(SUFFIXES)}) in the folder {path}")
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
+    return [from_midi(file.read_bytes(), file.stem.replace("_", " "), file.stem) for file in files]
+
+
+def held_out(task: str, split: str, tokenizer: Tokenizer) -> list[StudioPiece]:
+    """Lists pieces of a split of a data set, with their recordings where it keeps them."""
+    found = []
+    for piece in open_feed(task, tokenizer, 1, context=False).pieces(split):
+        if not piece.notes or frames_of(piece.notes) / 50 > limits.MAX_PIECE_SECONDS:
+            continue
+        samples = None if piece.audio is None else audio_to_int16(piece.audio)
+        recording = None if samples is None else functools.partial(_same, samples)
+        found.append(StudioPiece(piece.id, piece.id, midi_bytes(piece.notes), tuple(piece.notes), recording))
+        if len(found) == MAX_PIECES:
+            break
+    return found
+
+
+def _same(samples: np.ndarray) -> np.ndarray:
+    return samples

@@ -1,0 +1,115 @@
+"""The one thread that plays: whoever waits gets a turn, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+
+class Job(Protocol):
+    """What the worker gives turns to. Compared by identity."""
+
+    urgent: bool  # before all that are not
+
+    def turn(self) -> bool:
+        """Does a little, at most a segment; returns whether there is more to do now."""
+
+
+@dataclass
+class Counts:
+    """What has been made since the start."""
+
+    turns: int = 0
+    errors: int = 0
+    audio_seconds: float = 0.0
+    busy_seconds: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Seconds of audio that a second of work makes; 0 before there is any."""
+        return self.audio_seconds / self.busy_seconds if self.busy_seconds else 0.0
+
+
+@dataclass(eq=False)
+class Worker:
+    """Runs turns of jobs in a thread of its own, round robin."""
+
+    counts: Counts = field(default_factory=Counts)
+    _waiting: deque[Job] = field(default_factory=deque)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _ended: bool = False
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="player", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Ends after the turn that is under way."""
+        with self._changed:
+            self._ended = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def wants_turn(self, job: Job) -> None:
+        """Puts a job into the queue, unless it waits there already."""
+        with self._changed:
+            if job not in self._waiting and not self._ended:
+                (self._waiting.appendleft if job.urgent else self._waiting.append)(job)
+                self._changed.notify()
+
+    def forget(self, job: Job) -> None:
+        with self._changed, contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if self._ended:
+                    return
+                job = self._waiting.popleft()
+            begin = time.perf_counter()
+            try:
+                more = job.turn()
+            except Exception:  # a job tells its own client; this is one that could not
+                log.exception("a turn failed")
+                self.counts.errors += 1
+                more = False
+            self.counts.turns += 1
+            self.counts.busy_seconds += time.perf_counter() - begin
+            if more:
+                self.wants_turn(job)
+
+
+@dataclass(eq=False)
+class Task:
+    """A job of steps that are written as a generator; `done` is called at its end, with the error if it had one."""
+
+    steps: object
+    done: Callable[[Exception | None], None]
+    urgent: bool = False
+
+    def turn(self) -> bool:
+        try:
+            next(self.steps)  # type: ignore[call-overload]
+        except StopIteration:
+            self.done(None)
+            return False
+        except Exception as error:
+            self.done(error)
+            return False
+        return True
