@@ -1,8 +1,8 @@
 """Metadata and dependencies of music_synth; tool settings are in pyproject.toml.
 
 The core plays MIDI files and trains from a folder of prepared arrays. Extras: `data` builds data sets (TensorFlow),
-`eval` scores checkpoints beyond the log-mel error, `hub` fetches published models by name, `dev` runs the tests, `docs`
-builds the site of docs/.
+`eval` scores checkpoints beyond the log-mel error, `studio` serves the page to play in, `hub` fetches published models
+by name, `dev` runs the tests, `docs` builds the site of docs/.
 
 Tested with what a resolver picks in November 2026: on Python 3.11 (jax 0.10.2, flax 0.12.8) and on 3.12 (jax 0.12.0,
 flax 0.12.12). Upper bounds stand only where the next release is known to break something; the comment says what.
@@ -52,6 +52,7 @@ EXTRAS = {
         "onnxruntime>=1.20",
         "jinja2>=3.1",
     ],
+    "studio": ["starlette>=0.45", "uvicorn>=0.34", "websockets>=15"],
     "hub": ["huggingface_hub>=1.0"],  # published models by name
     "dev": [
         "pytest>=8.3",
@@ -62,6 +63,7 @@ EXTRAS = {
         "mypy>=1.15",
         "pre-commit>=4.0",
         "tensorboard>=2.18",
+        "selenium>=4.25",  # and Debian's chromium and chromium-driver: scripts/setup.sh --browser
     ],
     "docs": ["mkdocs-material>=9.6"],
 }
@@ -85,6 +87,7 @@ setup(
         "music_synth.configs": ["*.gin", "*/*.gin"],
         "music_synth.vocoder": ["*.safetensors", "*.md"],
         "music_synth.evaluation": ["*.jinja"],
+        "music_synth.studio": ["static/*"],
     },
     entry_points={"console_scripts": ["music_synth=music_synth.__main__:run"]},
     zip_safe=False,

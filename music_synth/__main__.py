@@ -9,6 +9,7 @@ from music_synth.errors import UserError
 
 COMMANDS = {  # name: (module, what it does); a module is imported when its command is called
     "play": ("synthesize", "MIDI files to audio"),
+    "studio": ("studio.__main__", "play, change and compare in a browser"),
     "train": ("train", "train a decoder or an inverter"),
     "evaluate": ("evaluate", "score checkpoints on held-out pieces"),
     "prepare": ("prepare_data", "build data sets and arrays to train on"),

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv in the checkout and installs music_synth there with everything it needs. Safe to run again: what is
-# in place is kept. PYTHON=/path/to/python3 picks the interpreter of a new environment (3.11 or later).
+# in place is kept. PYTHON=/path/to/python3 picks the interpreter of a new environment (3.11 or later). --browser also
+# installs Chromium, where apt-get can, for the tests of the studio's page.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -28,6 +29,9 @@ find_python() {
 }
 
 has_fluidsynth() { "$1" -c 'import ctypes.util as u, sys; sys.exit(u.find_library("fluidsynth") is None)'; }
+has_browser() {
+  command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null
+}
 has_venv() { "$1" -c 'import venv, ensurepip' >/dev/null 2>&1; }
 
 install_system_packages() { # names of Debian packages
@@ -55,6 +59,14 @@ if ((${#missing[@]})); then
   install_system_packages "${missing[@]}"
 fi
 
+if [[ "${1:-}" == --browser ]] && ! has_browser; then
+  if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+    install_system_packages chromium chromium-driver
+  else
+    say "no Chromium with chromedriver: the tests of the studio's page will be skipped"
+  fi
+fi
+
 if [[ ! -x .venv/bin/pip ]]; then
   say "making .venv with $("$python" --version)"
   "$python" -m venv .venv
@@ -70,7 +82,7 @@ fi
 say "installing Python packages into .venv (about 3 minutes the first time)"
 SECONDS=0
 # Twice quiet: errors only. Not compiled: Python compiles what it imports, pip would compile all of TensorFlow.
-.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[data,eval,hub,dev,docs]' </dev/null ||
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[data,eval,studio,hub,dev,docs]' </dev/null ||
   fail "pip could not install the packages; its messages stand above"
 # Only for the ONNX file that it carries: what it asks for clashes with every current TensorFlow.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps 'basic-pitch==0.4.0' </dev/null ||

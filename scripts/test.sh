@@ -4,13 +4,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-selection=(-m 'not slow')
+selection=(-m 'not slow') browser=()
 if [[ "${1:-}" == --all ]]; then
-  selection=()
+  selection=() browser=(--browser)
   shift
 fi
 
-scripts/setup.sh
+scripts/setup.sh ${browser[@]+"${browser[@]}"}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check --quiet .
 .venv/bin/mypy

@@ -26,7 +26,7 @@ def test_arguments_reach_the_command(monkeypatch, capsys):
     assert seen == [["in.mid", "--seed=1"]]
     entry.main(["--version"])
     assert capsys.readouterr().out == f"{__version__}\n"
-    with pytest.raises(UserError, match="no command 'sing': choose from play, train"):
+    with pytest.raises(UserError, match="no command 'sing': choose from play, studio, train"):
         entry.main(["sing"])
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes, read_midi
+from music_synth.midi.segments import FRAME_RATE
 from music_synth.playing import frames_of
 from music_synth.studio import limits
 from music_synth.studio.protocol import Edit, Fields, PartEdit
@@ -34,7 +35,7 @@ class StudioPiece:
 
     @cached_property
     def seconds(self) -> float:
-        return frames_of(self.notes) / 50
+        return frames_of(self.notes) / FRAME_RATE
 
     def head(self) -> dict[str, Any]:
         """What a list says of it."""
@@ -101,7 +102,7 @@ def from_midi(midi: bytes, name: str, id: str | None = None) -> StudioPiece:
     notes = read_midi(midi)
     if len(notes) > limits.MAX_NOTES:
         raise UserError(f"{len(notes):,} notes: a piece has at most {limits.MAX_NOTES:,}")
-    seconds = frames_of(notes) / 50
+    seconds = frames_of(notes) / FRAME_RATE
     if seconds > limits.MAX_PIECE_SECONDS:
         raise UserError(f"{seconds / 60:.0f} minutes: a piece has at most {limits.MAX_PIECE_SECONDS / 60:.0f}")
     return StudioPiece(id or "u" + hashlib.sha256(midi).hexdigest()[:16], name, midi, tuple(notes))

@@ -217,7 +217,7 @@ def make_app(studio: Studio, token: str | None = None) -> Starlette:
     handlers: dict[Any, Any] = {UserError: on_user_error, protocol.ProtocolError: on_user_error}
     return Starlette(
         routes=routes,
-        middleware=[Middleware(functools.partial(Guard, token=token))],  # type: ignore[arg-type]
+        middleware=[Middleware(functools.partial(Guard, token=token))],
         exception_handlers=handlers,
         lifespan=lifespan,
     )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from music_synth.audio.io import audio_to_int16
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.feed import open_feed
+from music_synth.data.feed import folder_of, open_feed
+from music_synth.data.prepared import read_manifest, split_of
 from music_synth.data.synthetic import DEFAULT_MINUTES, compose, plan_split
 from music_synth.errors import UserError
 from music_synth.midi.notes import midi_bytes
+from music_synth.midi.segments import FRAME_RATE
 from music_synth.midi.smf import SUFFIXES
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.playing import frames_of
@@ -21,6 +23,7 @@ from music_synth.studio import limits
 from music_synth.studio.pieces import StudioPiece, from_midi
 
 MAX_PIECES = 200  # of a data set
+Recording = Callable[[], np.ndarray]  # opens audio, int16 [S] at 16 kHz
 
 
 def choose_pieces(paths: Sequence[Path], task: str | None, split: str, tokenizer: Tokenizer) -> list[StudioPiece]:
@@ -56,18 +59,23 @@ def read_path(path: Path, may_be_empty: bool = False) -> list[StudioPiece]:
 
 
 def held_out(task: str, split: str, tokenizer: Tokenizer) -> list[StudioPiece]:
-    """Lists pieces of a split of a data set, with their recordings where it keeps them."""
-    found = []
-    for piece in open_feed(task, tokenizer, 1, context=False).pieces(split):
-        if not piece.notes or frames_of(piece.notes) / 50 > limits.MAX_PIECE_SECONDS:
-            continue
-        samples = None if piece.audio is None else audio_to_int16(piece.audio)
-        recording = None if samples is None else functools.partial(_same, samples)
-        found.append(StudioPiece(piece.id, piece.id, midi_bytes(piece.notes), tuple(piece.notes), recording))
-        if len(found) == MAX_PIECES:
-            break
-    return found
+    """Lists the first pieces of a split of a data set, with their recordings where it keeps them."""
+    folder = folder_of(task)
+    if folder is not None:
+        stored = split_of(read_manifest(folder), split, folder)[:MAX_PIECES]
+        found = [
+            (piece.id, piece.read_notes(), None if piece.num_samples is None else piece.open_audio) for piece in stored
+        ]
+    else:
+        read = itertools.islice(open_feed(task, tokenizer, 1, context=False).pieces(split), MAX_PIECES)
+        found = [(piece.id, piece.notes, as_recording(piece.audio)) for piece in read]
+    return [
+        StudioPiece(id, id, midi_bytes(notes), tuple(notes), recording)
+        for id, notes, recording in found
+        if notes and frames_of(notes) / FRAME_RATE <= limits.MAX_PIECE_SECONDS
+    ]
 
 
-def _same(samples: np.ndarray) -> np.ndarray:
-    return samples
+def as_recording(audio: np.ndarray | None) -> Recording | None:
+    samples = None if audio is None else audio_to_int16(audio)
+    return None if samples is None else lambda: samples
