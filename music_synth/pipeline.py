@@ -57,14 +57,17 @@ class MidiProcessor:
     As in the port a segment with too many notes gives a longer list; a pipeline cuts it, with a warning.
 
     tokenizer: of the published models, if it is not given; `pipe.tokenizer` is that of a pipeline.
+    timbre: what to sound like, of `tokenizer.timbres`. UserError: it is not among them.
     """
 
-    def __init__(self, tokenizer: Tokenizer = diffusers.TOKENIZER):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer = diffusers.TOKENIZER, timbre: str = ""):
+        tokenizer.check_timbre(timbre)
+        self.tokenizer, self.timbre = tokenizer, timbre
 
     def __call__(self, midi: Source) -> list[list[int]]:
         """midi: a path, the bytes of a file, an object of pretty_midi, or notes (`midi.notes.Note`)."""
-        rows = [row.tolist() for row in self.tokenizer.encode(to_notes(midi), on_overflow="keep")]
+        tokens = self.tokenizer.encode(to_notes(midi), on_overflow="keep", timbre=self.timbre)
+        rows = [row.tolist() for row in tokens]
         return [row + [PAD_ID] * (self.tokenizer.max_tokens - len(row)) for row in rows]
 
 
@@ -193,6 +196,7 @@ class SpectrogramDiffusionPipeline:
         guidance_scale: float | None = None,
         temperature: float | None = None,
         streaming: bool = False,
+        timbre: str = "",
     ) -> AudioPipelineOutput | tuple | Iterator[np.ndarray]:
         """Plays tokens, a MIDI file or notes: 5.12 s a segment, each with the one before it as its context.
 
@@ -213,6 +217,8 @@ class SpectrogramDiffusionPipeline:
           streaming: return at once, an iterator of parts [1, samples] of the audio (or of the mel, a segment each) as
             they are done. An ONNX inverter sees the whole mel first and gives one part at the end; ours streams
             (`from_pretrained(..., inverter=load_inverter())`).
+          timbre: what to sound like, of `tokenizer.timbres`; "": what the model makes of all of them. Tokens say it
+            themselves (`MidiProcessor(pipe.tokenizer, timbre)`).
 
         Raises:
           UserError: a wrong argument, tokens the network does not know, a MIDI file that cannot be read.
@@ -223,7 +229,10 @@ class SpectrogramDiffusionPipeline:
             raise UserError(f"callback_steps = {callback_steps!r}: must be a whole number, 1 or more")
         model = self._with_sampling(num_inference_steps, sampler, guidance_scale, temperature)
         notes = to_notes(input_tokens) if is_midi(input_tokens) else None
-        rows = self._tokens(input_tokens) if notes is None else self.tokenizer.encode(notes)
+        if notes is None and timbre:
+            raise UserError(f"timbre = {timbre!r}: the tokens say it; give it to the MidiProcessor that makes them")
+        self.tokenizer.check_timbre(timbre)
+        rows = self._tokens(input_tokens) if notes is None else self.tokenizer.encode(notes, timbre=timbre)
         mels = self._sample(model, rows, seed_of(generator), callback, callback_steps)
         if streaming:
             parts = mels if output_type == "mel" else stream_audio(self.inverter, mels, notes)

@@ -77,6 +77,10 @@ class Decoder:
     model: SpectrogramModel
     params: Params
     tokenizer: Tokenizer
+    timbre: str = ""  # that `stream` and `play` play with; "": unknown
+
+    def __post_init__(self):
+        self.tokenizer.check_timbre(self.timbre)
 
     # --- sampling ------------------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class Decoder:
     def tokenize(self, notes: Sequence[Note]) -> tuple[list[np.ndarray], int]:
         """Makes the note tokens of a piece's segments, and counts its frames; UserError if there are no notes."""
         num_frames = frames_of(notes)
-        return self.tokenizer.encode(notes, num_frames), num_frames
+        return self.tokenizer.encode(notes, num_frames, timbre=self.timbre), num_frames
 
     def stream(self, notes: Sequence[Note], seed: int = 0) -> Iterator[np.ndarray]:
         """Samples a piece: its log-mel float32 [t, M], a segment at a time; errors as of `sample_pieces`."""

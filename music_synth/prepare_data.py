@@ -227,7 +227,7 @@ def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
     decoder = Decoder(model, params, tokenizer)
 
     def sampled(piece: Piece) -> Piece:
-        tokens = tokenizer.encode(piece.notes, len(piece.mel))
+        tokens = tokenizer.encode(piece.notes, len(piece.mel), timbre=piece.timbre)
         batches = decoder.sample_segments([tokens], [piece.mel], [piece_seed(piece.id)], SAMPLED_TOGETHER)
         ((_, mel),) = whole_mels(batches, [len(piece.mel)])
         return dataclasses.replace(piece, mel=mel)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from music_synth import gin_files
 from music_synth.errors import UserError
 from music_synth.files import check_inside
@@ -194,12 +196,21 @@ class InitialCheckpoint:
         if self.path is None:
             return None
         trained = read(self.path, num_heads=model.network.num_heads if kind_of(self.path) == "t5x" else None)
-        check_shapes(trained.params, model, self.path, "train a network of its sizes, or start from another")
+        params = with_or_without_timbre(trained.params, model)
+        check_shapes(params, model, self.path, "train a network of its sizes, or start from another")
         theirs, ours = decoders.computed_by(trained.model), decoders.computed_by(model)
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 warnings.warn(f"{name} is {theirs.get(name)} in {self.path} and {ours.get(name)} here", stacklevel=2)
-        return trained.params
+        return params
+
+
+def with_or_without_timbre(params: Params, model: Any) -> Params:
+    """Leaves out the embeddings of timbres where `model` has none, or adds untrained ones, which change nothing."""
+    wanted = jax.eval_shape(model.init, jax.random.key(0))
+    if "timbre" not in wanted or "timbre" in params:
+        return {name: part for name, part in params.items() if name in wanted or name != "timbre"}
+    return params | {"timbre": jax.device_get(jax.jit(model.init)(jax.random.key(0))["timbre"])}
 
 
 # --- inverters ---------------------------------------------------------------------------------------------------

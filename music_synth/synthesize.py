@@ -55,6 +55,7 @@ def synthesize(
     inverter: Inverter | None = None,
     seed: int = 0,
     progress: bool = False,
+    timbre: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays notes; returns the audio and the log-mel that it was made from.
 
@@ -66,14 +67,15 @@ def synthesize(
       inverter: mel -> audio; the trained one that ships with the package if None.
       seed: the same seed, notes and parameters give the same audio on the same machine.
       progress: show a bar, in segments, on stderr.
+      timbre: what to sound like, of `tokenizer.timbres`; "": what the model makes of all of them.
 
     Returns:
       audio float32 [320 T] at 16 kHz and log-mel float32 [T, M].
 
     Raises:
-      UserError: there are no notes, or the model's output is not finite.
+      UserError: there are no notes, no such timbre, or the model's output is not finite.
     """
-    segments = Decoder(model, params, tokenizer).stream(notes, seed)
+    segments = Decoder(model, params, tokenizer, timbre).stream(notes, seed)
     mel = np.concatenate(list(tqdm(segments, desc="sampling", unit="segment", disable=not progress)))
     return (inverter or runs.load_inverter())(mel, notes), mel
 
@@ -85,6 +87,7 @@ def synthesize_stream(
     tokenizer: Tokenizer,
     inverter: Inverter | None = None,
     seed: int = 0,
+    timbre: str = "",
 ) -> Iterator[np.ndarray]:
     """Plays notes as it samples them: the audio of `synthesize`, up to rounding, in parts float32 [S] as they are done.
 
@@ -92,7 +95,7 @@ def synthesize_stream(
     of the future (2.1 s of the one that ships), and all parts are late by as much. Inverters that cannot stream
     (Griffin-Lim, those of other projects) give one part at the end.
     """
-    mels = Decoder(model, params, tokenizer).stream(notes, seed)
+    mels = Decoder(model, params, tokenizer, timbre).stream(notes, seed)
     return stream_audio(inverter or runs.load_inverter(), mels, notes)
 
 
@@ -124,7 +127,7 @@ def main(argv: list[str]) -> None:
     say(f"played by {type(model).__name__} of {flags.checkpoint}, step {step}")
     if flags.inverter == GRIFFIN_LIM:
         say("Griffin-Lim makes the audio, which sounds metallic; leave out --inverter for the trained inverter")
-    decoder = Decoder(model, params, tokenizer)
+    decoder = Decoder(model, params, tokenizer, flags.timbre)
     batch_size = flags.batch_size or (1 if jax.default_backend() == "cpu" else ACCELERATED_BATCH)
     mel, audio = play(decoder, pieces, targets, inverter, flags.seed, batch_size, say, keep=bool(flags.plot))
     if flags.plot:
@@ -354,6 +357,11 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of activations (default: as trained); bfloat16 is for accelerators"
+    )
+    parser.add_argument(
+        "--timbre",
+        default="",
+        help="SoundFont or room to sound like, of those that the model knows (default: a mixture)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers, 0 or more (default: 0)")
     parser.add_argument(

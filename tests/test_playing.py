@@ -260,3 +260,16 @@ def test_playing_begins_after_one_segment():
     decoder, told = Decoder(Counter(TINY), {}, Tokenizer(segment_frames=6, max_tokens=64)), []
     part = next(decoder.play(NOTES, Streaming(2), on_segment=told.append))
     assert len(told) == 1 and len(part.audio) == 4 * 320
+
+
+def test_plays_with_a_timbre_that_the_model_knows():
+    tokenizer = Tokenizer(segment_frames=6, max_tokens=64, timbres=("hall", "room"))
+    notes = [Note(60, 90, 0, 0.0, 0.2)]
+    (first, *_), _ = Decoder(Counter(TINY), {}, tokenizer, "room").tokenize(notes)
+    assert first[0] == tokenizer.vocabulary.end_id + 1
+    (unknown, *_), _ = Decoder(Counter(TINY), {}, tokenizer).tokenize(notes)
+    np.testing.assert_array_equal(first[1:], unknown)
+    with pytest.raises(UserError, match="no timbre 'cellar': choose from hall, room"):
+        Decoder(Counter(TINY), {}, tokenizer, "cellar")
+    with pytest.raises(UserError, match="no timbre 'hall': this model has none"):
+        Decoder(Counter(TINY), {}, Tokenizer(), "hall")

@@ -1,5 +1,6 @@
 """Trained things from everywhere, and what is refused of those that others sent: nothing of it runs, or leads away."""
 
+import dataclasses
 import json
 import os
 import random
@@ -15,9 +16,13 @@ import numpy as np
 import pytest
 
 from music_synth import gin_files, making, runs
+from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.interop import decoders, inverters, model_card, runtimes, t5x
+from music_synth.midi.vocabulary import Vocabulary
+from music_synth.models.layers import NetworkConfig
 from music_synth.pipeline import SpectrogramDiffusionPipeline
+from music_synth.training import checkpoint
 from tests import golden_arrays, t5x_folders, tiny_runs
 
 CASES = Path(__file__).with_name("cases") / "config"
@@ -252,6 +257,30 @@ def test_a_run_of_another_shape_is_refused_before_it_is_read(received, monkeypat
 
     monkeypatch.setattr(checkpoint, "_read", lambda *_: pytest.fail("arrays were read"))
     assert "has shape" in refused(runs.load, received("NetworkConfig.mlp_dim = 32"))
+
+
+def test_a_run_with_timbres_begins_where_one_without_was():
+    network = NetworkConfig(
+        model_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1, max_tokens=16,
+        target_frames=8, context_frames=8, note_roll=True,
+    )  # fmt: skip
+    vocabulary = Vocabulary(timbres=("hall", "room"))
+    plain, named = Diffusion(network), Diffusion(dataclasses.replace(network, vocabulary=vocabulary))
+    params = tiny_runs.random_like(plain.init)
+    more = runs.with_or_without_timbre(params, named)
+    assert more.keys() - params.keys() == {"timbre"}
+    checkpoint.check_shapes(more, named, "it")
+    notes = [vocabulary.velocity_id + 1, vocabulary.program_id, vocabulary.pitch_id + 60, 1]
+    mel = np.random.default_rng(0).normal(-4, 2, (1, 8, 128)).astype(np.float32)
+
+    def roll(model, params, first):
+        batch = {"note_tokens": np.array([[first, *notes]]), "context_mel": mel, "context_mask": np.ones((1, 8), bool)}
+        return np.asarray(model._encode(params, batch, None).roll)
+
+    before = roll(plain, params, vocabulary.end_id + 1)
+    np.testing.assert_allclose(roll(named, more, vocabulary.end_id + 1), before, atol=1e-5)
+    back = runs.with_or_without_timbre(more, plain)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_saved_models_ask_for_trust(tmp_path):

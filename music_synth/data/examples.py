@@ -38,7 +38,7 @@ NO_CONTEXT = "_nocontext"  # suffix of the task without context
 class FeedSettings:
     """What every feed is told, that of a decoder and that of an inverter."""
 
-    task: str  # path of a folder written by prepare_data, or the name of a data set, a seqio task or mixture
+    task: str  # a folder written by prepare_data, a mixture of some, or the name of a data set, a seqio task or mixture
     batch_size: int
     seed: int = 0  # of windows and order
     data_dir: str | None = None  # where data sets live (default: data/ of the checkout)
@@ -54,18 +54,21 @@ class SegmentSettings(FeedSettings):
 
     empty_context is the share of training examples whose context is masked, to practice beginnings. Every piece that is
     played begins without context; among windows drawn evenly from pieces of 2,000 frames one in 2,000 does, too few to
-    learn from. The published setting is 0.
+    learn from. The published setting is 0. timbre_dropout is the share of those with a timbre that do not say which.
     """
 
     tokenizer: Tokenizer
     context: bool = True  # whether batches have context_mel and context_mask
     empty_context: float = 0.1
+    timbre_dropout: float = 0.15
     cache_dir: str | None = None  # folder of seqio's offline cache of the task
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.empty_context <= 1:
             raise UserError(f"Feed.empty_context = {self.empty_context}: must be in [0, 1]")
+        if not 0 <= self.timbre_dropout <= 1:
+            raise UserError(f"Feed.timbre_dropout = {self.timbre_dropout}: must be in [0, 1]")
 
     @property
     def context_frames(self) -> int:
@@ -85,6 +88,7 @@ class Piece:
     notes: list[Note]
     mel: np.ndarray  # [T, M] float32, natural-log mel
     audio: np.ndarray | None = None  # [S] float32, 16 kHz, where the feed has it
+    timbre: str = ""  # name of the SoundFont, room or player that it is heard by; "": unknown
 
 
 def num_strata(num_starts: int, segment_frames: int) -> int:
@@ -117,6 +121,7 @@ def cut_window(
     *,
     first_frame: int = 0,
     on_overflow: OnOverflow = "truncate",
+    timbre: str = "",
 ) -> Window:
     """The window that begins at frame `start` of `mel`, and at most `context_frames` frames before it.
 
@@ -126,13 +131,14 @@ def cut_window(
       start: in frames of `mel`, 0 <= start < T. It is the first frame of the target and never in the context.
       first_frame: frame of the piece at which `mel` begins.
       on_overflow: what to do with more than max_tokens tokens, see `Tokenizer.encode_window`.
+      timbre: of the piece; "" for unknown.
 
     Raises:
       SegmentTooLong: too many tokens, and on_overflow is "error".
     """
     num_frames = tokenizer.segment_frames
     return Window(
-        tokenizer.encode_window(events, first_frame + start, num_frames, on_overflow),
+        tokenizer.encode_window(events, first_frame + start, num_frames, on_overflow, timbre),
         mel[start : start + num_frames],
         mel[max(0, start - context_frames) : start],
     )
@@ -175,21 +181,20 @@ def stack(examples: list[Row]) -> Batch:
 
 
 def evaluation_batches(
-    pieces: Iterable[tuple[np.ndarray, Events]],
-    tokenizer: Tokenizer,
-    *,
-    context_frames: int,
-    batch_size: int,
+    pieces: Iterable[Piece], tokenizer: Tokenizer, *, context_frames: int, batch_size: int
 ) -> Iterator[Batch]:
-    """Cuts (mel, events) pieces into consecutive segments with their true context (the first of a piece: none).
+    """Cuts pieces into consecutive segments with their true context (the first of a piece: none) and their timbre.
 
     The last batch is filled up with blank rows.
     """
-    rows = (
-        pad_window(cut_window(mel, events, tokenizer, start, context_frames), tokenizer, context_frames, training=False)
-        for mel, events in pieces
-        for start in range(0, len(mel), tokenizer.segment_frames)
-    )
+
+    def rows_of(piece: Piece) -> Iterator[Row]:
+        events = Events.from_notes(piece.notes)
+        for start in range(0, len(piece.mel), tokenizer.segment_frames):
+            window = cut_window(piece.mel, events, tokenizer, start, context_frames, timbre=piece.timbre)
+            yield pad_window(window, tokenizer, context_frames, training=False)
+
+    rows = itertools.chain.from_iterable(map(rows_of, pieces))
     blank = blank_example(tokenizer, context_frames)
     while batch := list(itertools.islice(rows, batch_size)):
         yield stack(batch + [blank] * (batch_size - len(batch)))

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from music_synth.data import synthetic
 from music_synth.data.data_dir import default_data_dir
 from music_synth.data.examples import NO_CONTEXT, Batch, Piece, SegmentSettings, data_set_of, evaluation_batches
+from music_synth.data.mixture import Mixture, members_of
 from music_synth.data.prepared import MANIFEST, PreparedWindows
 from music_synth.errors import UserError
-from music_synth.midi.tokenizer import Events, Tokenizer
+from music_synth.midi.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Feed", "Piece", "open_feed"]
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Windows(Protocol):
-    """What a feed draws from: the windows of a prepared folder, or of a seqio task or mixture."""
+    """What a feed draws from: the windows of prepared folders, or of a seqio task or mixture."""
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]: ...
 
@@ -40,7 +41,8 @@ class Feed(SegmentSettings):
         context_mel [B, C, 128] float32     the frames just before, at the front (only with context)
         context_mask [B, C] bool            a prefix; all False where nothing came before (only with context)
 
-    A folder of prepared arrays and the embedded data set are read without TensorFlow; all else is seqio's.
+    Folders of prepared arrays and the embedded data set are read without TensorFlow; all else is seqio's. A task
+    "FOLDER=3,FOLDER=1" is a mixture, see `mixture`.
 
     Raises:
       UserError: no such folder or task, a damaged folder, or a task where TensorFlow is not installed.
@@ -50,13 +52,19 @@ class Feed(SegmentSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        folder = None if self.cache_dir else folder_of(self.task, self.data_dir)
-        if folder is None:
+        members = {} if self.cache_dir else members_of(self.task)
+        folders = {name: folder_of(name, self.data_dir) for name in members}
+        if not members or list(folders.values()) == [None]:
             self._windows = self._open_seqio()
-        elif self.context and self.task.endswith(NO_CONTEXT):
-            raise UserError(f"task {self.task!r} has no context: set Feed.context = False, or choose another task")
-        else:
-            self._windows = PreparedWindows(folder, self, self._skip)
+            return
+        windows = []
+        for name, folder in folders.items():
+            if folder is None:
+                raise UserError(f"{name} in {self.task!r}: a mixture is of prepared folders (or of seqio's making)")
+            if self.context and name.endswith(NO_CONTEXT):
+                raise UserError(f"task {name!r} has no context: set Feed.context = False, or choose another task")
+            windows.append(PreparedWindows(folder, self, self._skip))
+        self._windows = Mixture(windows, list(members.values()), self)
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Makes batches without end; batch k depends on the seed and k alone, so a run resumes exactly."""
@@ -66,7 +74,7 @@ class Feed(SegmentSettings):
         """Makes all consecutive segments of a split with their true context, in fixed order."""
         pieces = self._windows.pieces(split, audio=False)
         return evaluation_batches(
-            ((piece.mel, Events.from_notes(piece.notes)) for piece in pieces),
+            pieces,
             self.tokenizer,
             context_frames=self.context_frames,
             batch_size=self.batch_size,

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from music_synth.midi.notes import SUSTAIN_CONTROL, Note, Pedal
 
 
-def write_note_sequence(name: str, notes: Sequence[Note]) -> bytes:
-    """Notes as a serialized NoteSequence: the same numbers, in the same order."""
+def write_note_sequence(name: str, notes: Sequence[Note], timbre: str = "") -> bytes:
+    """Notes as a serialized NoteSequence: the same numbers, in the same order. A timbre is its artist."""
     sequence = _music_pb2().NoteSequence(id=name, total_time=max(note.offset for note in notes))
+    if timbre:
+        sequence.sequence_metadata.artist = timbre
     for note in notes:
         sequence.notes.add(
             pitch=note.pitch,
@@ -41,6 +43,11 @@ def parse_note_sequence(sequence: bytes) -> tuple[list[Note], list[Pedal]]:
         if c.control_number == SUSTAIN_CONTROL
     ]
     return notes, pedals
+
+
+def timbre_of_note_sequence(sequence: bytes) -> str:
+    """The timbre that `write_note_sequence` stored, or ""."""
+    return _music_pb2().NoteSequence.FromString(sequence).sequence_metadata.artist
 
 
 def _music_pb2():

@@ -8,7 +8,7 @@
 
 manifest.json: {"format", "version", "data_set", "data_set_version", "mel": {sample_rate, hop_length,
 num_mels}, "splits": {name: [{"id", "files": stem, "frames": T, "notes": n}]}};
-where there is audio, each entry has "samples": S too.
+where there is audio, each entry has "samples": S too, and where it is known "timbre": name.
 
 float16 keeps a log-mel to 0.004 (0.03 dB).
 """
@@ -29,14 +29,12 @@ from music_synth.audio import mel as mel_module
 from music_synth.audio.io import audio_from_int16, audio_to_int16
 from music_synth.audio.mel import NUM_MELS
 from music_synth.data.examples import (
-    Batch,
     Piece,
     Row,
     SegmentSettings,
     cut_window,
     num_strata,
     pad_window,
-    stack,
     stratified_start,
 )
 from music_synth.errors import UserError
@@ -86,6 +84,7 @@ class StoredPiece:
     num_frames: int
     num_notes: int
     num_samples: int | None  # None: no audio was kept
+    timbre: str = ""
 
     def open_mel(self) -> np.ndarray:
         """Opens the log-mel, float16 [T, 128], on disk; its values are not looked at yet, see `check_mel`."""
@@ -112,7 +111,7 @@ class StoredPiece:
         mel = self.open_mel().astype(np.float32)
         self.check_mel(mel)
         sound = audio_from_int16(self.open_audio()) if audio and self.num_samples is not None else None
-        return Piece(self.id, self.read_notes(), mel, sound)
+        return Piece(self.id, self.read_notes(), mel, sound, self.timbre)
 
     def check_mel(self, frames: np.ndarray, first: int = 0) -> None:
         """Refuses frames [t, 128] of its mel, from number `first` on, that hold what no log-mel does."""
@@ -205,6 +204,8 @@ def _write_split(part: Path, split: str, pieces: Iterable[Piece], audio: bool) -
         np.save(part / f"{stem}.mel.npy", piece.mel.astype(np.float16))
         np.save(part / f"{stem}.notes.npy", notes_to_array(piece.notes))
         entries.append({"id": piece.id, "files": stem, "frames": len(piece.mel), "notes": len(piece.notes)})
+        if piece.timbre:
+            entries[-1]["timbre"] = piece.timbre
         if audio:
             assert piece.audio is not None  # whoever asks for audio gives pieces that have it
             samples = audio_to_int16(piece.audio)
@@ -248,7 +249,8 @@ def _stored_piece(folder: Path, entry: Mapping[str, Any]) -> StoredPiece:
     sizes = [entry["frames"], entry["notes"], entry.get("samples", 0)]
     if any(type(size) is not int or size < 0 for size in sizes):
         raise ValueError(f"sizes {sizes}")
-    return StoredPiece(folder, str(entry["id"]), str(stem), sizes[0], sizes[1], entry.get("samples"))
+    timbre = str(entry.get("timbre", ""))
+    return StoredPiece(folder, str(entry["id"]), str(stem), sizes[0], sizes[1], entry.get("samples"), timbre)
 
 
 # --- training windows ---
@@ -273,14 +275,13 @@ class PreparedWindows:
         self._mel = functools.lru_cache(maxsize=EVENTS_KEPT)(StoredPiece.open_mel)
         self._order = functools.lru_cache(maxsize=2)(self._draw_order)
 
-    def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Makes batches start_step, start_step + 1, ... without end."""
-        pieces, rows = self._split("train"), self._settings.batch_size
-        ends = np.cumsum([piece.num_frames for piece in pieces], dtype=np.int64)  # on the axis of all frames
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Where each training piece ends on the axis of all frames. UserError: there are none."""
+        ends = np.cumsum([piece.num_frames for piece in self._split("train")], dtype=np.int64)
         if not len(ends) or not ends[-1]:
             raise UserError(f"{self.folder} has no training pieces: prepare a data set that has some")
-        for step in itertools.count(start_step):
-            yield stack([self._row(pieces, ends, step * rows + row) for row in range(rows)])
+        return ends
 
     def pieces(self, split: str, audio: bool = True) -> Iterator[Piece]:
         """Reads the whole pieces of `split`, in order; with audio, if the folder holds it."""
@@ -289,9 +290,10 @@ class PreparedWindows:
     def _split(self, name: str) -> list[StoredPiece]:
         return split_of(self._splits, name, self.folder)
 
-    def _row(self, pieces: list[StoredPiece], ends: np.ndarray, index: int) -> Row:
+    def train_row(self, index: int) -> Row:
         """Makes training example number `index` of the endless stream."""
-        settings, num_starts = self._settings, int(ends[-1])
+        pieces, ends, settings = self._split("train"), self.ends, self._settings
+        num_starts = int(ends[-1])
         strata = num_strata(num_starts, settings.tokenizer.segment_frames)
         epoch, position = divmod(index, strata)
         stratum = int(self._order(epoch, strata)[position])
@@ -302,8 +304,12 @@ class PreparedWindows:
             piece, start = pieces[number], frame - int(ends[number] - pieces[number].num_frames)
             context_frames = 0 if rng.random() < settings.empty_context else settings.context_frames
             mel, events = self._mel(piece), self._events(piece)
+            known = piece.timbre in settings.tokenizer.timbres and rng.random() >= settings.timbre_dropout
+            timbre = piece.timbre if known else ""
             try:
-                window = cut_window(mel, events, settings.tokenizer, start, context_frames, on_overflow="error")
+                window = cut_window(
+                    mel, events, settings.tokenizer, start, context_frames, on_overflow="error", timbre=timbre
+                )
             except SegmentTooLong:
                 self._on_skip(piece.id, start / FRAME_RATE)
                 stratum = int(rng.integers(strata))

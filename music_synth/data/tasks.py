@@ -18,6 +18,7 @@ from music_synth.data.data_dir import default_data_dir
 from music_synth.data.datasets import builder, reading, synthetic
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.examples import NO_CONTEXT, Piece, data_set_of
+from music_synth.data.note_sequences import timbre_of_note_sequence
 from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf, tfds
 from music_synth.data.synthetic import Edition
 from music_synth.errors import UserError
@@ -346,7 +347,8 @@ def _pieces_of_task(task: seqio.Task, split: str) -> Iterator[Piece]:
     dataset = preprocessors.add_mel(task.source.get_dataset(split=split, shuffle=False))
     for piece in dataset.as_numpy_iterator():
         notes = preprocessors.notes_of_sequence(piece["sequence"], trim)
-        yield Piece(piece["id"].decode(), notes, piece["mel"], piece["audio"])
+        timbre = timbre_of_note_sequence(piece["sequence"])
+        yield Piece(piece["id"].decode(), notes, piece["mel"], piece["audio"], timbre)
 
 
 def pieces_in_memory(name: str, split: str, data_dir: str | Path | None = None) -> Iterator[Piece]:

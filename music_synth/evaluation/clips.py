@@ -44,6 +44,7 @@ class Target:
     notes: list[Note]
     mel: np.ndarray  # log-mel [T, M]
     audio: np.ndarray | None = None  # the recording [S]; None where the feed does not keep it
+    timbre: str = ""  # as of `Piece`
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,14 @@ class Folder:
 
     def write_target(self, name: str, target: Target) -> None:
         self.write_sound(name, Sound(target.mel, target.audio))
-        self.write_json(name, "json", {"id": target.id, "notes": target.notes})
+        self.write_json(name, "json", {"id": target.id, "notes": target.notes, "timbre": target.timbre})
 
     def find_target(self, name: str) -> Target | None:
         about, sound = self.read_json(name, "json"), self.find_sound(name)
         try:
             notes = [Note(*note) for note in about["notes"]]
-            return None if sound is None else Target(about["id"], notes, sound.mel, sound.audio)
+            timbre = about.get("timbre", "")
+            return None if sound is None else Target(about["id"], notes, sound.mel, sound.audio, timbre)
         except (KeyError, TypeError):
             return None
 
@@ -139,7 +141,8 @@ class Folder:
 
 def target_name(piece: Any, heard: str) -> str:
     """Names a piece's clip, in all folders; `heard` says what its audio is: a recording, or made by what."""
-    return f"{slug(piece.id)[-MAX_SLUG:]}-{checksum([piece.id, piece.notes, piece.mel, heard])}"
+    identity = [piece.id, piece.notes, piece.mel, heard, *([piece.timbre] if piece.timbre else [])]
+    return f"{slug(piece.id)[-MAX_SLUG:]}-{checksum(identity)}"
 
 
 def slug(text: str) -> str:

@@ -93,7 +93,7 @@ def store_targets(pieces: Iterable[Piece], folder: Path, tools: Tools, inverters
             audio = tools.inverters[first](piece.mel, piece.notes) if piece.audio is None else piece.audio
             audio = audio[: needed + HOP_LENGTH]
             audio = np.pad(audio, (0, max(0, needed - len(audio))))
-            kept.write_target(name, Target(piece.id, piece.notes, piece.mel, audio))
+            kept.write_target(name, Target(piece.id, piece.notes, piece.mel, audio, piece.timbre))
         names.append(name)
         seconds += len(piece.mel) / FRAME_RATE
     return Targets(kept, names, seconds, have_audio)

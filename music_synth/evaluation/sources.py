@@ -136,7 +136,8 @@ class Sampled:
 
     def make(self, names, targets, tools):
         decoder = self.open_checkpoint().decoder
-        tokens = [decoder.tokenizer.encode(target.notes, len(target.mel)) for target in targets]
+        encode = decoder.tokenizer.encode  # a timbre that it does not know counts as unknown
+        tokens = [encode(target.notes, len(target.mel), timbre=target.timbre) for target in targets]
         mels = [target.mel for target in targets]
         lengths = [len(mel) for mel in mels]
 

@@ -98,6 +98,10 @@ def card(
         f" {network.model_dim}, {network.num_heads} heads of {network.head_dim}, MLP {network.mlp_dim} |",
         f"| a segment | {segment:.2f} s, up to {network.max_tokens} note tokens; context: {context} |",
         f"| notes | {velocities}, programs: {tokenizer.granularity} |",
+        *(
+            [f"| timbres | {', '.join(tokenizer.timbres)}: `--timbre NAME`; without, a mixture |"]
+            * bool(tokenizer.timbres)
+        ),
         f"| training data | {task} |",
         f"| training steps | {steps}{f', {batch_size} segments each' * bool(batch_size)} |",
         *([f"| trained from | {start} |"] if start else []),

@@ -44,6 +44,8 @@ class Decoder:
             self.tied = set()
         now, shift = start, 0
         for i, token in enumerate(ids):
+            if vocabulary.is_timbre(token):
+                continue
             if not vocabulary.shift_id <= token < vocabulary.end_id:
                 self.num_invalid += 1
             elif token < vocabulary.pitch_id:

@@ -3,11 +3,12 @@
 The token language is that of MT3 (Gardner et al. 2022, arXiv:2111.03017) as used by Hawthorne et al. 2022
 (arXiv:2206.05408); docs/spec.md 3.3 to 3.10 states it exactly. A segment reads
 
-    [program pitch]... tie | shift [program] [velocity] pitch | shift [velocity] drum | ... EOS
+    [timbre] [program pitch]... tie | shift [program] [velocity] pitch | shift [velocity] drum | ... EOS
 
 First come the notes that already sound at its start, then its events in order of time. A shift gives the time
 since the start of the segment, not since the event before; program and velocity are left out where they do
-not change.
+not change. A timbre, what the segment sounds like, is no part of the published language; unless the tokenizer has
+names of timbres, and a piece one of them, nothing is written of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from music_synth.errors import check_range
+from music_synth.errors import UserError, check_range
 from music_synth.midi import segments as seg
 from music_synth.midi.decoding import Decoded, Decoder
 from music_synth.midi.notes import Note
@@ -137,6 +138,7 @@ class Tokenizer:
     segment_frames: int = 256  # of 20 ms
     max_tokens: int = 2048  # of a segment, with EOS
     max_shift_steps: int = 1000  # of 10 ms
+    timbres: tuple[str, ...] = ()  # names that a piece's timbre may have; see `Vocabulary`
 
     def __post_init__(self):
         if self.granularity not in get_args(Granularity):
@@ -144,14 +146,24 @@ class Tokenizer:
             raise ValueError(f"granularity={self.granularity!r}: must be one of {choices}")
         check_range(self, 1, 2**17, "segment_frames")
         check_range(self, 2, 2**17, "max_tokens")  # tie and EOS at least
-        Vocabulary(self.velocity_bins, self.max_shift_steps)  # checks the rest
+        self.vocabulary  # noqa: B018 - checks the rest
+
+    def check_timbre(self, name: str) -> None:
+        """Raises a UserError unless `name` is one of the timbres, or empty."""
+        if name and name not in self.timbres:
+            told = f"choose from {', '.join(self.timbres)}" if self.timbres else "this model has none"
+            raise UserError(f"no timbre {name!r}: {told}")
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.velocity_bins, self.max_shift_steps)
+        return Vocabulary(self.velocity_bins, self.max_shift_steps, self.timbres)
 
     def encode(
-        self, notes: Sequence[Note], num_frames: int | None = None, on_overflow: OnOverflow = "truncate"
+        self,
+        notes: Sequence[Note],
+        num_frames: int | None = None,
+        on_overflow: OnOverflow = "truncate",
+        timbre: str = "",
     ) -> list[np.ndarray]:
         """Encodes every segment of a piece, each int32 [n <= max_tokens] with EOS, without padding.
 
@@ -159,6 +171,7 @@ class Tokenizer:
             num_frames: length of the piece; by default what its last event needs. Events after it belong to
                 the last segment: to play only a beginning, leave the later notes out of `notes`.
             on_overflow: see `encode_window`.
+            timbre: what every segment begins with; nothing if it is not in `timbres`.
 
         In trailing silence no notes are tied (the published preprocessing repeats there what sounded before
         the last event, docs/spec.md 3.6.3).
@@ -170,11 +183,16 @@ class Tokenizer:
         segments = []
         for j in range(count):
             length = self.segment_frames if j < count - 1 else None
-            segments.append(self._encode(events, j * self.segment_frames, length, on_overflow))
+            segments.append(self._encode(events, j * self.segment_frames, length, on_overflow, timbre))
         return segments
 
     def encode_window(
-        self, events: Events, start_frame: int, num_frames: int | None, on_overflow: OnOverflow = "truncate"
+        self,
+        events: Events,
+        start_frame: int,
+        num_frames: int | None,
+        on_overflow: OnOverflow = "truncate",
+        timbre: str = "",
     ) -> np.ndarray:
         """Encodes `num_frames` frames (None: all) from `start_frame` on, int32 [n] with EOS.
 
@@ -182,12 +200,14 @@ class Tokenizer:
         than `max_tokens` tokens: "truncate" keeps whole events from the start of the window and warns
         (`OverlongSegmentWarning`), "error" raises `SegmentTooLong`, "keep" returns them all.
         """
-        return self._encode(self._mapped(events), start_frame, num_frames, on_overflow)
+        return self._encode(self._mapped(events), start_frame, num_frames, on_overflow, timbre)
 
     def _mapped(self, events: Events) -> Events:
         return events.with_programs(_slakh_table()) if self.granularity == "slakh" else events
 
-    def _encode(self, events: Events, start_frame: int, num_frames: int | None, on_overflow: OnOverflow) -> np.ndarray:
+    def _encode(
+        self, events: Events, start_frame: int, num_frames: int | None, on_overflow: OnOverflow, timbre: str
+    ) -> np.ndarray:
         if on_overflow not in get_args(OnOverflow):
             raise ValueError(f"on_overflow={on_overflow!r}: must be one of {', '.join(get_args(OnOverflow))}")
         start = start_frame * seg.STEPS_PER_FRAME
@@ -196,6 +216,7 @@ class Tokenizer:
         if num_frames is not None:
             last = int(np.searchsorted(events.step, start + num_frames * seg.STEPS_PER_FRAME))
         prefix, program = self._tie_section(events, first) if self.ties else (np.zeros(0, np.int32), -1)
+        prefix = np.concatenate([np.array(self.vocabulary.timbre_ids(timbre), np.int32), prefix])
         window = slice(first, last)
         rows, kept = self._event_rows(events, window, start, program)
         length = len(prefix) + int(kept.sum()) + 1

@@ -1,4 +1,4 @@
-"""The ids of note tokens (docs/spec.md 3.3)."""
+"""The ids of note tokens (docs/spec.md 3.3), and of timbres, which are ours."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ EMBEDDING_MULTIPLE = 128  # embedding tables are rounded up to this many rows
 class Vocabulary:
     """Token ids (docs/spec.md 3.3): 0 padding, 1 EOS, 2 unknown, then shift, pitch, velocity, tie, program, drum.
 
+    Timbres, which published vocabularies have not, take the first of the ids that those leave unused.
+
     Every `*_id` property is the first id of its kind, so `pitch_id + 60` is the token of middle C.
     """
 
     velocity_bins: int = 1  # 1: only on and off; 127: every MIDI velocity
     max_shift_steps: int = 1000  # longest single shift, in steps of 10 ms
+    timbres: tuple[str, ...] = ()  # names of SoundFonts, rooms, players: what a segment may be said to sound like
     steps_per_second: ClassVar[int] = seg.STEPS_PER_SECOND
 
     def __post_init__(self):
         if not 1 <= self.velocity_bins <= MAX_VELOCITY:
             raise ValueError(f"velocity_bins={self.velocity_bins}: must be 1..{MAX_VELOCITY}")
         check_range(self, 1, 2**16, "max_shift_steps")
+        if len(self.timbres) > NUM_EXTRA_IDS or len(set(self.timbres)) < len(self.timbres) or not all(self.timbres):
+            raise ValueError(f"timbres={self.timbres}: must be at most {NUM_EXTRA_IDS} different names")
 
     @property
     def shift_id(self) -> int:
@@ -58,8 +63,16 @@ class Vocabulary:
 
     @property
     def end_id(self) -> int:
-        """One past the last id that means something."""
+        """One past the last id that is about notes; there timbres begin."""
         return self.drum_id + NUM_PITCHES
+
+    def timbre_ids(self, name: str) -> list[int]:
+        """Gives the token of a timbre; none of a name that is not in `timbres`, such as "", for unknown."""
+        return [self.end_id + self.timbres.index(name)] if name in self.timbres else []
+
+    def is_timbre(self, tokens):
+        """Says which tokens are timbres. Takes ints and integer arrays."""
+        return (tokens >= self.end_id) & (tokens < self.end_id + len(self.timbres))
 
     @property
     def size(self) -> int:

@@ -42,6 +42,7 @@ class TimedNotes(NamedTuple):
     velocity: Array  # int32, token id of the velocity in force; of bin 0 where a note is tied, which does not tell it
     onset: Array  # float32, frames since the start of the segment
     offset: Array  # float32; `end` where the segment does not tell it
+    timbre: Array  # int32 [B, 1], token id of the segment's timbre; 0 where it is unknown
 
 
 def read_notes(tokens: Array, vocabulary: Vocabulary, end: float) -> TimedNotes:
@@ -67,7 +68,8 @@ def read_notes(tokens: Array, vocabulary: Vocabulary, end: float) -> TimedNotes:
     kind = jnp.where(is_pitch, (program - v.program_id) * NUM_PITCHES + tokens - v.pitch_id, -1)
     ends = (kind[:, :, None] == kind[:, None, :]) & (positions[:, None, :] > positions[:, :, None])  # [B, N, N]
     offset = jnp.min(jnp.where(ends, time[:, None, :], float(end)), axis=2)
-    return TimedNotes(is_note, is_drum, program, velocity, jnp.where(tied, -TIED_AGE, time), offset)
+    timbre = jnp.max(jnp.where(v.is_timbre(tokens), tokens, 0), axis=1, keepdims=True)
+    return TimedNotes(is_note, is_drum, program, velocity, jnp.where(tied, -TIED_AGE, time), offset, timbre)
 
 
 class NoteRoll(nn.Module):

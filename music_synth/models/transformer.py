@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import MIN_LOG_MEL, unscale_mel
+from music_synth.midi.vocabulary import NUM_EXTRA_IDS
 from music_synth.models.convolution import ConvDecoder
 from music_synth.models.layers import (
     Array,
@@ -23,6 +24,7 @@ from music_synth.models.layers import (
     PositionTable,
     RMSNorm,
     length_dropout,
+    partitioned,
     sinusoid_table,
 )
 from music_synth.models.note_roll import NoteRoll, TimedNotes, read_notes
@@ -88,13 +90,21 @@ class LayerStack(nn.Module):
 
 
 class NoteEncoder(LayerStack):
-    """Note tokens [B, N] -> encodings [B, N, D]. Given `notes`, each also carries its program and velocity."""
+    """Note tokens [B, N] -> encodings [B, N, D]. Given `notes`, each also carries its program, velocity and timbre.
+
+    A timbre [B, 1, D] colors each program and each drum in its own way, so it is multiplied by their embeddings.
+    """
 
     sinusoids: bool  # positions computed (autoregressive) or from the checkpointed table (diffusion)
 
     @nn.compact
     def __call__(
-        self, tokens: Array, mask: Array | None, deterministic: bool, notes: TimedNotes | None = None
+        self,
+        tokens: Array,
+        mask: Array | None,
+        deterministic: bool,
+        notes: TimedNotes | None = None,
+        timbre: Array | None = None,
     ) -> Array:
         c, length = self.config, tokens.shape[1]
         if length > c.max_tokens:
@@ -107,9 +117,38 @@ class NoteEncoder(LayerStack):
             table = PositionTable(c.max_tokens, c.model_dim, name="Embed_0")()
         x = embedder(tokens) + table[None, :length]
         if notes is not None:
-            in_force = embedder(notes.velocity) + jnp.where(notes.is_drum[..., None], 0.0, embedder(notes.program))
+            is_drum, program = notes.is_drum[..., None], embedder(notes.program)
+            in_force = embedder(notes.velocity) + jnp.where(is_drum, 0.0, program)
+            if timbre is not None:
+                in_force += timbre * (1.0 + jnp.where(is_drum, embedder(tokens), program))
             x = x + jnp.where(notes.is_note[..., None], in_force, 0.0)
         return self.run(x, mask, deterministic)
+
+
+class Timbre(nn.Module):
+    """Token ids of timbres [B, 1], scaled context [B, C, M] or None, its mask [B, C] -> their embeddings [B, 1, D].
+
+    An unknown timbre, id 0, is a mixture: each has a share by how near it is to what the context sounds like, all the
+    same share without a context. Embeddings begin at 0, so that a network that has learned to play without them can
+    learn them; their table has room for all that a vocabulary can name.
+    """
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, ids: Array, context: Array | None, mask: Any) -> Array:
+        c = self.config
+        zeros = partitioned(nn.initializers.zeros_init(), None, "embed")
+        table = self.param("embedding", zeros, (NUM_EXTRA_IDS, c.model_dim))
+        known, table = ids > 0, table[: len(c.vocabulary.timbres)]
+        mixture = jnp.mean(table, axis=0)[None, None]
+        if context is not None:
+            counted = mask[..., None].astype(jnp.float32)
+            found = nn.gelu(Dense(c.model_dim, ("mel", "embed"), name="features")(context + 1.0)) * counted
+            mean = jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1.0)
+            heard = Dense(c.model_dim, ("embed", "mel"), name="query")(mean)
+            mixture = (nn.softmax(heard @ table.T) @ table)[:, None]
+        return jnp.where(known[..., None], table[jnp.where(known, ids - c.vocabulary.end_id, 0)], mixture)
 
 
 class ContextEncoder(LayerStack):
@@ -290,6 +329,8 @@ class MelTransformer(nn.Module):
             self.encoder = NoteEncoder(c, sinusoids=self.autoregressive)
         if c.note_roll:
             self.note_roll = NoteRoll(c)
+            if c.vocabulary.timbres:
+                self.timbre = Timbre(c)
         if c.num_prior_layers:
             self.prior = PriorNetwork(c)
         self.decoder: Any
@@ -322,7 +363,10 @@ class MelTransformer(nn.Module):
         c, encoder_mask = self.config, None if self.attend_to_padding else token_mask
         notes = read_notes(note_tokens, c.vocabulary, c.target_frames) if c.note_roll else None
         encoder = self.token_encoder if self._encodes_context() else self.encoder
-        tokens = encoder(note_tokens, encoder_mask, deterministic, notes)
+        timbre = None
+        if notes is not None and c.vocabulary.timbres:
+            timbre = self.timbre(notes.timbre, context, context_mask)
+        tokens = encoder(note_tokens, encoder_mask, deterministic, notes, timbre)
         sources: tuple[Array, ...] = (tokens,)
         masks: tuple[Array, ...] = (token_mask,)
         if self._encodes_context():

@@ -143,8 +143,7 @@ def test_too_many_tokens(made):
 
 def test_evaluation_batches_are_the_segments_in_order(made):
     tokenizer, batch_size = Tokenizer(), 4
-    pieces = [(piece.mel, Events.from_notes(piece.notes)) for piece in made["validation"]]
-    batches = list(evaluation_batches(pieces, tokenizer, context_frames=CONTEXT, batch_size=batch_size))
+    batches = list(evaluation_batches(made["validation"], tokenizer, context_frames=CONTEXT, batch_size=batch_size))
     rows = [{name: batch[name][i] for name in batch} for batch in batches for i in range(batch_size)]
     expected = []
     for piece in made["validation"]:

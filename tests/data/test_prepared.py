@@ -360,3 +360,43 @@ def test_task_without_tensorflow_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "music_synth.data.seqio_windows", None)  # importing it fails
     with pytest.raises(UserError, match=r"pip install 'music_synth\[data\]', or train on a folder"):
         open_feed("maestro", Tokenizer(), 8)
+
+
+@pytest.fixture(scope="module")
+def colored(made, tmp_path_factory):
+    """The made pieces, every other one of a known timbre."""
+    pieces = {
+        split: [dataclasses.replace(piece, timbre=("hall", "")[index % 2]) for index, piece in enumerate(made[split])]
+        for split in made
+    }
+    folder = tmp_path_factory.mktemp("prepared") / "colored"
+    write_folder(folder, pieces, "made", "1.0.0")
+    return folder
+
+
+def test_windows_name_the_timbre_of_their_piece(folder, colored):
+    tokenizer = Tokenizer(timbres=("room", "hall"))  # whose order is the tokenizer's, not the folder's
+    token = tokenizer.vocabulary.end_id + 1
+    assert [piece.timbre for piece in open_made(colored).pieces("train")] == ["hall", "", "hall", "", "hall"]
+    plain, kept, dropped = (
+        take(open_made(source, tokenizer=tokenizer, timbre_dropout=dropout), 20)
+        for source, dropout in ((folder, 0.0), (colored, 0.0), (colored, 0.5))
+    )
+    first = {name: np.concatenate([batch["note_tokens"][:, 0] for batch in batches]) == token
+             for name, batches in (("plain", plain), ("kept", kept), ("dropped", dropped))}  # fmt: skip
+    assert not first["plain"].any()
+    assert 0.35 < first["kept"].mean() < 0.9
+    assert 0.35 < first["dropped"].sum() / first["kept"].sum() < 0.65
+    for before, after in zip(plain, kept, strict=True):  # the same windows, but for what names the timbre
+        np.testing.assert_array_equal(before["mel"], after["mel"])
+        for one, other in zip(before["note_tokens"], after["note_tokens"], strict=True):
+            named = other[0] == token
+            np.testing.assert_array_equal(one[:-1] if named else one, other[1:] if named else other)
+    strangers = take(open_made(colored, tokenizer=Tokenizer(timbres=("attic",))), 1)
+    assert_same(strangers[0], take(open_made(folder), 1)[0])
+
+
+def test_evaluation_names_the_timbre(colored):
+    tokenizer = Tokenizer(timbres=("hall",))
+    batch = next(open_made(colored, tokenizer=tokenizer).eval_batches("validation"))
+    assert batch["note_tokens"][0, 0] == tokenizer.vocabulary.end_id

@@ -637,3 +637,32 @@ def test_a_window_takes_about_a_millisecond(big_piece):
         tokenizer.encode_window(Events.from_array(array), 60 * k - 256, 256)
         durations.append(time.perf_counter() - start)
     assert np.median(durations) < 0.005  # 0.4 ms on an idle core
+
+
+def test_a_timbre_is_one_token_more_at_the_start_of_each_segment(big_piece):
+    plain, named = Tokenizer(velocity_bins=32), Tokenizer(velocity_bins=32, timbres=("hall", "room"))
+    token = named.vocabulary.end_id + 1
+    assert plain.vocabulary.end_id < token < plain.vocabulary.size == named.vocabulary.size
+    for before, after in zip(plain.encode(big_piece), named.encode(big_piece, timbre="room"), strict=True):
+        room = plain.max_tokens - 1
+        np.testing.assert_array_equal(after[0], token)
+        if len(before) <= room:
+            np.testing.assert_array_equal(after[1:], before)
+        else:
+            assert len(after) <= plain.max_tokens and np.array_equal(after[1:-1], before[: len(after) - 2])
+    for unknown in ("", "cellar"):
+        for before, after in zip(plain.encode(big_piece), named.encode(big_piece, timbre=unknown), strict=True):
+            np.testing.assert_array_equal(after, before)
+
+
+def test_decoding_passes_over_a_timbre():
+    tokenizer = Tokenizer(velocity_bins=127, timbres=("hall",))
+    notes = [Note(60, 90, 0, 0.0, 6.0), Note(40, 80, 0, 5.5, 5.51, True)]
+    decoded = tokenizer.decode(tokenizer.encode(notes, timbre="hall"))
+    assert decoded.num_invalid == 0 and decoded.notes == tokenizer.decode(tokenizer.encode(notes)).notes
+
+
+@pytest.mark.parametrize("timbres", [("a", "a"), ("a", ""), tuple(map(str, range(101)))])
+def test_refuses_timbres_that_cannot_be_told_apart(timbres):
+    with pytest.raises(ValueError, match="at most 100 different names"):
+        Tokenizer(timbres=timbres)

@@ -1,5 +1,7 @@
 """The note roll: what it reads off the tokens, the envelopes, and the networks that have one."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,7 +80,7 @@ def timed(onset, offset, is_drum=False, is_note=True):
 
     ids = one(0, jnp.int32)
     return note_roll.TimedNotes(
-        one(is_note, bool), one(is_drum, bool), ids, ids, one(onset, jnp.float32), one(offset, jnp.float32)
+        one(is_note, bool), one(is_drum, bool), ids, ids, one(onset, jnp.float32), one(offset, jnp.float32), ids
     )
 
 
@@ -167,7 +169,7 @@ def test_a_note_sounds_as_loud_as_a_soundfont_plays_its_velocity():
     ids = Vocabulary(velocity_bins=32)
     notes = jax.tree.map(lambda a: jnp.asarray(a)[None], note_roll.TimedNotes(
         np.ones(3, bool), np.zeros(3, bool), np.zeros(3, np.int32), ids.velocity_id + np.array([32, 16, 0], np.int32),
-        np.zeros(3, np.float32), np.ones(3, np.float32),
+        np.zeros(3, np.float32), np.ones(3, np.float32), np.zeros(1, np.int32),
     ))  # fmt: skip
     gains = note_roll.gains(notes, jnp.full(note_roll.NUM_ENVELOPES, note_roll.VELOCITY_EXPONENT), ids)
     expected = 1, 10 ** (-40 * np.log10(2) / 20), note_roll.TIED_VELOCITY**2
@@ -180,3 +182,40 @@ def test_a_tied_note_tells_no_velocity():
     notes = read_notes(jnp.asarray([[*tokens, ids.pitch_id + 64, 1]]), ids, FRAMES)
     velocity = np.asarray(notes.velocity)[np.asarray(notes.is_note)]
     np.testing.assert_array_equal(velocity, [ids.velocity_id, ids.velocity_id + 7])
+
+
+def test_timbres_color_programs_and_drums_each_in_its_way():
+    """And without a context an unknown one is the mean of all; before anything is learned there is no difference."""
+    vocabulary = Vocabulary(timbres=("hall", "room"))
+    config = dataclasses.replace(CONFIG, vocabulary=vocabulary, context_frames=FRAMES)
+    network = MelTransformer(config, 128, autoregressive=False)
+    piano, drum = (vocabulary.pitch_id + 60, vocabulary.drum_id + 60)
+    notes = [vocabulary.tie_id, vocabulary.velocity_id + 1, vocabulary.program_id, piano, drum]
+    tokens = jnp.asarray([[first, *notes] for first in (vocabulary.end_id, vocabulary.end_id + 1, 2)])
+    context, mask = jnp.zeros((3, FRAMES, 128)), jnp.zeros((3, FRAMES), bool)
+    params = nn.unbox(network.init(jax.random.key(0), tokens, jnp.zeros((3, FRAMES, 128)), jnp.zeros(3), context, mask))
+
+    @jax.jit
+    def encoded(table, context, mask):
+        params["params"]["timbre"]["embedding"] = table
+        inputs = (jnp.where(tokens < vocabulary.end_id, tokens, 2), tokens > 0, tokens, context, mask)
+
+        def encode(net, same_tokens, token_mask, tokens, context, mask):
+            notes = note_roll.read_notes(tokens, vocabulary, FRAMES)
+            timbre = net.timbre(notes.timbre, context, mask)
+            return net.token_encoder(same_tokens, token_mask, True, notes, timbre)
+
+        return network.apply(params, *inputs, method=encode)
+
+    begin = np.asarray(encoded(jnp.zeros((100, 16)), context, mask))
+    np.testing.assert_array_equal(begin[:, 1:], np.broadcast_to(begin[:1, 1:], begin[:, 1:].shape))
+    table = jax.random.normal(jax.random.key(1), (100, 16))
+    hall, room, unknown = np.asarray(encoded(table, context, mask))
+    mean = np.asarray(encoded(jnp.broadcast_to(table[:2].mean(axis=0, keepdims=True), table.shape), context, mask))
+    np.testing.assert_allclose(mean[2, 1:], unknown[1:], atol=1e-5)
+    assert min(np.abs(a - b)[4:].max() for a, b in ((hall, room), (hall, unknown), (room, unknown))) > 0.1
+    by_drum, by_piano = hall[5] - room[5], hall[4] - room[4]
+    assert np.abs(by_drum - by_piano).max() > 0.1  # not one shift for all
+    heard = np.asarray(encoded(table, context.at[:, :, 90:].set(1.0), mask | True))
+    np.testing.assert_array_equal(heard[:2], [hall, room])  # what is known needs no context
+    assert np.abs(heard[2] - unknown).max() > 1e-3

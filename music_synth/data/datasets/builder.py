@@ -72,7 +72,7 @@ def builder_class(name: str) -> type[CorpusBuilder]:
 
 def stored(number: int, item: Recording, path: Path) -> tuple[int, dict]:
     """Gives key and record of a recording that is kept in a file."""
-    return number, record.make_record(item.id, *read_kept(path))
+    return number, record.make_record(item.id, *read_kept(path), item.timbre)
 
 
 def keep_and_store(job: Job, numbered: tuple[int, Recording, Path]) -> list[tuple[int, dict]]:

@@ -38,6 +38,11 @@ class Recording:
         """Says what else makes it what it is."""
         return ""
 
+    @property
+    def timbre(self) -> str:
+        """Names the SoundFont, room or player, where one data set has several; "": unknown."""
+        return ""
+
 
 class Content(NamedTuple):
     """What a recording holds."""

@@ -32,11 +32,11 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def make_record(name: str, notes: Sequence[Note], audio: np.ndarray) -> dict:
-    """Makes a record of notes and audio, float [S] in [-1, 1] at 16 kHz."""
+def make_record(name: str, notes: Sequence[Note], audio: np.ndarray, timbre: str = "") -> dict:
+    """Makes a record of notes and audio, float [S] in [-1, 1] at 16 kHz. The timbre is kept with the notes."""
     return {
         "id": name,
         "audio": audio_to_int16(audio),
-        "sequence": write_note_sequence(name, notes),
+        "sequence": write_note_sequence(name, notes, timbre),
         "programs": np.array(sorted({note.program for note in notes if not note.is_drum}), np.int64),
     }

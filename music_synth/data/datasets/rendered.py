@@ -55,6 +55,10 @@ class Rendering(Recording):
     def settings(self) -> str:
         return repr((self.lump, self.seed, self.kinds, self.gain))
 
+    @property
+    def timbre(self) -> str:
+        return self.files[1].stem
+
 
 class Rendered:
     """The reader; see `corpus.Corpus`."""
