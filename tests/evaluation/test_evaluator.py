@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from music_synth.audio.mel import MIN_LOG_MEL, log_mel
+from music_synth.data.examples import Piece
 from music_synth.errors import UserError
 from music_synth.evaluation import evaluator, sources
 from music_synth.evaluation import pieces as chosen
@@ -26,14 +27,6 @@ from music_synth.playing import Decoder, Segment
 DB = 20 / np.log(10)  # a log-mel difference of 1
 NETWORK = NetworkConfig(target_frames=4, context_frames=4, max_tokens=64, num_mels=128)
 TOKENIZER = Tokenizer(segment_frames=4, max_tokens=64)
-
-
-@dataclass(frozen=True)
-class Piece:
-    id: str
-    notes: list[Note]
-    mel: np.ndarray
-    audio: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
