@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from music_synth.files import replacing
 
 WRITABLE = {".wav": "WAV", ".flac": "FLAC"}
 MIN_RATE, MAX_RATE, MAX_SECONDS = 1000, 768_000, 24 * 3600  # that a file may say of itself: Hz, Hz, s
+BLOCK = 1 << 18  # samples of each channel that are read at a time
 MAX_WAV_SAMPLES = (2**32 - 64) // 2  # its header counts bytes in 32 bits
 
 
@@ -50,14 +51,31 @@ def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE
                     f"{name} says that it has {file.frames} samples at {file.samplerate} Hz: rates are {MIN_RATE} to"
                     f" {MAX_RATE:,} Hz, and it may last {MAX_SECONDS // 3600} hours"
                 )
-            audio, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            parts = list(_resampled(file.blocks(BLOCK, dtype="float32", always_2d=True), file.samplerate, sample_rate))
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"cannot read {name} as audio ({error}); give a WAV or FLAC file") from error
-    if audio.size == 0:
+    if not parts:
         raise UserError(f"{name} holds no audio samples")
+    audio = np.concatenate(parts)
     if not np.isfinite(audio).all():
         raise UserError(f"{name} holds samples that are NaN or infinite; export it again")
-    return resample(np.ascontiguousarray(audio.mean(axis=1)), file_rate, sample_rate)
+    return audio
+
+
+def _resampled(blocks: Iterable[np.ndarray], source_rate: float, target_rate: float) -> Iterator[np.ndarray]:
+    """Averages the channels of blocks [s, channels] and yields them resampled: together, bit for bit, as `resample`."""
+    import soxr
+
+    stream = None
+    if source_rate != target_rate:
+        stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+    size = 0
+    for block in blocks:
+        mono = np.ascontiguousarray(block.mean(axis=1))
+        size += len(mono)
+        yield mono if stream is None else stream.resample_chunk(mono)
+    if stream is not None and size:
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def audio_to_int16(audio: np.ndarray) -> np.ndarray:

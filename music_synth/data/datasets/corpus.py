@@ -9,7 +9,8 @@ quick and looks only at what lists the recordings; reading does the work, one re
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +23,7 @@ from music_synth.midi.segments import SAMPLE_RATE
 from music_synth.midi.tokenizer import Events
 
 SPLITS = ("train", "validation", "test")
+HELD_OUT = (("test", 0.1), ("validation", 0.2))  # cumulative shares of what is split by chance; the rest is training's
 MAX_MISSING_SECONDS = 1.0  # audio may end this much before its last note does
 
 
@@ -42,6 +44,13 @@ class Recording:
     def timbre(self) -> str:
         """Names the SoundFont, room or player, where one data set has several; "": unknown."""
         return ""
+
+
+@dataclass(frozen=True)
+class Measured(Recording):
+    """A recording whose length is known before it is read."""
+
+    seconds: float
 
 
 class Content(NamedTuple):
@@ -85,14 +94,14 @@ class Corpus(Reader, Protocol):
 
 
 @contextlib.contextmanager
-def naming(recording: Recording) -> Iterator[None]:
+def naming(recording: Recording, remedy: str = "unpack it again") -> Iterator[None]:
     """Says in errors of its files which recording they are about, and what to do."""
     try:
         yield
     except UserError as error:
         if str(error).startswith(f"{recording.id}: "):
             raise
-        raise UserError(f"{recording.id}: {error}; unpack it again, or leave it out with --skip_bad") from error
+        raise UserError(f"{recording.id}: {error}; {remedy}, or leave it out with --skip_bad") from error
 
 
 def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Content:
@@ -114,6 +123,21 @@ def check(recording: Recording, notes: Sequence[Note], audio: np.ndarray) -> Con
             f"{recording.id}: {seconds:.2f} s of audio for labels up to {last:.2f} s; leave it out with --skip_bad"
         )
     return Content(sorted(notes, key=lambda note: (note.onset, note.is_drum, note.program, note.pitch)), audio)
+
+
+def split_by_chance(contents: Collection[str]) -> dict[str, str]:
+    """The split of each of some hashes: 8:1:1, by chance, which the hash fixes. A split that is left out takes one."""
+    splits = {}
+    for content in sorted(contents):
+        share = int(content[:8], 16) / 2**32
+        splits[content] = next((split for split, end in HELD_OUT if share < end), "train")
+    if len(splits) < len(SPLITS):
+        return dict.fromkeys(splits, "train")
+    for split in SPLITS:
+        if split not in splits.values():
+            count = Counter(splits.values())
+            splits[next(content for content in splits if count[splits[content]] > 1)] = split
+    return splits
 
 
 def folder_with(root: Path, names: Iterable[str], what: str) -> Path:

@@ -5,28 +5,31 @@ No TensorFlow here: the processes start in a second.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.data.datasets import rendered, tfrecords
+from music_synth.data.datasets import tfrecords
 from music_synth.data.datasets.archives import unpacked
-from music_synth.data.datasets.corpus import Content, Corpus, Found, Reader, Recording
+from music_synth.data.datasets.corpus import Content, Corpus, Found, Measured, Reader, Recording
 from music_synth.data.prepared import notes_from_array, notes_to_array
 from music_synth.errors import UserError
 from music_synth.files import replacing
 
+Result = TypeVar("Result")
 VERSION = "1.0.0"  # of all corpora; raise it when a reader or the record changes
 CORPORA = {  # name -> module and what it is called there
     "maestro": "maestro:CORPUS",
@@ -42,6 +45,7 @@ CORPORA = {  # name -> module and what it is called there
     "musicnet_em": "musicnet:CORPUS_EM",
     "urmp": "urmp:CORPUS",
     "rendered": "rendered:CORPUS",
+    "pairs": "pairs:CORPUS",
 }
 
 
@@ -97,7 +101,7 @@ def seconds(recording: Recording) -> float:
 
     if isinstance(recording, tfrecords.Record):
         return tfrecords.seconds(recording)
-    if isinstance(recording, rendered.Rendering):
+    if isinstance(recording, Measured):
         return recording.seconds
     longest = 0.0
     for path in recording.files:
@@ -157,24 +161,33 @@ def leave_with_parent() -> None:
 def load_all(job: Job, workers: int, progress: bool) -> None:
     """Makes the file of every recording, in `workers` processes. UserError at the first bad one, if they count."""
     left = [n for n, path in enumerate(job.files) if not path.exists()]
-    numbers, done = iter(left), len(job.recordings) - len(left)
+    done = len(job.recordings) - len(left)
+    bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)
+    arguments = ((job.name, job.recordings[number], job.files[number]) for number in left)
+    with bar, contextlib.closing(in_processes(keep, arguments, workers)) as results:
+        for index, complaint in results:
+            if complaint is not None:
+                job.complain(left[index], complaint)
+                if not job.skip_bad:
+                    raise UserError(complaint)
+            bar.update()
+
+
+def in_processes(
+    function: Callable[..., Result], arguments: Iterable[tuple], workers: int
+) -> Generator[tuple[int, Result]]:
+    """Yields (number, function(*arguments)) of each in turn, as they are done; no more are begun once it is closed."""
     # Spawned, not forked: this process has threads of TensorFlow.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=leave_with_parent)
-    bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)
+    numbered = enumerate(arguments)
     pending: dict[Future, int] = {}
     try:
-        with bar:
-            while True:
-                while len(pending) < 2 * workers and (number := next(numbers, None)) is not None:
-                    pending[pool.submit(keep, job.name, job.recordings[number], job.files[number])] = number
-                if not pending:
-                    return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    number, complaint = pending.pop(future), future.result()
-                    if complaint is not None:
-                        job.complain(number, complaint)
-                        if not job.skip_bad:
-                            raise UserError(complaint)
-                    bar.update()
+        while True:
+            while len(pending) < 2 * workers and (following := next(numbered, None)) is not None:
+                pending[pool.submit(function, *following[1])] = following[0]
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -17,8 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from music_synth.audio.io import resample
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.audio.soundfont import RENDER_RATE, default_soundfont, render_midi
-from music_synth.data.datasets.corpus import SPLITS, Content, Found, Recording, check
+from music_synth.data.datasets.corpus import Content, Found, Measured, Recording, check, split_by_chance
 from music_synth.data.datasets.variation import KINDS, Variation, equalize, vary
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
@@ -38,14 +37,15 @@ from music_synth.midi.wad import is_wad, read_wad
 GAIN = 0.5  # FluidSynth's; full arrangements then peak below 1
 MAX_PEAK = 0.99  # the rare louder piece is turned down to it
 MAX_MINUTES = 60  # of a piece
-HELD_OUT = (("test", 0.1), ("validation", 0.2))  # cumulative shares of the pieces; the rest is for training
 
 
 @dataclass(frozen=True)
-class Rendering(Recording):
-    """A piece with a SoundFont: `files` are both. `seed`: of its variation; empty where it is as written."""
+class Rendering(Measured):
+    """A piece with a SoundFont: `files` are both. `seed`: of its variation; empty where it is as written.
 
-    seconds: float  # up to the end of the last note
+    It lasts `seconds` up to the end of the last note.
+    """
+
     lump: str = ""  # in a WAD archive
     seed: str = ""
     kinds: tuple[str, ...] = KINDS
@@ -142,7 +142,7 @@ def find_renderings(
             found.setdefault(_content(notes), (name, path, lump, max(note.offset for note in notes)))
         except UserError as error:
             unreadable.append(str(error) if data is None else f"{path}, {lump}: {error}")
-    splits = _splits(found)
+    splits = split_by_chance(found)
     recordings, ids = [], set()
     for content, (name, path, lump, end) in found.items():
         for soundfont in soundfonts:
@@ -182,18 +182,3 @@ def _content(notes: Sequence[Note]) -> str:
     """What makes a piece the same piece: when which key sounds."""
     keys = sorted((round(note.onset, 2), note.pitch, note.is_drum) for note in notes)
     return hashlib.sha256(repr(keys).encode()).hexdigest()
-
-
-def _splits(contents: Collection[str]) -> dict[str, str]:
-    """The split of each piece: by chance, which its content fixes. A split that is left out then takes one."""
-    splits = {}
-    for content in sorted(contents):
-        share = int(content[:8], 16) / 2**32
-        splits[content] = next((split for split, end in HELD_OUT if share < end), "train")
-    if len(splits) < len(SPLITS):
-        return dict.fromkeys(splits, "train")
-    for split in SPLITS:
-        if split not in splits.values():
-            count = Counter(splits.values())
-            splits[next(content for content in splits if count[splits[content]] > 1)] = split
-    return splits
