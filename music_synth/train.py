@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from pathlib import Path
 
 import jax
 
@@ -18,6 +19,7 @@ from music_synth import config, errors
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
 from music_synth.models.base import SpectrogramModel
+from music_synth.training.best import BEST
 
 
 def main(argv: list[str]) -> None:
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> None:
     model_dir = train.keywords["model_dir"]
     train(config_text=config.operative_text())
     if jax.process_index() == 0:
+        if train.keywords.get("patience") is not None:
+            model_dir = str(Path(model_dir) / BEST)
         print(f"done: checkpoints, {config.CONFIG_FILE}, metrics.jsonl and TensorBoard events are in {model_dir}")
         flag = (
             "--checkpoint"

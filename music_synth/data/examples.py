@@ -55,12 +55,17 @@ class SegmentSettings(FeedSettings):
     empty_context is the share of training examples whose context is masked, to practice beginnings. Every piece that is
     played begins without context; among windows drawn evenly from pieces of 2,000 frames one in 2,000 does, too few to
     learn from. The published setting is 0. timbre_dropout is the share of those with a timbre that do not say which.
+
+    rehearsal is another task, a share of the training examples, so that a model that is tuned does not forget what it
+    could before; what is held out is that of `task` alone.
     """
 
     tokenizer: Tokenizer
     context: bool = True  # whether batches have context_mel and context_mask
     empty_context: float = 0.1
     timbre_dropout: float = 0.15
+    rehearsal: str | None = None
+    rehearsal_share: float = 0.25
     cache_dir: str | None = None  # folder of seqio's offline cache of the task
 
     def __post_init__(self):
@@ -69,6 +74,8 @@ class SegmentSettings(FeedSettings):
             raise UserError(f"Feed.empty_context = {self.empty_context}: must be in [0, 1]")
         if not 0 <= self.timbre_dropout <= 1:
             raise UserError(f"Feed.timbre_dropout = {self.timbre_dropout}: must be in [0, 1]")
+        if not 0 < self.rehearsal_share < 1:
+            raise UserError(f"Feed.rehearsal_share = {self.rehearsal_share}: must be between 0 and 1")
 
     @property
     def context_frames(self) -> int:

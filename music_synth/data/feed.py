@@ -52,23 +52,34 @@ class Feed(SegmentSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        members = {} if self.cache_dir else members_of(self.task)
+        windows = self._open(self.task)
+        self._windows: Windows = self._open_seqio() if windows is None else windows
+        self._trained = self._windows
+        if self.rehearsal is not None:
+            other = self._open(self.rehearsal)
+            if windows is None or other is None:
+                name = self.task if windows is None else self.rehearsal
+                raise UserError(f"Feed.rehearsal mixes prepared folders, and {name!r} is none: prepare_data makes one")
+            self._trained = Mixture([windows, other], [1 - self.rehearsal_share, self.rehearsal_share], self)
+
+    def _open(self, task: str) -> Mixture | None:
+        """Opens the prepared folders of a task; None: it is one of seqio's."""
+        members = {} if self.cache_dir else members_of(task)
         folders = {name: folder_of(name, self.data_dir) for name in members}
         if not members or list(folders.values()) == [None]:
-            self._windows = self._open_seqio()
-            return
+            return None
         windows = []
         for name, folder in folders.items():
             if folder is None:
-                raise UserError(f"{name} in {self.task!r}: a mixture is of prepared folders (or of seqio's making)")
+                raise UserError(f"{name} in {task!r}: a mixture is of prepared folders (or of seqio's making)")
             if self.context and name.endswith(NO_CONTEXT):
                 raise UserError(f"task {name!r} has no context: set Feed.context = False, or choose another task")
             windows.append(PreparedWindows(folder, self, self._skip))
-        self._windows = Mixture(windows, list(members.values()), self)
+        return Mixture(windows, list(members.values()), self)
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Makes batches without end; batch k depends on the seed and k alone, so a run resumes exactly."""
-        return self._windows.train_batches(start_step)
+        return self._trained.train_batches(start_step)
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
         """Makes all consecutive segments of a split with their true context, in fixed order."""

@@ -49,7 +49,9 @@ class Mixture:
     and its own examples come in the order that they have without the others.
     """
 
-    def __init__(self, members: Sequence[PreparedWindows], weights: Sequence[float | None], settings: SegmentSettings):
+    def __init__(
+        self, members: Sequence[PreparedWindows | Mixture], weights: Sequence[float | None], settings: SegmentSettings
+    ):
         self._members, self._weights, self._settings = members, weights, settings
         self._round = functools.lru_cache(maxsize=2)(self._draw_round)
 
@@ -57,22 +59,27 @@ class Mixture:
     def counts(self) -> np.ndarray:
         """How many of `ROUND` examples are of each member: its share, rounded, but at least one."""
         weights = [
-            weight or float(member.ends[-1]) for member, weight in zip(self._members, self._weights, strict=True)
+            weight or float(member.num_frames) for member, weight in zip(self._members, self._weights, strict=True)
         ]
         bounds = np.rint(np.cumsum([0.0, *weights]) / sum(weights) * (ROUND - len(weights)))
         return np.diff(bounds).astype(int) + 1
+
+    @property
+    def num_frames(self) -> int:
+        return sum(member.num_frames for member in self._members)
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Makes batches start_step, start_step + 1, ... without end."""
         rows = self._settings.batch_size
         for step in itertools.count(start_step):
-            yield stack([self._row(step * rows + row) for row in range(rows)])
+            yield stack([self.train_row(step * rows + row) for row in range(rows)])
 
     def pieces(self, split: str, audio: bool = True) -> Iterator[Piece]:
         """Reads the whole pieces of `split`, in order; with audio, if their folder holds it."""
         return itertools.chain.from_iterable([member.pieces(split, audio) for member in self._members])
 
-    def _row(self, index: int) -> Row:
+    def train_row(self, index: int) -> Row:
+        """Makes training example number `index` of the endless stream."""
         if len(self._members) == 1:
             return self._members[0].train_row(index)
         number, position = divmod(index, ROUND)

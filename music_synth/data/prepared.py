@@ -283,6 +283,10 @@ class PreparedWindows:
             raise UserError(f"{self.folder} has no training pieces: prepare a data set that has some")
         return ends
 
+    @property
+    def num_frames(self) -> int:
+        return int(self.ends[-1])
+
     def pieces(self, split: str, audio: bool = True) -> Iterator[Piece]:
         """Reads the whole pieces of `split`, in order; with audio, if the folder holds it."""
         return (piece.read(audio) for piece in self._split(split))
@@ -293,7 +297,7 @@ class PreparedWindows:
     def train_row(self, index: int) -> Row:
         """Makes training example number `index` of the endless stream."""
         pieces, ends, settings = self._split("train"), self.ends, self._settings
-        num_starts = int(ends[-1])
+        num_starts = self.num_frames
         strata = num_strata(num_starts, settings.tokenizer.segment_frames)
         epoch, position = divmod(index, strata)
         stratum = int(self._order(epoch, strata)[position])

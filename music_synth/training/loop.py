@@ -21,6 +21,7 @@ from music_synth.errors import UserError
 from music_synth.midi.segments import TOKEN_BUCKETS
 from music_synth.training import partitioning
 from music_synth.training.batches import cut_tokens, on_devices, prefetch
+from music_synth.training.best import Best
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.held_out import HeldOut, first_held_out
 from music_synth.training.lock import lock_model_dir
@@ -51,12 +52,14 @@ def train(
     eval_every: int = 1000,
     keep_checkpoints: int = 3,  # the newest
     num_eval_batches: int | None = 20,  # None: all of the validation split
+    patience: int | None = None,  # evaluations in a row without a lower held-out loss that end the run; None: none do
     num_samples: int = 2,  # segments sampled at each evaluation, for distances, pictures and sounds; 0: none
     inverter: Callable[[np.ndarray], np.ndarray] | None = None,  # log-mel [T, M] -> audio [S], for the sounds
     config_text: str = "",  # kept as MODEL_DIR/config.gin
 ) -> TrainState:
-    """Trains until step `num_steps` or for `max_minutes`, whichever is first, and saves.
+    """Trains until step `num_steps`, for `max_minutes` or as `patience` says, whichever is first, and saves.
 
+    With `patience` the state of the lowest held-out loss, the start's among them, is kept as the run MODEL_DIR/best.
     Goes on from the newest checkpoint in `model_dir` if there is one, the minutes of the run before included.
 
     Raises:
@@ -64,7 +67,7 @@ def train(
             shapes, a batch size that the devices do not divide, a model_dir that cannot be written or that another
             training is at work in.
     """
-    check_range(1, MAX_COUNT, num_steps=num_steps, num_eval_batches=num_eval_batches)
+    check_range(1, MAX_COUNT, num_steps=num_steps, num_eval_batches=num_eval_batches, patience=patience)
     check_range(1, MAX_COUNT, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
     check_range(1, MAX_COUNT, shortest_token_bucket=min(token_buckets, default=0))
     check_range(0, 2**32 - 1, seed=seed, num_samples=num_samples)
@@ -80,6 +83,7 @@ def train(
         first = jax.process_index() == 0
         writer = run.enter_context(contextlib.closing(Writer(model_dir, step) if first else NoWriter()))
         writer.config(step, config_text)
+        best = Best(model_dir, patience, step)
 
         @cache  # compiled once for each stage of the training that the model has
         def update_of(stage: Model) -> Callable:
@@ -103,8 +107,19 @@ def train(
         batches = run.enter_context(contextlib.closing(prefetch(map(ready, feed.train_batches(position)))))
         stop = run.enter_context(StopSignal())
         bar = run.enter_context(progress_bar(start_step, num_steps, first))
+
+        def evaluate(minutes: float) -> None:
+            params = state.params if state.ema_params is None else state.ema_params
+            metrics = held_out.metrics(params)
+            best.take(state, step, metrics["loss"])
+            writer.scalars(step, prefixed("eval", metrics) | {"train/minutes": minutes})
+            held_out.write_samples(writer, step, params)
+            writer.flush()
+
+        if best.wants(step) and step % eval_every == 0:
+            evaluate(minutes)
         clock = time.monotonic()
-        while step < num_steps and minutes < budget:
+        while step < num_steps and minutes < budget and not best.is_over:
             batch = next(batches)
             state, metrics = update_of(model.at_step(step))(state, batch)
             step += 1
@@ -138,12 +153,9 @@ def train(
             if step % eval_every == 0 or last:
                 jax.block_until_ready(window)  # so that the clock of updates stops after the last of them
                 paused = time.monotonic()
-                params = state.params if state.ema_params is None else state.ema_params
-                so_far = {"train/minutes": minutes + (paused - clock) / 60}
-                writer.scalars(step, prefixed("eval", held_out.metrics(params)) | so_far)
-                held_out.write_samples(writer, step, params)
-                writer.flush()
+                evaluate(minutes + (paused - clock) / 60)
                 clock += time.monotonic() - paused
+        best.close()
     return state
 
 

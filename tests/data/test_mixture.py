@@ -95,3 +95,19 @@ def test_a_folder_with_a_comma_is_one(tmp_path):
     path = tmp_path / "a,b=2"
     path.mkdir()
     assert members_of(str(path)) == {str(path): None}
+
+
+def test_what_is_rehearsed_is_a_share_of_training_and_is_not_held_out(folders, made):
+    first, second = folders
+    feed = open_mixture(str(first), rehearsal=str(second), rehearsal_share=0.3)
+    assert share_of_second(feed, 50) == pytest.approx(0.3, abs=0.002)
+    assert [piece.timbre for piece in feed.pieces("validation")] == ["first"] * len(made["validation"][:5])
+    three = open_mixture(f"{first}=1,{second}=1", rehearsal=f"{first}, {second}", rehearsal_share=0.5)
+    later = take(three, 2, start_step=3)
+    for batch, again in zip(take(three, 5)[3:], later, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], again[name])
+    with pytest.raises(UserError, match=r"Feed\.rehearsal mixes prepared folders, and 'maestro' is none"):
+        open_mixture(str(first), rehearsal="maestro")
+    with pytest.raises(UserError, match=r"Feed\.rehearsal_share = 1\.0"):
+        open_mixture(str(first), rehearsal=str(second), rehearsal_share=1.0)
