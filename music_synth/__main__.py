@@ -13,6 +13,7 @@ COMMANDS = {  # name: (module, what it does); a module is imported when its comm
     "train": ("train", "train a decoder or an inverter"),
     "evaluate": ("evaluate", "score checkpoints on held-out pieces"),
     "prepare": ("prepare_data", "build data sets and arrays to train on"),
+    "adopt": ("adopt", "an instrument of your own recordings"),
     "convert": ("convert", "checkpoints from one form to another"),
 }
 

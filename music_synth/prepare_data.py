@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,12 +22,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from music_synth import errors
+from music_synth import errors, recordings
 from music_synth.data import synthetic
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.datasets import pairs, pairs_check
 from music_synth.data.datasets.corpus import SPLITS
-from music_synth.data.datasets.pairs_check import ALIGN, MAX_OFFSET, Check
 from music_synth.data.datasets.reading import CORPORA, corpus, pieces, reader, scan, seconds
 from music_synth.data.examples import Piece, data_set_of
 from music_synth.data.feed import folder_of, is_embedded
@@ -67,7 +64,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     )
     rendered.add_argument("--gain", type=float, help="FluidSynth's master gain (default 0.5)")
     parser.add_argument("--seed", type=int, default=0, help="of rendered's variations, of pairs' splits (0)")
-    add_pairs_flags(parser)
+    recordings.add_flags(parser)
     parser.add_argument("--dry_run", action="store_true", help="only list what is there and what is missing")
     parser.add_argument("--skip_bad", action="store_true", help="leave out what is missing or damaged, and list it")
     parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
@@ -94,42 +91,12 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--gain {flags.gain}: must be above 0 and at most 10")
     if not is_rendered and (flags.soundfont or flags.variations or flags.vary or flags.gain):
         parser.error(f"--soundfont, --variations, --vary and --gain are for rendered, not for {flags.task}")
-    for flag in PAIRS_FLAGS:
-        if data_set_of(flags.task) != "pairs" and getattr(flags, flag) is not None:
-            parser.error(f"--{flag} is for pairs, not for {flags.task}")
-    if flags.max_offset is not None and not 0 < flags.max_offset <= 10:
-        parser.error(f"--max_offset {flags.max_offset}: must be above 0 and at most 10")
+    recordings.check_flags(flags, parser, data_set_of(flags.task) == "pairs", flags.task)
     if flags.audio and flags.out is None:
         parser.error("--audio keeps the audio in a folder of prepared arrays: name it with --out")
     if flags.sampled_by and not flags.audio:
         parser.error("--sampled_by makes mels for training inverters: give --audio and --out too")
     return flags
-
-
-def add_pairs_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what recordings of one's own are told, here and in `adopt`."""
-    pairs = parser.add_argument_group("pairs", "audio files of your own, each with the MIDI file of what is played")
-    pairs.add_argument(
-        "--manifest", type=local_path, help="CSV or JSON lines: audio,midi,split,program (default: names)"
-    )
-    pairs.add_argument("--program", help="General MIDI, 0 to 127, or drums: of MIDI files that name none")
-    pairs.add_argument(
-        "--align",
-        choices=ALIGN,
-        help="how notes are moved onto the audio: not at all, by an offset (default), by offset and stretch",
-    )
-    pairs.add_argument(
-        "--max_offset", type=float, help=f"seconds; pairs that are further apart are refused ({MAX_OFFSET})"
-    )
-    pairs.add_argument(
-        "--transcribe",
-        metavar="MODULE:NAME",
-        help="write the MIDI files that are missing, as NAME.transcribed.mid: basic_pitch, or what can be called",
-    )
-    pairs.add_argument("--pictures", type=local_path, help="folder for pictures of the pairs that fit least")
-
-
-PAIRS_FLAGS = ("manifest", "program", "align", "max_offset", "transcribe", "pictures")
 
 
 def local_path(text: str) -> Path:
@@ -229,35 +196,12 @@ def find_recordings(name: str, flags: argparse.Namespace, folder: Path) -> Found
             rendered.GAIN if flags.gain is None else flags.gain,
         )
     if name == "pairs":
-        return find_pairs(sources[0], flags)[0]
+        found, table = recordings.find(sources[0], flags)
+        print(table)
+        return found
     # By archive, not by data set: two may come out of one, as Cerberus4 does out of Slakh's 104 GB.
     place = folder / "downloads" / "extracted" / corpus(name).archives[0]
     return scan(name, sources[0], place)
-
-
-def find_pairs(source: Path, flags: argparse.Namespace) -> tuple[Found, list[Check]]:
-    """Finds the pairs of a folder, transcribes audio that has no notes if asked, listens to all, and says what it is.
-
-    Returns what can be used, and what was found of each pair.
-    """
-    instrument = None if flags.program is None else pairs.Instrument.named(flags.program, "--program")
-    if flags.transcribe is not None:
-        from music_synth.evaluation.scoring import load_transcriber  # here alone: it needs JAX, and what follows
-
-        transcribe, _ = load_transcriber(flags.transcribe)
-        if isinstance(transcribe, str):
-            raise UserError(f"--transcribe {flags.transcribe}: give basic_pitch, or MODULE:NAME of a callable")
-        for path in tqdm(pairs.audio_without_midi(source), desc="transcribing", unit="file"):
-            pairs.write_transcript(path, transcribe)
-    found = pairs.find_pairs(source, flags.manifest, instrument, flags.seed)
-    align = pairs_check.OFFSET if flags.align is None else flags.align
-    max_offset = MAX_OFFSET if flags.max_offset is None else flags.max_offset
-    checks = pairs_check.examine_all(found.recordings, align, max_offset, flags.workers or os.cpu_count() or 1)
-    print(pairs_check.table(checks, found.missing))
-    if flags.pictures is not None:
-        for path in pairs_check.write_pictures(flags.pictures, checks):
-            print(f"  {path}")
-    return pairs_check.accepted(found, checks), checks
 
 
 def read_pieces(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tuple[int, Iterable[Piece]]]]:

@@ -40,7 +40,15 @@ def name(path: Path) -> str:
 ALL = sorted(CONFIGS.rglob("*.gin"))
 TRAINING = [path for path in ALL if command(path) == ["train", f"--gin_file={name(path)}"]]
 INVERTERS = ["melgan", "istft", "informed"]
-FRAGMENTS = ["deterministic.gin", "inverter.gin", "nocontext.gin", "papers/published.gin", "smoke.gin", "training.gin"]
+FRAGMENTS = [
+    "deterministic.gin",
+    "finetune.gin",
+    "inverter.gin",
+    "nocontext.gin",
+    "papers/published.gin",
+    "smoke.gin",
+    "training.gin",
+]
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ from music_synth.midi.tokenizer import Events
 FORMAT = "music_synth prepared arrays"
 VERSION = 1
 MANIFEST = "manifest.json"
+TRANSCRIBED = ".transcribed"  # in the id of a piece whose notes a program wrote, and in the name of their MIDI file
 MEL_SETTINGS = {
     "sample_rate": mel_module.SAMPLE_RATE,
     "hop_length": mel_module.HOP_LENGTH,

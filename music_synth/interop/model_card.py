@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from music_synth.audio.mel import FRAME_RATE
-from music_synth.data.prepared import MANIFEST
+from music_synth.data.prepared import MANIFEST, TRANSCRIBED
 from music_synth.errors import UserError
 from music_synth.gin_files import CONFIG_FILE, read_values
 from music_synth.interop.decoders import KINDS, Trained
@@ -126,8 +126,11 @@ def data_set(task: str | None) -> str:
     """Names a task; a prepared folder, while it is there, by that of the data set in it."""
     try:
         manifest = json.loads((Path(task or "") / MANIFEST).read_text(encoding="utf-8"))
-        return f"{manifest['data_set']} {manifest['data_set_version']}, as prepared arrays"
-    except (OSError, ValueError, KeyError):
+        pieces = [str(piece["id"]) for split in manifest["splits"].values() for piece in split]
+        count = sum(TRANSCRIBED in piece for piece in pieces)
+        labels = f"; the notes of {count} of {len(pieces)} pieces are transcribed by a program" if count else ""
+        return f"{manifest['data_set']} {manifest['data_set_version']}, as prepared arrays{labels}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return task or UNKNOWN
 
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from music_synth.data.datasets import record
 from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
-from music_synth.data.datasets.reading import VERSION, Job, corpus, keep, load_all, read_kept
+from music_synth.data.datasets.reading import VERSION, Job, check_found, corpus, keep, load_all, read_kept
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.errors import UserError
 from music_synth.files import locked, whole_folder
@@ -125,13 +125,7 @@ def build(
       UserError: recordings are missing or cannot be read, no room, or the pipeline failed. Nothing half-built is
         left under the data set's name; recordings that are done are kept for the next try.
     """
-    if found.missing and not skip_bad:
-        raise UserError(
-            f"{len(found.missing)} items of {name} are missing, the first: {found.missing[0]};"
-            " --dry_run lists all, --skip_bad goes on without them"
-        )
-    if not found.recordings:
-        raise UserError(f"no recordings of {name} found: --dry_run lists what is missing")
+    check_found(name, found, skip_bad)
     folder = data_dir / f".{name}-{VERSION}"
     job = Job(name, tuple(found.recordings), folder, skip_bad, beam_options is not None)
     try:

@@ -31,6 +31,7 @@ import numpy as np
 from music_synth.audio.io import read_audio
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.data.datasets.corpus import SPLITS, Content, Found, Measured, check, naming, split_by_chance
+from music_synth.data.prepared import TRANSCRIBED
 from music_synth.errors import UserError
 from music_synth.files import write_whole
 from music_synth.midi import players, smf
@@ -41,7 +42,6 @@ FOREIGN_SUFFIXES = (".m4a", ".aac", ".wma", ".mp4")  # that libsndfile does not 
 PARALLEL = ("audio", "midi")  # folders whose names do not count
 MANIFESTS = ("manifest.csv", "manifest.jsonl")
 COLUMNS = ("audio", "midi", "split", "program")
-TRANSCRIBED = ".transcribed"  # at the end of the name of a MIDI file that a program wrote, and of its pair's id
 DRUMS = "drums"
 MEND = "mend it"
 CUTS = (0.8, 0.9)  # of a recording's length: where validation and test begin, if there are less than three

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,12 +23,15 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from music_synth.audio.io import audio_from_int16, audio_to_int16
+from music_synth.audio.mel import log_mel
 from music_synth.data.datasets import tfrecords
 from music_synth.data.datasets.archives import unpacked
-from music_synth.data.datasets.corpus import Content, Corpus, Found, Measured, Reader, Recording
-from music_synth.data.prepared import notes_from_array, notes_to_array
+from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Measured, Reader, Recording
+from music_synth.data.examples import Piece
+from music_synth.data.prepared import notes_from_array, notes_to_array, write_folder
 from music_synth.errors import UserError
-from music_synth.files import replacing
+from music_synth.files import locked, replacing
 
 Result = TypeVar("Result")
 VERSION = "1.0.0"  # of all corpora; raise it when a reader or the record changes
@@ -191,3 +195,48 @@ def in_processes(
                 yield pending.pop(future), future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_found(name: str, found: Found, skip_bad: bool) -> None:
+    """Refuses, before work begins, what lacks recordings, unless that may be, and what has none."""
+    if found.missing and not skip_bad:
+        raise UserError(
+            f"{len(found.missing)} items of {name} are missing, the first: {found.missing[0]};"
+            " --dry_run lists all, --skip_bad goes on without them"
+        )
+    if not found.recordings:
+        raise UserError(f"no recordings of {name} found: --dry_run lists what is missing")
+
+
+def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: int, progress: bool = True) -> None:
+    """Writes recordings as a prepared folder with audio, without TensorFlow; one that is broken off goes on.
+
+    Raises:
+      UserError: as `check_found`; a recording that cannot be read, unless that may be; a split of training without any.
+    """
+    check_found(name, found, skip_bad)
+    folder = out.with_name(f".{out.name}-{VERSION}")  # what is done is kept there until all is
+    job = Job(name, tuple(found.recordings), folder, skip_bad, beam=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            load_all(job, workers, progress)
+            splits = {
+                split: [(item, path) for item, path in zip(job.recordings, job.files, strict=True)
+                        if item.split == split and path.exists()]
+                for split in SPLITS
+            }  # fmt: skip
+            for split, items in splits.items():
+                if not items:
+                    raise UserError(f"{name} has no recordings for {split}: give it more, or say which in a manifest")
+            pieces = {split: (_piece(item, path) for item, path in items) for split, items in splits.items()}
+            write_folder(out, pieces, name, VERSION, audio=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; what is done is kept") from error
+
+
+def _piece(item: Recording, path: Path) -> Piece:
+    notes, audio = read_kept(path)[:2]
+    audio = audio_from_int16(audio_to_int16(audio))  # as data sets store it
+    return Piece(item.id, notes, log_mel(audio, np), audio)

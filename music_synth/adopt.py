@@ -1,0 +1,136 @@
+"""Makes an instrument of your own recordings, audio files each with the MIDI file of what is played:
+
+    music_synth adopt FOLDER --out runs/mine
+
+Looks which pairs belong together (OUT/check), prepares them (OUT/data), tunes a decoder to them (OUT/run, at its best
+OUT/run/best), scores it on held-out pieces beside what it was before, with a report to be heard (OUT/evaluation), and
+exports it (OUT/instrument). What is there is kept: the same command goes on where it stopped, and a step whose folder
+is removed is done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from music_synth import config, convert, errors, evaluate, prepare_data, recordings, runs, train
+from music_synth.data.datasets.reading import write_arrays
+from music_synth.data.prepared import MANIFEST
+from music_synth.errors import UserError
+from music_synth.evaluation.sources import WHOLE
+from music_synth.files import write_whole
+from music_synth.gin_files import CONFIG_FILE
+from music_synth.interop.model_card import WEIGHTS
+from music_synth.training.best import BEST
+
+RECIPE = "finetune.gin"
+SCORED = ("log_mel", "stft", "onset_f1")  # columns that are told at the end
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> the steps, in order, each only if it is not done yet."""
+    files, overrides, rest = config.split_flags(argv)
+    flags = parse_flags(rest)
+    if files:
+        raise UserError(f"--gin_file: adopt follows {RECIPE} on the recipe of --checkpoint; give --gin.NAME=VALUE")
+    out, start = flags.out, runs.find(flags.checkpoint)
+    recipe = start / CONFIG_FILE
+    if not recipe.is_file():
+        raise UserError(f"{start} has no {CONFIG_FILE} to go on from: make a run of it by music_synth convert")
+    prepare_data.check_writable(out)
+    data, run, scores, instrument = (out / name for name in ("data", "run", "evaluation", "instrument"))
+    if (data / MANIFEST).exists():
+        print(f"{data} was prepared before: {flags.folder} is not read; remove it to do so")
+    else:
+        prepare(flags, out, data)
+    step("tuning", run)
+    knobs = {"TASK": str(data), "MODEL_DIR": str(run), "INITIAL_CHECKPOINT": flags.checkpoint}
+    settings = [f"{name}={value!r}" for name, value in (knobs | {"train.max_minutes": flags.minutes}).items()]
+    gin = [f"--gin.{setting}" for setting in (*settings, *overrides)]
+    train.main([f"--gin_file={recipe.resolve()}", f"--gin_file={RECIPE}", *gin])
+    step("scoring", scores)
+    heard = "basic_pitch" if all(map(importlib.util.find_spec, ("basic_pitch", "onnxruntime", "mir_eval"))) else "none"
+    evaluate.main(
+        [
+            f"--checkpoints={flags.checkpoint},{run / BEST}",
+            f"--transcriber={heard}",
+            f"--gin.TASK={str(data)!r}",
+            f"--gin.OUTPUT_DIR={str(scores)!r}",
+            f"--gin.MAX_SECONDS={flags.test_seconds}",
+        ]
+    )
+    if not (instrument / WEIGHTS).exists():
+        step("exporting", instrument)
+        license = [f"--license={flags.license}"] if flags.license else []
+        convert.main([str(run / BEST), str(instrument), f"--scores={scores}", *license])
+    print(told(json.loads((scores / "scores.json").read_text(encoding="utf-8"))))
+    print(f"to be heard before and after: {scores / 'report.html'}")
+    print(f"play: music_synth play FILE.mid --checkpoint {shlex.quote(str(instrument))} --out OUT.wav")
+
+
+def step(what: str, folder: Path) -> None:
+    print(f"--- {what}: {folder}", flush=True)
+
+
+def prepare(flags: argparse.Namespace, out: Path, data: Path) -> None:
+    """Looks through the folder and prepares what belongs together. UserError: some is bad, or too little is left."""
+    step("looking", out / "check")
+    flags.pictures = flags.pictures or out / "check"
+    (out / "check").mkdir(parents=True, exist_ok=True)
+    found, table = recordings.find(flags.folder, flags)
+    print(table)
+    write_whole(out / "check" / "table.txt", table + "\n")
+    step("preparing", data)
+    write_arrays("pairs", found, data, flags.skip_bad, flags.workers or os.cpu_count() or 1)
+
+
+def told(scores: dict[str, Any]) -> str:
+    """Says of each score what it was before and is now, on whole pieces: as it samples, and the mean if it has one."""
+    rows = [row for row in scores["rows"] if row["kind"] == "model" and row["mode"] == WHOLE and not row["failed"]]
+    lines = []
+    for mean in (False, True):
+        pair = [row for row in rows if ("temperature" in row["about"]["given"]) == mean]
+        if len(pair) != 2:
+            continue
+        before, after = pair
+        for column in scores["columns"]:
+            cells = [row["cells"].get(column["key"], {}) for row in (before, after)]
+            if column["key"] in SCORED and all("value" in cell for cell in cells):
+                one, other = (cell["value"] for cell in cells)
+                change = f" ({100 * (other / one - 1):+.0f} %)" if one else ""
+                values = f"{one:.{column['digits']}f} before, {other:.{column['digits']}f} now{change}"
+                lines.append(f"  {column['title']}{', the mean' * mean}: {values}")
+    return "\n".join([f"on {scores['seconds']:.0f} s that it did not learn from:", *lines])
+
+
+def parse_flags(argv: list[str]) -> argparse.Namespace:
+    parser = errors.ArgumentParser("music_synth adopt", __doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=prepare_data.local_path, help="audio files and their MIDI files")
+    parser.add_argument("--out", required=True, type=prepare_data.local_path, help="folder for all that is made")
+    parser.add_argument(
+        "--checkpoint", default=runs.SHIPPED, help=f"what to start from: a run, or {runs.SHIPPED} (the default)"
+    )
+    parser.add_argument("--minutes", type=float, default=20.0, help="of tuning, at most (20)")
+    parser.add_argument("--test_seconds", type=float, default=180.0, help="of held-out music that are scored, at most")
+    parser.add_argument("--license", help="of the recordings, for the card of the instrument")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out pairs that are damaged or do not fit")
+    parser.add_argument("--workers", type=int, help="processes that read recordings (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits (0)")
+    parser.add_argument("--gin.NAME", metavar="VALUE", help=f"sets a knob of {RECIPE}, such as --gin.TRAIN_STEPS=1000")
+    recordings.add_flags(parser)
+    flags = parser.parse_args(argv)
+    recordings.check_flags(flags, parser, True, "adopt")
+    for name in ("minutes", "test_seconds"):
+        if not getattr(flags, name) > 0:
+            parser.error(f"--{name} {getattr(flags, name)}: must be positive")
+    return flags
+
+
+if __name__ == "__main__":
+    errors.run(main)
