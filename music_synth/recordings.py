@@ -55,7 +55,8 @@ def find(source: Path, flags: argparse.Namespace) -> tuple[Found, str]:
     found = pairs.find_pairs(source, flags.manifest, instrument, flags.seed)
     align = pairs_check.OFFSET if flags.align is None else flags.align
     max_offset = MAX_OFFSET if flags.max_offset is None else flags.max_offset
-    checks = pairs_check.examine_all(found.recordings, align, max_offset, flags.workers or os.cpu_count() or 1)
+    candidates = [pair for pair in found.recordings if isinstance(pair, pairs.Pair)]
+    checks = pairs_check.examine_all(candidates, align, max_offset, flags.workers or os.cpu_count() or 1)
     lines = [pairs_check.table(checks, found.missing)]
     if flags.pictures is not None:
         lines += [f"  {path}" for path in pairs_check.write_pictures(flags.pictures, checks)]

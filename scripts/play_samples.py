@@ -25,6 +25,7 @@ from music_synth.midi.notes import Note, read_midi
 
 KEYS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 RELEASE = 0.12  # seconds in which a damped string falls to 1/e
+FADED = 7  # times that, after which nothing is left: -60 dB
 UNDAMPED = 90  # pitch from which strings have no dampers
 ATTACK = 0.005  # seconds before the string sounds, that are kept of a sample
 PEAK, PASSED = 0.9, 3.0  # of the loudest piece; seconds after its last note
@@ -75,7 +76,9 @@ def play(notes: list[Note], samples: dict[int, np.ndarray], rate: int, late: flo
     audio = np.zeros((round((max(note.offset for note in notes) + late + PASSED) * rate), 2), np.float32)
     for note in notes:
         nearest = min(samples, key=lambda pitch: abs(pitch - note.pitch))
-        sound = resample(samples[nearest], rate * 2 ** ((note.pitch - nearest) / 12), rate)
+        faster, seconds = 2 ** ((note.pitch - nearest) / 12), note.offset - note.onset + FADED * RELEASE
+        sound = samples[nearest][: None if note.pitch >= UNDAMPED else round(seconds * faster * rate)]
+        sound = resample(sound, rate * faster, rate)
         time = np.arange(len(sound)) / rate
         gain = np.full(len(sound), (note.velocity / 127) ** 2)
         if note.pitch < UNDAMPED:

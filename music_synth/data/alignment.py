@@ -77,7 +77,7 @@ def note_onsets(notes: Sequence[Note], num_frames: int, stretch: float = 1.0) ->
 
 
 def _template(note: Note) -> np.ndarray:
-    return np.float32(DRUM_STRENGTH) if note.is_drum else TEMPLATES[note.pitch]
+    return DRUM if note.is_drum else TEMPLATES[note.pitch]
 
 
 def _partials(pitch: int) -> np.ndarray:
@@ -91,6 +91,7 @@ def _partials(pitch: int) -> np.ndarray:
 
 
 TEMPLATES = [_partials(pitch) for pitch in range(128)]
+DRUM = np.full(NUM_MELS, DRUM_STRENGTH, np.float32)
 
 
 def fit(notes: Sequence[Note], mel: np.ndarray, stretches: bool = False) -> Fit:

@@ -33,7 +33,7 @@ class Best:
         if patience is None:
             return
         if start_step:
-            self._losses = {line["step"]: line[LOSS] for line in read_metrics(model_dir) if LOSS in line}
+            self._losses = {int(line["step"]): line[LOSS] for line in read_metrics(model_dir) if LOSS in line}
         elif jax.process_index() == 0:
             shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was here before
 
