@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from music_synth import errors, runs
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> None:
     from music_synth.studio.voices import Voices
 
     keep_compiled()
+    threadpool_limits(1, "blas")  # its threads spin while they wait: live mode took three times as long
     listening = listen(flags.host, flags.port)
     token = None if is_loopback(flags.host) else secrets.token_urlsafe(24)
     decoders = open_decoders(flags.checkpoint or [runs.SHIPPED], flags.step)

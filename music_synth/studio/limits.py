@@ -15,4 +15,3 @@ AHEAD_SECONDS = 40.0  # audio that is made beyond the cursor
 FAVORED_SECONDS = 10.0  # by which the voice that is heard leads the others
 MAX_MADE = 12  # segments that a voice remembers: those ahead, and a few behind
 PENDING_BYTES = 4 << 20  # made, and not taken by the client yet
-LIVE_SECONDS = 0.64  # that live mode plays ahead while nothing changes

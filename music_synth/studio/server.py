@@ -8,6 +8,8 @@ import functools
 import logging
 import os
 import resource
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -26,11 +28,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from music_synth import __version__
 from music_synth.errors import UserError, one_line
-from music_synth.studio import limits, pieces, protocol
+from music_synth.studio import limits, pieces, protocol, saving
 from music_synth.studio.access import Guard
+from music_synth.studio.outbox import Outbox
 from music_synth.studio.pieces import Library
-from music_synth.studio.protocol import Cursor, Play, Stop
-from music_synth.studio.session import Outbox, Session
+from music_synth.studio.protocol import Cursor, Key, Live, Play, Stop
+from music_synth.studio.session import Session
 from music_synth.studio.voices import Voices, instrument_names
 from music_synth.studio.worker import Task, Worker
 
@@ -58,7 +61,7 @@ class Studio:
         if first is None:
             self.warming = None
         else:
-            self.worker.wants_turn(Task(self._warm(list(first.notes)), self._warmed))
+            self.worker.wants_turn(Task(self._warm(list(first.notes)), self._warmed, self.worker))
 
     def _warm(self, notes: list) -> Iterator[None]:
         for done in self.voices.warm(notes):
@@ -74,7 +77,7 @@ class Studio:
 
     def stop(self) -> None:
         for session in list(self.sessions):
-            session.stop()
+            session.close()
         self.worker.stop()
         self.voices.close()
 
@@ -106,6 +109,39 @@ class Studio:
             piece = await run_in_threadpool(pieces.from_midi, body, name)
         self.library.add(piece)
         return JSONResponse(piece.head())
+
+    async def save(self, request: Request) -> Response:
+        """Makes a file; the work stops when who asked for it leaves."""
+        wanted = saving.read_wanted(protocol.read_json(await read_body(request, limits.MAX_MESSAGE_BYTES)))
+        piece = self.library.get(wanted.piece)
+        if self.saves >= limits.MAX_SAVES:
+            raise HTTPException(503, "other files are being made: try again in a moment")
+        loop, folder = asyncio.get_running_loop(), Path(tempfile.mkdtemp(prefix="music_synth-"))
+        ended: asyncio.Future[Exception | None] = loop.create_future()
+
+        def done(error: Exception | None) -> None:
+            loop.call_soon_threadsafe(end, error)
+
+        def end(error: Exception | None) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        task = Task(saving.write(folder, wanted, piece, self.voices), done, self.worker)
+        self.saves += 1
+        try:
+            self.worker.wants_turn(task)
+            while not ended.done():
+                await asyncio.wait([ended], timeout=0.5)
+                if await request.is_disconnected():
+                    raise HTTPException(499, "nobody waits for the file")
+            if (error := ended.result()) is not None:
+                raise error
+            content = await run_in_threadpool((folder / f"file.{wanted.format}").read_bytes)
+            return Response(content, media_type=saving.FORMATS[wanted.format])
+        finally:
+            self.saves -= 1
+            task.cancel()
+            await run_in_threadpool(shutil.rmtree, folder, True)
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok" if self.warming is None else "warming", "version": __version__})
@@ -146,7 +182,7 @@ class Studio:
             pass
         finally:
             self.sessions.discard(session)
-            session.stop()
+            session.close()
             sender.cancel()
             with contextlib.suppress(Exception):
                 await socket.close(1003)
@@ -158,6 +194,10 @@ class Studio:
                 session.play(message)
             elif isinstance(message, Cursor):
                 session.move(message)
+            elif isinstance(message, Live):
+                session.set_live(message)
+            elif isinstance(message, Key) and session.live is not None:
+                session.live.press(message)
             elif isinstance(message, Stop):
                 session.stop()
         except UserError as error:
@@ -210,6 +250,7 @@ def make_app(studio: Studio, token: str | None = None) -> Starlette:
         Route("/metrics", studio.metrics),
         Route("/api/about", studio.about),
         Route("/api/piece", studio.piece),
+        Route("/api/save", studio.save, methods=["POST"]),
         Route("/api/pieces", studio.upload, methods=["POST"]),
         WebSocketRoute("/socket", studio.socket),
         Mount("/", StaticFiles(directory=STATIC, html=True)),

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
 
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.errors import UserError, one_line
 from music_synth.studio import limits, protocol
+from music_synth.studio.live import LivePlayer
+from music_synth.studio.outbox import Outbox
 from music_synth.studio.pieces import Library
-from music_synth.studio.protocol import Cursor, Play, Voice
+from music_synth.studio.protocol import Cursor, Live, Play, Voice
 from music_synth.studio.tracks import Memory, Stretch
 from music_synth.studio.voices import Voices
 from music_synth.studio.worker import Worker
-
-
-class Outbox:
-    """Frames from the worker's thread to a client's socket, counted."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, drained: Callable[[], None]):
-        self._loop, self._drained = loop, drained
-        self._queue: asyncio.Queue[bytes | str] = asyncio.Queue()
-        self.pending = 0  # bytes
-
-    def put(self, item: bytes | str | dict[str, Any]) -> None:
-        """Appends a frame, or a message; from any thread."""
-        data = json.dumps(item) if isinstance(item, dict) else item
-        self.pending += len(data)
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, data)
-
-    async def take(self) -> bytes | str:
-        data = await self._queue.get()
-        was_full = self.is_full
-        self.pending -= len(data)
-        if was_full and not self.is_full:
-            self._drained()
-        return data
-
-    @property
-    def is_full(self) -> bool:
-        return self.pending > limits.PENDING_BYTES
 
 
 @dataclass(eq=False)
@@ -89,6 +60,7 @@ class Session:
     worker: Worker
     urgent: bool = False
     plan: Plan | None = None
+    live: LivePlayer | None = None
     _memories: dict[tuple[str, Voice], Memory] = field(default_factory=dict)
 
     def play(self, play: Play) -> None:
@@ -121,6 +93,20 @@ class Session:
         """Ends the job; what it was making is not sent."""
         self.plan = None
         self.worker.forget(self)
+
+    def set_live(self, live: Live) -> None:
+        """Turns live mode on or off."""
+        if self.live is not None:
+            self.live.stop()
+        self.live = None
+        if live.voice is not None:
+            self.live = LivePlayer(live, self.voices.decoder, self.voices.inverter, self.outbox, self.worker)
+            self.worker.wants_turn(self.live)
+
+    def close(self) -> None:
+        """Ends all that is made for the client."""
+        self.stop()
+        self.set_live(Live(None, 0, False))
 
     def turn(self) -> bool:
         """Makes the next stretch of the voice that needs it most."""

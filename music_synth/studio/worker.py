@@ -7,9 +7,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -95,21 +96,36 @@ class Worker:
                 self.wants_turn(job)
 
 
-@dataclass(eq=False)
 class Task:
-    """A job of steps that are written as a generator; `done` is called at its end, with the error if it had one."""
+    """A job of steps that are written as a generator; a step that yields a `Future` waits for it.
 
-    steps: object
-    done: Callable[[Exception | None], None]
-    urgent: bool = False
+    done: is called at the end, with the error if there was one.
+    """
+
+    urgent = False
+
+    def __init__(self, steps: Iterator[Any], done: Callable[[Exception | None], None], worker: Worker):
+        self._steps, self._done, self._worker = steps, done, worker
+        self._cancelled = False
 
     def turn(self) -> bool:
+        if self._cancelled:
+            self._steps.close()  # type: ignore[attr-defined]
+            return False
         try:
-            next(self.steps)  # type: ignore[call-overload]
+            step = next(self._steps)
         except StopIteration:
-            self.done(None)
+            self._done(None)
             return False
         except Exception as error:
-            self.done(error)
+            self._done(error)
+            return False
+        if isinstance(step, Future):
+            step.add_done_callback(lambda _: self._worker.wants_turn(self))
             return False
         return True
+
+    def cancel(self) -> None:
+        """Ends the steps where they are, in the worker's thread."""
+        self._cancelled = True
+        self._worker.wants_turn(self)

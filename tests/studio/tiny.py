@@ -76,13 +76,13 @@ def recorded_piece() -> StudioPiece:
 
 
 @contextlib.contextmanager
-def running(token: str | None = None) -> Iterator[tuple[Studio, str]]:
+def running(port: int = 0) -> Iterator[tuple[Studio, str]]:
     """Yields a studio that is ready, and its address."""
     voices = Voices([("one", decoder()), ("two", decoder(1))], runs.load_inverter())
     studio = Studio(voices, Library([piece(), recorded_piece()]))
-    listening = listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", port)
     address = f"127.0.0.1:{listening.getsockname()[1]}"
-    config = uvicorn.Config(make_app(studio, token), log_level="warning", ws="websockets-sansio", ws_max_size=1 << 17)
+    config = uvicorn.Config(make_app(studio), log_level="warning", ws="websockets-sansio", ws_max_size=1 << 17)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
