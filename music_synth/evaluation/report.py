@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from music_synth.errors import UserError
 from music_synth.evaluation.clips import Folder
 from music_synth.files import write_whole
 from music_synth.pictures import data_uri, mel_webp, new_plot, piano_roll_svg, png
+from music_synth.playing import piece_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,6 +149,7 @@ class Example:
     notes: list[Note]  # times from the excerpt's beginning
     seconds: float
     sounds: list[Excerpt]
+    link: str = ""  # the same moment in the studio, as `studio_command` starts it
 
 
 def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], title: str = "Evaluation") -> None:
@@ -184,9 +188,11 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
         titles=[*map(column_title, columns), *[NO_WORSE] * judged],
         rows=rows,
         plots=[(name, data_uri(png(figure), "image/png")) for name, figure in plots(scores)],
+        studio=studio_command(scores),
         examples=[
             {
                 "title": example.title,
+                "link": example.link,
                 "roll": piano_roll_svg(example.notes, example.seconds),
                 "sounds": [
                     {
@@ -243,8 +249,50 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
             for note in target.notes
             if note.offset > start and note.onset < start + seconds
         ]
-        made.append(Example(f"{target.id}, from {start:.0f} s", notes, seconds, sounds))
+        link = studio_link(scores, target.id, start)
+        made.append(Example(f"{target.id}, from {start:.0f} s", notes, seconds, sounds, link))
     return made
+
+
+# --- the same in the studio ----------------------------------------------------------------------------------------
+
+STUDIO = "http://127.0.0.1:8765/"
+STUDIO_VOICES = 3  # that a link names beside the recording
+STUDIO_SETTINGS = {"temperature": "temperature", "num_steps": "steps"}  # by which the studio can sample, and its names
+
+
+def scored_runs(scores: dict[str, Any]) -> list[str]:
+    """Lists the runs that are scored, in the order of the table."""
+    about = [row.get("about", {}) for row in scores["rows"] if row["kind"] == "model"]
+    return list(dict.fromkeys(one["model_dir"] for one in about if "model_dir" in one))
+
+
+def studio_command(scores: dict[str, Any]) -> str:
+    """Says the command that opens the scored pieces and runs in the studio; nothing where there are none."""
+    checkpoints = [word for path in scored_runs(scores) for word in ("--checkpoint", path)]
+    words = ["music_synth", "studio", "--task", scores["task"], "--split", scores["split"], *checkpoints]
+    return shlex.join(words) if checkpoints else ""
+
+
+def studio_link(scores: dict[str, Any], piece: str, seconds: float) -> str:
+    """Makes the address of a moment of a piece in the studio, with the first rows of the table as its voices."""
+    folders, voices = scored_runs(scores), []
+    for row in scores["rows"]:
+        about = row.get("about", {})
+        if (
+            row["kind"] != "model"
+            or about.get("model_dir") not in folders
+            or about.get("given", {}).keys() - STUDIO_SETTINGS
+        ):
+            continue
+        settings = [f"{STUDIO_SETTINGS[name]}={value}" for name, value in about.get("given", {}).items()]
+        seed = f"seed={piece_seed(piece, scores['seed'])}"
+        voices.append(",".join([f"decoder:{folders.index(about['model_dir'])}", seed, *settings]))
+    chosen = [*dict.fromkeys(voices)][:STUDIO_VOICES]
+    if not chosen:
+        return ""
+    query = [("piece", piece), ("t", f"{seconds:.2f}"), *(("voice", voice) for voice in [*chosen, "recording"])]
+    return f"{STUDIO}?{urlencode(query)}"
 
 
 # --- plots -------------------------------------------------------------------------------------------------------

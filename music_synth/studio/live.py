@@ -50,7 +50,7 @@ def short(decoder: Decoder) -> Decoder:
         pass
     network = dataclasses.replace(model.network, target_frames=FRAMES)
     tokenizer = dataclasses.replace(decoder.tokenizer, segment_frames=FRAMES)
-    return Decoder(dataclasses.replace(model, network=network), decoder.params, tokenizer)
+    return Decoder(dataclasses.replace(model, network=network), decoder.params, tokenizer, decoder.timbre)
 
 
 @dataclass
@@ -119,6 +119,7 @@ class LivePlayer:
         self._took: deque[float] = deque(maxlen=MEASURED)
         self._until = 0  # frame up to which there is audio
         self._number = 0
+        self._due = 0.0  # when a turn is due that makes more of the same, monotonic
         self.ended = False
 
     def press(self, key: Key) -> None:
@@ -186,8 +187,10 @@ class LivePlayer:
 
     def _renew(self, left: float) -> None:
         """Asks for a turn before what is made, `left` seconds of it, runs out."""
-        wait = max(0.0, left - self.margin - RENEW_SECONDS)
-        self.outbox.later(wait, self.worker.wants_turn, self)
+        now, wait = time.monotonic(), max(0.0, left - self.margin - RENEW_SECONDS)
+        if not now < self._due <= now + wait:  # else one comes in time
+            self._due = now + wait
+            self.outbox.later(wait, self.worker.wants_turn, self)
 
     def _play(
         self, decoder: Decoder, notes: list[Note], frame: int, timeline: Timeline
@@ -195,7 +198,7 @@ class LivePlayer:
         """The mel [64, 128] and the audio of a stretch that begins at `frame`."""
         self._number += 1
         context = timeline.before(frame, max(decoder.model.network.context_frames, RUN_UP))
-        tokens = decoder.tokenizer.encode_window(Events.from_notes(notes), frame, FRAMES)
+        tokens = decoder.tokenizer.encode_window(Events.from_notes(notes), frame, FRAMES, timbre=decoder.timbre)
         mel = decoder.sample_one([tokens], self._number, 0, context)
         timeline.replace(frame, mel, len(context))
         origin = (frame - RUN_UP) / FRAME_RATE

@@ -82,6 +82,7 @@ class Voice:
     seed: int = 0
     temperature: float | None = None
     steps: int | None = None
+    timbre: str = ""  # what to sound like, of those that the decoder knows
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def read_voice(value: Any) -> Voice:
         seed=reader.whole("seed", 0, 2**32 - 1, 0),
         temperature=reader.number("temperature", 0.0, 2.0, None),
         steps=reader.whole("steps", 1, 64, None),
+        timbre=reader.text("timbre", ""),
     )
     reader.end()
     return voice
@@ -264,9 +266,9 @@ class Fields:
             raise ProtocolError(f"{self.name}.{key} must be true or false")
         return value
 
-    def text(self, key: str) -> str:
-        value = self.take(key)
-        if not isinstance(value, str) or not 0 < len(value) <= 200:
+    def text(self, key: str, default: Any = _NEEDED) -> str:
+        value = self.take(key, default)
+        if not isinstance(value, str) or len(value) > 200:
             raise ProtocolError(f"{self.name}.{key} must be a text of at most 200 characters")
         return value
 

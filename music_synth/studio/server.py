@@ -28,6 +28,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from music_synth import __version__
 from music_synth.errors import UserError, one_line
+from music_synth.midi.notes import Note
 from music_synth.studio import limits, pieces, protocol, saving
 from music_synth.studio.access import Guard
 from music_synth.studio.outbox import Outbox
@@ -49,7 +50,7 @@ class Studio:
     library: Library
     worker: Worker = field(default_factory=Worker)
     sessions: set[Session] = field(default_factory=set)
-    warming: str | None = "starting"  # what is being prepared; None: all is
+    ready: bool = False  # what the first piece takes is compiled
     began: float = field(default_factory=time.monotonic)
     refused: int = 0  # messages and files
     saves: int = 0  # files that are being made
@@ -57,21 +58,21 @@ class Studio:
     def start(self) -> None:
         """Starts the worker, which first compiles what the first piece takes."""
         self.worker.start()
-        first = next(iter(self.library.fixed.values()), None)
-        if first is None:
-            self.warming = None
-        else:
-            self.worker.wants_turn(Task(self._warm(list(first.notes)), self._warmed, self.worker))
+        first = next(iter(self.library.fixed.values()))
+        self.worker.wants_turn(Task(self._warm(list(first.notes)), self._warmed, self.worker))
 
-    def _warm(self, notes: list) -> Iterator[None]:
-        for done in self.voices.warm(notes):
-            self.warming = done
-            yield
+    def _warm(self, notes: list[Note]) -> Iterator[None]:
+        yield from self.voices.warm(notes)
+        self._say_ready()
+        yield from self.voices.warm_others(notes)
 
     def _warmed(self, error: Exception | None) -> None:
         if error is not None:
-            log.error("warming failed: %s", error)
-        self.warming = None
+            log.error("warming up failed: %s", error)
+            self._say_ready()  # what is wrong is said to whoever plays
+
+    def _say_ready(self) -> None:
+        self.ready = True
         for session in list(self.sessions):
             session.outbox.put({"type": "state", "ready": True})
 
@@ -90,7 +91,7 @@ class Studio:
                 "decoders": self.voices.describe(),
                 "instruments": instrument_names(),
                 "pieces": self.library.heads(),
-                "ready": self.warming is None,
+                "ready": self.ready,
             }
         )
 
@@ -144,7 +145,7 @@ class Studio:
             await run_in_threadpool(shutil.rmtree, folder, True)
 
     async def health(self, _: Request) -> Response:
-        return JSONResponse({"status": "ok" if self.warming is None else "warming", "version": __version__})
+        return JSONResponse({"status": "ok" if self.ready else "warming", "version": __version__})
 
     async def metrics(self, _: Request) -> Response:
         """Numbers in the text format of Prometheus."""
@@ -173,7 +174,7 @@ class Studio:
         outbox = Outbox(loop, lambda: session.wake())
         session = Session(outbox, self.voices, self.library, self.worker)
         self.sessions.add(session)
-        outbox.put({"type": "state", "ready": self.warming is None})
+        outbox.put({"type": "state", "ready": self.ready})
         sender = asyncio.create_task(send_all(socket, outbox))
         try:
             while True:

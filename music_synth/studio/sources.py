@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,15 +48,28 @@ def choose_pieces(paths: Sequence[Path], task: str | None, split: str, tokenizer
 
 
 def read_path(path: Path, may_be_empty: bool = False) -> list[StudioPiece]:
-    """Reads a MIDI file, or those of a folder by name."""
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files and not may_be_empty:
-            raise UserError(f"there is no MIDI file ({', '.join(SUFFIXES)}) in the folder {path}")
-    if not path.exists():
-        raise UserError(f"there is no file {path}")
-    return [from_midi(file.read_bytes(), file.stem.replace("_", " "), file.stem) for file in files]
+    """Reads a MIDI file, or those of a folder by name, where a warning names what cannot be played and is left out."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"there is no file {path}")
+        return [read_file(path)]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = []
+    for file in files:
+        try:
+            found.append(read_file(file))
+        except UserError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    if not found and not may_be_empty:
+        raise UserError(f"there is no MIDI file ({', '.join(SUFFIXES)}) to play in the folder {path}")
+    return found
+
+
+def read_file(path: Path) -> StudioPiece:
+    try:
+        return from_midi(path.read_bytes(), path.stem.replace("_", " "), path.stem)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def held_out(task: str, split: str, tokenizer: Tokenizer) -> list[StudioPiece]:

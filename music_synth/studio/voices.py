@@ -27,6 +27,8 @@ from music_synth.studio.protocol import Edit, Voice
 from music_synth.studio.tracks import Memory, Stretch, decoded, recorded
 from music_synth.vocoder.inverter import Inverter
 
+WARM_STRETCHES = 2  # of audio: the first and one like all others
+WARM_BUCKETS = 5  # numbers of note tokens, from the fewest
 LOUDEST = 0.99  # to which a rendering is turned down that would be louder than audio can be
 
 
@@ -45,7 +47,12 @@ class Voices:
     def describe(self) -> list[dict[str, Any]]:
         """What the page offers: the decoders, and how each can sample."""
         return [
-            {"name": name, "temperature": self._has("temperature", decoder), "steps": self._has("num_steps", decoder)}
+            {
+                "name": name,
+                "temperature": self._has("temperature", decoder),
+                "steps": self._has("num_steps", decoder),
+                "timbres": list(decoder.tokenizer.timbres),
+            }
             for name, decoder in self.decoders
         ]
 
@@ -63,6 +70,7 @@ class Voices:
         decoder = self.decoders[voice.checkpoint][1]
         given = {"temperature": voice.temperature, "num_steps": voice.steps}
         changed = {name: value for name, value in given.items() if value is not None}
+        decoder = dataclasses.replace(decoder, timbre=voice.timbre)
         if not changed:
             return decoder
         with self._lock:
@@ -106,20 +114,21 @@ class Voices:
                 self._rendered.popitem(last=False)[1].cancel()
             return self._rendered[midi]
 
-    def warm(self, notes: Sequence[Note]) -> Iterator[str]:
-        """Compiles what playing `notes` and others of their length takes, one program a step; says what it did."""
-        for name, decoder in self.decoders:
-            network = decoder.model.network
+    def warm(self, notes: Sequence[Note]) -> Iterator[None]:
+        """Compiles, step by step, what the first decoder takes to play `notes`."""
+        played = decoded(self.decoders[0][1], self.inverter, notes, 0, 0, Memory(), False)
+        heard = 0
+        while heard < WARM_STRETCHES and (stretch := next(played, None)) is not None:
+            heard += stretch.audio is not None
+            yield
+
+    def warm_others(self, notes: Sequence[Note]) -> Iterator[None]:
+        """Compiles, step by step, what it takes to play pieces of other numbers of notes, by all decoders."""
+        for _, decoder in self.decoders:
             tokens, _ = decoder.tokenize(notes)
-            sizes = [size for size in TOKEN_BUCKETS if size < network.max_tokens][:4] or [network.max_tokens]
-            for size in sizes:
-                filled = [np.resize(tokens[0], size)]
-                decoder.sample_one(filled, 0, 0)
-                yield f"{name}, {size} tokens"
-        name, decoder = self.decoders[0]
-        memory = Memory()
-        for _ in decoded(decoder, self.inverter, notes, 0, 0, memory, False):
-            yield f"{name}, audio"
+            for size in [size for size in TOKEN_BUCKETS if size < decoder.model.network.max_tokens][:WARM_BUCKETS]:
+                decoder.sample_one([np.resize(tokens[0], size)], 0, 0)
+                yield
 
     def close(self) -> None:
         self._renderer.shutdown(wait=False, cancel_futures=True)

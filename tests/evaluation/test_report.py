@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 import subprocess
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
 
+from music_synth import playing
 from music_synth.evaluation import report
 from music_synth.midi.notes import Note
 
@@ -60,6 +62,21 @@ def test_the_table_tells_the_best_the_failed_and_the_missing():
     assert lines[6] == "| second model, whole | **4.75** | 0.500 | 0.100 | yes |"  # nothing is best where all are alike
     assert lines[7] == "| third model, whole | failed: segment 1: not finite | failed | failed |  |"
     assert lines[10] == "Not taken: kernel (needs --vggish PATH)."
+
+
+def test_links_lead_to_the_same_moment_in_the_studio():
+    table = scores() | {"seed": 3}
+    assert report.studio_link(table, "p", 1.0) == report.studio_command(table) == ""  # no row says which run it is
+    runs = iter([("runs/a", {}), ("runs/b c", {"num_steps": 2}), ("runs/a", {"rho": 3.0})])
+    for row in table["rows"]:
+        if row["kind"] == "model":
+            row["about"]["model_dir"], row["about"]["given"] = next(runs)
+    command = "music_synth studio --task t --split test --checkpoint runs/a --checkpoint 'runs/b c'"
+    assert report.studio_command(table) == command
+    address, query = report.studio_link(table, "a/p 1", 5.0).split("?")
+    seed = playing.piece_seed("a/p 1", 3)
+    voices = [f"decoder:0,seed={seed}", f"decoder:1,seed={seed},steps=2", "recording"]
+    assert parse_qs(query) == {"piece": ["a/p 1"], "t": ["5.00"], "voice": voices} and address == report.STUDIO
 
 
 def test_of_what_should_be_one_the_nearest_is_best():

@@ -27,15 +27,15 @@ class Client:
     """A page without a browser."""
 
     def __init__(self, address):
-        self.socket = connect(f"ws://{address}/socket", max_size=None)
-        self.job = 0
-        assert json.loads(self.socket.recv(30)) == {"type": "state", "ready": True}
+        self.connection, self.job = connect(f"ws://{address}/socket", max_size=None), 0
 
     def __enter__(self):
+        self.socket = self.connection.__enter__()
+        assert json.loads(self.socket.recv(30)) == {"type": "state", "ready": True}
         return self
 
-    def __exit__(self, *_):
-        self.socket.close()
+    def __exit__(self, *error):
+        self.connection.__exit__(*error)
 
     def send(self, **message):
         self.socket.send(json.dumps(message))
@@ -194,8 +194,11 @@ def test_bad_messages_are_answered_and_change_nothing(studio):
 
 def test_other_sites_cannot_open_a_socket(studio):
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
-        with pytest.raises(InvalidStatus) as error:
-            connect(f"ws://{studio[1]}/socket", additional_headers=headers)
+        with (
+            pytest.raises(InvalidStatus) as error,
+            connect(f"ws://{studio[1]}/socket", additional_headers=headers),
+        ):
+            pass
         assert error.value.response.status_code == 403
     assert refused(studio[1], "/api/pieces", b"x", Origin="http://evil.example")[0] == 403
 

@@ -88,7 +88,7 @@ def running(port: int = 0) -> Iterator[tuple[Studio, str]]:
     thread.start()
     try:
         deadline = time.monotonic() + 300
-        while studio.warming is not None:
+        while not studio.ready:
             assert time.monotonic() < deadline and thread.is_alive()
             time.sleep(0.05)
         yield studio, address

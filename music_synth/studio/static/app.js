@@ -41,9 +41,10 @@ const seconds = () => state.at / RATE;
 // Asks for audio from sample `at` on. change: what is heard goes on until the new audio is there.
 function request(at, { change = false, keep = change } = {}) {
   $("play").disabled = !(state.piece && state.ready);
-  if (!state.piece || !state.ready) return;
-  state.job += 1;
+  if (!state.piece) return;
   state.at = Math.min(Math.max(0, Math.round(at)), total());
+  if (!state.ready) return;
+  state.job += 1;
   if (change) state.asked.set(state.job, performance.now());
   for (let i = 0; i < state.voices.length; i++) state.mels[i] ||= new MelPicture();
   audio.post({ type: "job", job: state.job, at: state.at, keep, voices: state.voices.length });
@@ -99,12 +100,14 @@ async function open(id, at = 0) {
   view.follow(seconds());
 }
 
+const send = (body, name, type) =>
+  fetch(`api/pieces?name=${encodeURIComponent(name)}`, { method: "POST", body, headers: { "content-type": type } });
+
 async function upload(body, name, type = "application/octet-stream") {
-  const response = await fetch(`api/pieces?name=${encodeURIComponent(name)}`, {
-    method: "POST", body, headers: { "content-type": type },
-  });
+  const response = await send(body, name, type);
   if (!response.ok) return say(await response.text(), true);
   const head = await response.json();
+  state.uploaded = { id: head.id, body, name, type };
   await open(head.id);
   return head;
 }
@@ -208,9 +211,11 @@ async function start() {
 }
 
 // Everything is compiled, or the server has come back: goes on from where the page is.
-function ready() {
+async function ready() {
   say("ready");
   if (!state.piece) return;
+  const { uploaded } = state;
+  if (uploaded?.id === state.piece.id) await send(uploaded.body, uploaded.name, uploaded.type); // a new server has not got it
   const playing = state.playing;
   request(state.at, { keep: playing });
   keys.again();

@@ -20,6 +20,7 @@ function readVoice(text) {
   const voice = { kind, checkpoint: Math.max(0, Math.round(Number(checkpoint) || 0)), seed: 0 };
   for (const setting of settings) {
     const [name, value] = setting.split("=");
+    if (name === "timbre" && value) voice.timbre = value;
     if (NUMBERS.includes(name) && Number.isFinite(Number(value))) voice[name] = Number(value);
   }
   return voice;
@@ -28,7 +29,8 @@ function readVoice(text) {
 export function writeVoice(voice) {
   if (voice.kind !== "decoder") return voice.kind;
   const settings = NUMBERS.filter((name) => voice[name] !== undefined && voice[name] !== null);
-  return [`decoder:${voice.checkpoint}`, ...settings.map((name) => `${name}=${voice[name]}`)].join(",");
+  const timbre = voice.timbre ? [`timbre=${voice.timbre}`] : [];
+  return [`decoder:${voice.checkpoint}`, ...settings.map((name) => `${name}=${voice[name]}`), ...timbre].join(",");
 }
 
 export function writeLink(state) {

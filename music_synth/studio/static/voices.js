@@ -39,6 +39,7 @@ export class VoiceList {
     if (voice.kind === "recording") return "recording";
     const settings = [`seed ${voice.seed}`];
     if (voice.temperature !== undefined) settings.push(`temperature ${voice.temperature}`);
+    if (voice.timbre) settings.push(voice.timbre);
     if (voice.steps !== undefined) settings.push(`${voice.steps} steps`);
     return `${this.state.about.decoders[voice.checkpoint]?.name ?? "?"}, ${settings.join(", ")}`;
   }
@@ -55,6 +56,7 @@ export class VoiceList {
       const can = this.state.about.decoders[voice.checkpoint] || {};
       row.append(this.number(voice, number, "seed", { min: 0, max: 4294967295, step: 1 }));
       if (can.temperature) row.append(this.number(voice, number, "temperature", { min: 0, max: 2, step: 0.1 }));
+      if (can.timbres?.length) row.append(this.timbre(voice, number, can.timbres));
       if (can.steps) row.append(this.number(voice, number, "steps", { min: 1, max: 64, step: 1 }));
     }
     if (this.state.voices.length > 1) {
@@ -104,6 +106,22 @@ export class VoiceList {
       this.changed();
     };
     label.append(name, input);
+    return label;
+  }
+
+  timbre(voice, number, names) {
+    const label = document.createElement("label");
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", `Timbre of voice ${number + 1}`);
+    select.add(new Option("mixture", ""));
+    for (const name of names) select.add(new Option(name, name));
+    select.value = voice.timbre ?? "";
+    select.onchange = () => {
+      if (select.value) voice.timbre = select.value;
+      else delete voice.timbre;
+      this.changed();
+    };
+    label.append("timbre", select);
     return label;
   }
 
