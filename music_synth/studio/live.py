@@ -42,12 +42,14 @@ MEASURED = 20  # stretches whose time to make counts
 
 
 def short(decoder: Decoder) -> Decoder:
-    """A decoder of stretches of `FRAMES`, which plays its mean if it can."""
+    """A decoder of stretches of `FRAMES` if its network has no fixed length, which plays its mean if it can."""
     model: Any = decoder.model
     try:
         model = model.with_sampling(temperature=0.0)
     except UserError:
         pass
+    if model.network.decoder != "convolutional":
+        return dataclasses.replace(decoder, model=model)
     network = dataclasses.replace(model.network, target_frames=FRAMES)
     tokenizer = dataclasses.replace(decoder.tokenizer, segment_frames=FRAMES)
     return Decoder(dataclasses.replace(model, network=network), decoder.params, tokenizer, decoder.timbre)
@@ -199,7 +201,7 @@ class LivePlayer:
         self._number += 1
         context = timeline.before(frame, max(decoder.model.network.context_frames, RUN_UP))
         tokens = decoder.tokenizer.encode_window(Events.from_notes(notes), frame, FRAMES, timbre=decoder.timbre)
-        mel = decoder.sample_one([tokens], self._number, 0, context)
+        mel = decoder.sample_one([tokens], self._number, 0, context)[:FRAMES]
         timeline.replace(frame, mel, len(context))
         origin = (frame - RUN_UP) / FRAME_RATE
         shifted = [note._replace(onset=note.onset - origin, offset=note.offset - origin) for note in notes]

@@ -36,6 +36,13 @@ HEADERS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def studio():
+    """Compiled as for users, not quickly: there is much to play."""
+    with tiny.running() as running:
+        yield running
+
+
 def mutated(rng, value):
     """A JSON value with some of it replaced by what does not belong there."""
     if rng.random() < 0.15:

@@ -83,6 +83,13 @@ class Page:
 
 
 @pytest.fixture(scope="module")
+def studio():
+    """Compiled as for users, not quickly: time is measured here."""
+    with tiny.running() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     from selenium import webdriver
 

@@ -10,12 +10,15 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import uvicorn
 
 from music_synth import runs
 from music_synth.audio.io import audio_to_int16
 from music_synth.diffusion.objective import Diffusion
+from music_synth.diffusion.sampler import Sampler
+from music_synth.diffusion.schedule import LogNormalSchedule
 from music_synth.midi.notes import Note, midi_bytes
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
@@ -27,33 +30,30 @@ from music_synth.studio.voices import Voices
 from tests import tiny_runs
 
 NETWORK = NetworkConfig(
-    model_dim=16,
+    model_dim=8,
     num_heads=2,
-    head_dim=8,
+    head_dim=4,
     mlp_dim=16,
     num_encoder_layers=1,
     num_decoder_layers=1,
+    num_prior_layers=1,
+    decoder="convolutional",
+    note_roll=True,
     max_tokens=128,
     target_frames=256,
     context_frames=256,
 )
+SAMPLER = Sampler(name="euler", num_steps=2, grid="karras", min_log_snr=-4.2, max_log_snr=7.0, clip_x_0=False)
 SEGMENT = 256 * 320  # samples
 
 
-def decoder(seed: int = 0) -> Decoder:
-    """An untrained decoder; its samples are noise that heeds the notes."""
-    model = Diffusion(NETWORK)
-    model = model.with_sampling(num_steps=2)
+def decoder(scale: float = 4.0) -> Decoder:
+    """An untrained decoder of the kind that ships; its samples are noise that heeds the notes."""
+    schedule = LogNormalSchedule()
+    model = Diffusion(NETWORK, schedule, "v", "v", "l2", "none", condition_dropout=0.0, sampler=SAMPLER)
     params = tiny_runs.random_like(model.init)
-    if seed:
-        params = {**params, "decoder": jax_scaled(params["decoder"], 1.0 + 0.1 * seed)}
+    params = jax.tree.map(lambda leaf: leaf * np.float32(scale), params)
     return Decoder(model, params, Tokenizer(max_tokens=128))
-
-
-def jax_scaled(tree, factor: float):
-    import jax
-
-    return jax.tree.map(lambda leaf: leaf * np.float32(factor), tree)
 
 
 def notes(seconds: float = 14.0, pitch: int = 60) -> list[Note]:
@@ -78,7 +78,7 @@ def recorded_piece() -> StudioPiece:
 @contextlib.contextmanager
 def running(port: int = 0) -> Iterator[tuple[Studio, str]]:
     """Yields a studio that is ready, and its address."""
-    voices = Voices([("one", decoder()), ("two", decoder(1))], runs.load_inverter())
+    voices = Voices([("one", decoder()), ("two", decoder(5.0))], runs.load_inverter())
     studio = Studio(voices, Library([piece(), recorded_piece()]))
     listening = listen("127.0.0.1", port)
     address = f"127.0.0.1:{listening.getsockname()[1]}"

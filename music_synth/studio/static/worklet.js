@@ -121,8 +121,8 @@ class Player extends AudioWorkletProcessor {
   }
 
   startFade() {
-    if (!this.playing) return;
     const track = this.voices.get(this.selected);
+    if (!this.playing || !track || this.head < track.start || this.head >= track.end) return; // nothing to fade from
     const old = new Float32Array(FADE);
     for (let i = 0; i < FADE; i++) old[i] = this.sampleAt(track, this.head + i);
     this.fading = old;
