@@ -27,6 +27,7 @@ class Track:
     until: int  # sample up to which there is audio
     ended: bool = False
     waits: bool = False  # for what another thread makes
+    worked: float = 0.0  # seconds of work since there was audio last
     begun: bool = False
 
 
@@ -38,7 +39,6 @@ class Plan:
     tracks: list[Track]
     cursor: int
     selected: int
-    worked: float = 0.0  # seconds since there was audio last
 
     def next_track(self) -> int | None:
         """The voice that is the least ahead of the cursor, with a lead for the one that is heard; None: all are."""
@@ -137,7 +137,7 @@ class Session:
         if isinstance(stretch, Future):
             self._wait(track, stretch)
         elif self.plan is plan:
-            plan.worked += time.perf_counter() - begin
+            track.worked += time.perf_counter() - begin
             self._send(plan, number, stretch)
         return self.plan is not None
 
@@ -159,5 +159,5 @@ class Session:
             self.outbox.put(protocol.pcm_frame(job, number, stretch.start, stretch.audio, flags))
             made = len(stretch.audio) / SAMPLE_RATE
             self.worker.counts.audio_seconds += made
-            self.outbox.put({"type": "made", "job": job, "voice": number, "seconds": made, "took": plan.worked})
-            plan.worked = 0.0
+            self.outbox.put({"type": "made", "job": job, "voice": number, "seconds": made, "took": track.worked})
+            track.worked = 0.0

@@ -12,11 +12,13 @@ import numpy as np
 from music_synth.audio.io import audio_from_int16
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, log_mel
 from music_synth.midi.notes import Note
+from music_synth.midi.segments import token_bucket
 from music_synth.playing import Decoder
 from music_synth.studio import limits
 from music_synth.vocoder.inverter import Inverter, stream_audio
 
 STRETCH_SECONDS = 4.0  # of a sound that is there already
+RUN_UP = 64  # frames before a segment that the inverter hears when it begins there
 REACH_SECONDS = 2.0  # for which a note can ring on after its end
 
 
@@ -57,7 +59,7 @@ def decoded(
 
     A segment has the one before it for a context: as it was made before, if it was and its notes are still the same, or
     if this is a `change` of what is being heard. Else the one before is made first, without a context of its own. The
-    inverter begins a segment early, too. Segments whose notes and context have not changed are not made anew.
+    inverter hears the end of it, too. Segments whose notes and context have not changed are not made anew.
     """
     frames, mels_of = decoder.tokenizer.segment_frames, memory.made
     tokens, num_frames = decoder.tokenize(notes)
@@ -67,6 +69,8 @@ def decoded(
     if before is not None and not (change or before.tokens == digests[first - 1]):
         before = None
     start = max(first - 1, 0)
+    # Of the padding, too: mels of another are equal up to rounding alone.
+    origin_key = b"%d %d" % (start, token_bucket(max(map(len, tokens)), decoder.model.network.max_tokens))
     new: list[Stretch] = []
 
     def mels() -> Iterator[np.ndarray]:
@@ -76,7 +80,7 @@ def decoded(
             if number == first - 1 and before is not None:
                 context = before
             else:
-                key = hashlib.sha256((context.key if context else b"%d" % start) + digests[number]).digest()
+                key = hashlib.sha256((context.key if context else origin_key) + digests[number]).digest()
                 known = mels_of.get(number)
                 if known is None or known.key != key:
                     mel = decoder.sample_one(tokens, seed, number, None if context is None else context.mel)
@@ -84,16 +88,20 @@ def decoded(
                 context = known
             if number >= first:
                 new.append(Stretch(None, context.mel[:left], number * frames))
-            yield context.mel[:left]
+                yield context.mel[:left]
+            else:
+                yield context.mel[frames - run_up :]
 
-    origin = start * frames / FRAME_RATE
-    if start:
+    run_up = min(RUN_UP, frames) if first else 0
+    begin = first * frames - run_up
+    origin = begin / FRAME_RATE
+    if begin:
         notes = [
             note._replace(onset=note.onset - origin, offset=note.offset - origin)
             for note in notes
             if note.offset > origin - REACH_SECONDS
         ]
-    position, wanted = start * frames * HOP_LENGTH, first * frames * HOP_LENGTH
+    position, wanted = begin * HOP_LENGTH, first * frames * HOP_LENGTH
     for audio in stream_audio(inverter, mels(), notes):
         yield from new
         new.clear()

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import shutil
 import statistics
 import time
@@ -34,6 +35,11 @@ return btoa(text);
 """
 
 
+def waiting() -> float:
+    """How many processes want each core, at least 1: so much longer takes what is timed here."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Page:
     """The studio in a browser."""
 
@@ -47,9 +53,7 @@ class Page:
         """Waits until a JavaScript expression is true."""
         deadline = time.monotonic() + seconds
         while not (value := self.js(f"return {condition}")):
-            assert time.monotonic() < deadline, (
-                f"{condition}; the page says {self.js('return document.body.innerText')}"
-            )
+            assert time.monotonic() < deadline, f"{condition}; the page says {self.find('header').text}"
             time.sleep(0.05)
         return value
 
@@ -143,7 +147,7 @@ def test_a_change_is_heard_within_a_second(page):
     print(
         f"a change is heard after {statistics.median(after):.0f} ms (median of {len(after)}), at most {max(after):.0f}"
     )
-    assert len(after) == 20 and statistics.median(after) < 1000
+    assert len(after) == 20 and statistics.median(after) < 1000 * waiting()
 
 
 def test_a_seek_is_heard_from_there(page):
@@ -201,7 +205,7 @@ def test_a_phrase_from_the_keys_comes_back(page):
 
 def test_live_keys_are_heard(page):
     page.choose(page.find("#keys-mode"), "live")
-    page.until("document.getElementById('latency').textContent === 'play a key'", 60)
+    page.until("document.getElementById('latency').textContent === 'play a key'", 240)
     for number in range(12):
         page.js("studio.keys.press(60 + arguments[0], 100)", number)
         page.until(f"studio.keys.latencies.length > {number}")
@@ -209,7 +213,7 @@ def test_live_keys_are_heard(page):
         time.sleep(0.15)
     took = sorted(page.js("return studio.keys.latencies"))
     print(f"key to sound: median {took[6]:.0f} ms, 95 % {took[11]:.0f} ms")
-    assert took[6] < 1000
+    assert took[6] < 500 * waiting()
     page.choose(page.find("#keys-mode"), "phrase")
 
 

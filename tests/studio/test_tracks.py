@@ -17,7 +17,8 @@ class Watched:
     """A decoder that tells which segments it samples, and after what."""
 
     def __init__(self, decoder):
-        self.decoder, self.tokenizer, self.tokenize, self.calls = decoder, decoder.tokenizer, decoder.tokenize, []
+        self.decoder, self.model, self.calls = decoder, decoder.model, []
+        self.tokenizer, self.tokenize = decoder.tokenizer, decoder.tokenize
 
     def sample_one(self, tokens, seed, number, before=None):
         self.calls.append((number, before))

@@ -170,7 +170,8 @@ const connection = new Connection({
       if (message.ready) ready();
       else say("warming up…");
     } else if (message.type === "made" && message.job === state.job) {
-      if (message.took > 0) $("speed").textContent = (message.seconds / message.took).toFixed(1);
+      const decoded = message.voice === state.selected && state.voices[message.voice]?.kind === "decoder";
+      if (decoded && message.took > 0) $("speed").textContent = (message.seconds / message.took).toFixed(1);
     } else if (message.type === "end" && message.job === state.job) {
       audio.post({ type: "end", job: message.job, voice: message.voice, at: message.at });
     } else if (message.type === "error") {
