@@ -87,7 +87,7 @@ def test_setup_ships_every_config():
     text = (ROOT / "setup.py").read_text()
     assert '"music_synth.configs": "configs"' in text
     depth = max(len(path.relative_to(ROOT / "configs").parts) for path in (ROOT / "configs").rglob("*.gin"))
-    patterns = re.search(r'package_data=\{\s*"music_synth.configs": \[(.*?)\]', text).group(1)
+    patterns = re.search(r'"music_synth.configs": \[(.*?)\]', text).group(1)
     assert patterns == ", ".join('"' + "*/" * level + '*.gin"' for level in range(depth))
 
 

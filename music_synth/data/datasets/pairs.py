@@ -7,7 +7,7 @@
   depth. Where names do not tell, a manifest does: CSV with a header, or a JSON object a line, of the columns audio,
   midi and, if wanted, split and program.
 * A split is the manifest's; else that of a folder `train`, `validation` or `test` on the way to the file; else by
-  chance, 8:1:1, which the name fixes, at least one pair each. One or two recordings are each cut in time instead.
+  chance, 8:1:1, at least one pair each. One or two recordings are each cut in time instead.
 * Notes are those that a player sounds, lengthened by the pedals: see `midi.players`.
 * `pairs_check` says which of the pairs belong together, and how the notes are to be moved.
 """
@@ -30,7 +30,7 @@ import numpy as np
 
 from music_synth.audio.io import read_audio
 from music_synth.audio.mel import SAMPLE_RATE
-from music_synth.data.datasets.corpus import SPLITS, Content, Found, Measured, check, naming, split_by_chance
+from music_synth.data.datasets.corpus import SPLITS, Content, Found, Measured, check, naming
 from music_synth.data.prepared import TRANSCRIBED
 from music_synth.errors import UserError
 from music_synth.files import write_whole
@@ -288,9 +288,10 @@ def _with_splits(candidates: list[Candidate], seed: int) -> list[Candidate]:
         return [one._replace(split=one.split or SPLITS[0]) for one in candidates]
     if len(candidates) < len(SPLITS):
         return candidates
-    drawn = {one: hashlib.sha256(f"{seed}/{one.name}".encode()).hexdigest() for one in candidates}
-    splits = split_by_chance(drawn.values())
-    return [one._replace(split=splits[drawn[one]]) for one in candidates]
+    drawn = sorted(candidates, key=lambda one: hashlib.sha256(f"{seed}/{one.name}".encode()).hexdigest())
+    held_out = max(1, round(len(drawn) / 10))
+    splits = dict(zip(drawn, ["test"] * held_out + ["validation"] * held_out, strict=False))
+    return [one._replace(split=splits.get(one, "train")) for one in candidates]
 
 
 def cut(pair: Pair) -> list[Pair]:
