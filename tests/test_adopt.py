@@ -72,6 +72,7 @@ def test_every_step_once_and_what_is_there_is_kept(place, tmp_path, monkeypatch,
     jax.tree.map(np.testing.assert_array_equal, made.params, best.params)
     card = (out / "instrument" / "README.md").read_text()
     assert "the notes of 1 of 6 pieces are transcribed by a program" in card
+    assert "| rehearsed | noise 1, as prepared arrays, 25% of the examples |" in card
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def card(
         task, batch_size = decoder.given.get("DATASET_NAME") or UNKNOWN, decoder.given.get("BATCH_SIZE")
     steps = f"{decoder.step:,}" if decoder.step else UNKNOWN
     start = said.get("InitialCheckpoint.path")
+    rehearsal, share = said.get("Feed.rehearsal"), said.get("Feed.rehearsal_share")
     lines = [
         "---",
         f"license: {license if license != UNKNOWN else 'unknown'}",
@@ -105,6 +106,7 @@ def card(
         f"| training data | {task} |",
         f"| training steps | {steps}{f', {batch_size} segments each' * bool(batch_size)} |",
         *([f"| trained from | {start} |"] if start else []),
+        *([f"| rehearsed | {data_set(rehearsal)}, {share:.0%} of the examples |"] if rehearsal and share else []),
         f"| weights | {WEIGHTS}, {dtype} |",
         f"| made from | {KINDS[decoder.kind]} |",
         f"| license of the weights | {license} |",
