@@ -26,7 +26,7 @@ from tests import tiny_runs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHER_PROGRAMS = {"aplay", "apt-get", "docker", "ffplay", "git", "sudo", "tensorboard"}  # not ours to test
+OTHER_PROGRAMS = {"aplay", "apt-get", "docker", "ffplay", "git", "npm", "sudo", "tar", "tensorboard"}  # not ours
 
 
 class Block(NamedTuple):
