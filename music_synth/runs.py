@@ -188,7 +188,8 @@ class InitialCheckpoint:
     def __call__(self, model: Any) -> Any:
         """Loads the parameters, for `model`; None where there is no path.
 
-        Warns where `model` computes something else from the same parameters than the model they are of.
+        Of a decoder of the other kind, what both share; the rest is drawn at random. Warns where `model`
+        computes something else from the same parameters than the model they are of.
 
         Raises:
             UserError: the path is not recognized, or its tensors are of other names or shapes.
@@ -197,9 +198,12 @@ class InitialCheckpoint:
             return None
         trained = read(self.path, num_heads=model.network.num_heads if kind_of(self.path) == "t5x" else None)
         params = with_or_without_timbre(trained.params, model)
+        same_kind = isinstance(trained.model, type(model))
+        if not same_kind:
+            params = shared_by_kinds(params, model, self.path)
         check_shapes(params, model, self.path, "train a network of its sizes, or start from another")
         theirs, ours = decoders.computed_by(trained.model), decoders.computed_by(model)
-        for name in sorted(theirs.keys() | ours.keys()):
+        for name in sorted(theirs.keys() | ours.keys() if same_kind else theirs.keys() & ours.keys()):
             if theirs.get(name) != ours.get(name):
                 warnings.warn(f"{name} is {theirs.get(name)} in {self.path} and {ours.get(name)} here", stacklevel=2)
         return params
@@ -211,6 +215,22 @@ def with_or_without_timbre(params: Params, model: Any) -> Params:
     if "timbre" not in wanted or "timbre" in params:
         return {name: part for name, part in params.items() if name in wanted or name != "timbre"}
     return params | {"timbre": jax.device_get(jax.jit(model.init)(jax.random.key(0))["timbre"])}
+
+
+def shared_by_kinds(params: Params, model: Any, where: Any) -> Params:
+    """Takes what decoders of two kinds have in common, all that reads notes; the rest of `model` is drawn at random."""
+    notes = params.get("encoder", params.get("token_encoder"))  # its name depends on what stands beside it
+    given = params | {"encoder": notes, "token_encoder": notes}
+    fresh = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    random = [part for part in fresh if part not in given or part == "decoder"]
+    warnings.warn(f"{where} is a decoder of another kind: {', '.join(random)} here begin at random", stacklevel=3)
+
+    def taken(ours: Any, theirs: Any) -> Any:
+        if not isinstance(ours, dict):
+            return theirs
+        return {name: taken(part, theirs[name]) if name in theirs else part for name, part in ours.items()}
+
+    return {name: part if name in random else taken(part, given[name]) for name, part in fresh.items()}
 
 
 # --- inverters ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from music_synth import gin_files, making, runs
+from music_synth import config, gin_files, making, runs
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.interop import decoders, inverters, model_card, runtimes, t5x
@@ -104,6 +104,20 @@ def test_what_ships_goes_by_its_name(run, tmp_path, monkeypatch):
     assert SpectrogramDiffusionPipeline.from_pretrained("shipped", inverter="griffin_lim").model == model
     (tmp_path / "shipped").mkdir()
     assert "shipped is not recognized" in refused(runs.load, "shipped")  # a folder of that name comes first
+
+
+def test_a_decoder_of_the_other_kind_gives_what_reads_notes(run, tmp_path):
+    config.parse(["autoregressive.gin", "smoke.gin"], [f"MODEL_DIR={tmp_path}", f"TASK={run.parent / 'prepared'}"])
+    model = config.build("train").keywords["model"]
+    with pytest.warns(UserWarning, match="another kind: continuous_encoder, decoder here begin at random"):
+        params = runs.InitialCheckpoint(run)(model)
+    theirs = runs.load(run).params
+    assert set(params) == {"token_encoder", "continuous_encoder", "note_roll", "prior", "decoder"}
+    for part in ("note_roll", "prior"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], theirs[part])
+    layer = params["token_encoder"]["layers_0"]
+    jax.tree.map(np.testing.assert_array_equal, layer, theirs["encoder"]["layers_0"])
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, jax.eval_shape(model.init, jax.random.key(0)))
 
 
 # --- configs that others wrote ---------------------------------------------------------------------------------------
