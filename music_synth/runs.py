@@ -29,7 +29,7 @@ from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import Params, SpectrogramModel
 from music_synth.training.checkpoint import FOLDER, check_shapes, load_params, load_progress
 from music_synth.vocoder import neural
-from music_synth.vocoder.inverter import GRIFFIN_LIM, GriffinLim, Inverter
+from music_synth.vocoder.inverter import GRIFFIN_LIM, MEL_ONLY, GriffinLim, Inverter, MelOnly
 
 SHIPPED = "shipped"
 DECODERS = {
@@ -240,7 +240,8 @@ def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) ->
     """Loads an inverter by name or path.
 
     Args:
-        name: None or "shipped": the trained one of the package; "griffin_lim"; a .safetensors file; the MODEL_DIR of a
+        name: None or "shipped": the trained one of the package; "mel_only": the same, which then makes nothing of notes
+            that it is given; "griffin_lim"; a .safetensors file; the MODEL_DIR of a
             run of istft.gin or melgan.gin; or a model of another project: an .onnx file or a folder with a SavedModel.
         trust: whether a SavedModel, which is a program, may run.
 
@@ -249,6 +250,8 @@ def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) ->
     """
     if name is None or str(name) == SHIPPED:
         return neural.load_weights(neural.SHIPPED)
+    if str(name) == MEL_ONLY:
+        return MelOnly(neural.load_weights(neural.SHIPPED))
     if str(name) == GRIFFIN_LIM:
         return GriffinLim()
     path = Path(name)

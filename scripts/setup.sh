@@ -87,5 +87,6 @@ SECONDS=0
 # Only for the ONNX file that it carries: what it asks for clashes with every current TensorFlow.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps 'basic-pitch==0.4.0' </dev/null ||
   fail "pip could not install basic-pitch; its messages stand above"
+.venv/bin/python -c 'import music_synth.synthesize' || fail "music_synth cannot be imported; why stands above"  # and compiles it
 printf '%s' "$stamp" >.venv/music_synth.stamp
 say "ready after $SECONDS s"

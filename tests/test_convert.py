@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from music_synth import config, convert, runs
+from music_synth import __version__, config, convert, runs
 from music_synth.errors import UserError
 from music_synth.gin_files import read_values
 from music_synth.interop import diffusers, model_card, t5x
@@ -143,6 +143,10 @@ def test_the_card_says_what_a_stranger_asks(model_dir, tmp_path):
         "music_synth.synthesize FILE.mid --checkpoint",
         "| training data | noise 1, as prepared arrays |",
         "| license of the weights | cc-by-4.0 |",
+        "| seeds | 0 of the parameters, 0 of the order of segments |",
+        f"| versions | music_synth {__version__}, Python 3.",
+        f"jax {jax.__version__}",
+        "music_synth.train --gin_file=THIS_FOLDER/config.gin",
         "| eval/loss | 200 | 0.25 |",
         "| train/loss | 100 | 0.7 |",
         "euler, 2 steps",

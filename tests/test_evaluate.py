@@ -19,7 +19,8 @@ from tests import tiny_runs
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROWS = [
-    "mean spectrum",
+    "mean spectrum of the training set",
+    "mean spectrum of each piece",
     "Autoregressive",  # its mean plus Gaussian noise
     "Diffusion",
     *["Autoregressive"] * 4,  # as it is, and its mean; of whole pieces, and of single segments

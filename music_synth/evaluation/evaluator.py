@@ -6,9 +6,10 @@ decoder has two:
 * whole pieces, generated as a listener hears them: the context of a segment is what the model wrote before;
 * single segments with their true context, joined.
 
-Beside them stand floors, which no model should fail to beat: the training set's mean spectrum, and a decoder's mean
-with noise of the right color laid on it; and ceilings: the ground truth's audio (what perfection gets) and the ground
-truth through each inverter (what is lost after the decoder). What is measured of all of them is in `measures`.
+Beside them stand floors, which no model should fail to beat: the mean spectrum of the training set, that of each piece
+itself, and a decoder's mean with noise of the right color laid on it; and ceilings: the ground truth's audio (what
+perfection gets) and the ground truth through each inverter (what is lost after the decoder). What is measured of all of
+them is in `measures`.
 
 The work falls into groups of clips, of which each is made and then measured. One process does them in turn; Apache
 Beam, if it is asked, spreads them over processes or machines that see the same folder.
@@ -36,12 +37,14 @@ from music_synth.evaluation.sources import (
     Checkpoint,
     MeanSpectrum,
     Noisy,
+    OwnMeanSpectrum,
     Recording,
     Revoiced,
     Sampled,
     Source,
     ThroughInverter,
 )
+from music_synth.vocoder.inverter import MEL_ONLY
 
 BASELINE, MODEL, CEILING = "baseline", "model", "ceiling"
 
@@ -82,6 +85,7 @@ def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverters: Mapping[s
     mean = Row(
         "mean spectrum of the training set", BASELINE, MeanSpectrum(mean_spectrum), at(folder, "mean", mean_spectrum)
     )
+    own_mean = Row("mean spectrum of each piece itself", BASELINE, OwnMeanSpectrum(), at(folder, "own mean", 0))
     places = {name: at(folder, f"inverter {name}", checksum) for name, checksum in inverters.items()}
     first, *others = places
     through = [
@@ -94,11 +98,11 @@ def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverters: Mapping[s
         )
         for name, place in places.items()
     ]
-    return [mean, Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)), *through]
+    return [mean, own_mean, Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)), *through]
 
 
 def inverter_name(name: str) -> str:
-    return "the shipped inverter" if name == "shipped" else name
+    return {"shipped": "the shipped inverter", MEL_ONLY: "the shipped inverter without notes"}.get(name, name)
 
 
 def model_rows(

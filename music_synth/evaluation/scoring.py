@@ -31,6 +31,7 @@ from music_synth.playing import Decoder
 from music_synth.runs import SHIPPED
 from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
+from music_synth.vocoder.inverter import MEL_ONLY
 
 BASIC_PITCH = "basic_pitch"
 MAX_EXAMPLES = 1000  # in a report
@@ -99,7 +100,7 @@ def evaluate(
     given = tuple(sorted((embeddings or {}).items()))
     open_tools = functools.partial(load_tools, tuple(inverters), given, transcriber, trust)
     tools = open_tools()
-    sums = {name: file_checksum(neural.SHIPPED if name == SHIPPED else name) for name in inverters}
+    sums = {name: file_checksum(neural.SHIPPED if name in (SHIPPED, MEL_ONLY) else name) for name in inverters}
     openers = plan(checkpoints, samplers, reference)
     models = []
     for opener in openers:
@@ -111,8 +112,9 @@ def evaluate(
         raise UserError(f"{task} has no pieces in its split {split!r}")
     means = [row for row in models if row.mode == WHOLE and row.about["given"] == MEAN and not row.after]
     floors = [evaluator.noisy_row(row, targets, clips, sums, seed) for row in means]
-    baseline, *ceilings = evaluator.reference_rows(mean_log_mel(feed.pieces("train")), clips, sums)
-    rows = [baseline, *floors, *models, *ceilings]
+    references = evaluator.reference_rows(mean_log_mel(feed.pieces("train")), clips, sums)
+    baselines = [row for row in references if row.kind == evaluator.BASELINE]
+    rows = [*baselines, *floors, *models, *references[len(baselines) :]]
     if reference is not None:
         rows = [held_against(row, models) for row in rows]
     options = [f"--{option.removeprefix('--')}" for option in beam_options.split(",") if option]

@@ -51,6 +51,15 @@ class MeanSpectrum:
 
 
 @dataclass(frozen=True)
+class OwnMeanSpectrum:
+    """The mean spectrum of the clip itself in all its frames: its level and timbre, and nothing of its notes."""
+
+    def make(self, names, targets, tools):
+        for index, target in enumerate(targets):
+            yield index, Sound(np.broadcast_to(target.mel.mean(axis=0), target.mel.shape), None), {}
+
+
+@dataclass(frozen=True)
 class Recording:
     """The ground truth's audio itself; its mel is taken anew, and differs where data and mel disagree."""
 

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from music_synth import __version__
 from music_synth.audio.mel import FRAME_RATE
 from music_synth.data.prepared import MANIFEST, TRANSCRIBED
 from music_synth.errors import UserError
 from music_synth.gin_files import CONFIG_FILE, read_values
 from music_synth.interop.decoders import KINDS, Trained
-from music_synth.training.writer import read_metrics
+from music_synth.training.writer import last_value, read_metrics
 
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = "model.safetensors"
@@ -27,6 +31,7 @@ FORMAT = "music_synth model"  # what the header of that file says it is
 CARD = "README.md"
 TABLE = "table.md"  # of music_synth.evaluate
 UNKNOWN = "not stated"
+LIBRARIES = ("jax", "flax", "optax", "numpy")
 
 
 def export(
@@ -52,7 +57,8 @@ def export(
     save_exported(folder / WEIGHTS, decoder.params, decoder.step, dtype)
     (folder / CONFIG_FILE).write_text(config_text, encoding="utf-8")
     said = read_values(folder / CONFIG_FILE)
-    text = card(decoder, said, dtype, last_scores(decoder.path), table, license)
+    minutes = last_value(decoder.path, "train/minutes")
+    text = card(decoder, said, dtype, last_scores(decoder.path), minutes, table, license)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
@@ -61,10 +67,16 @@ def card(
     said: dict[str, Any],
     dtype: str,
     metrics: dict[str, tuple[int, float]],
+    minutes: float,
     table: str,
     license: str,
 ) -> str:
-    """Writes the text of the card, with the header of fields that model hubs read. `said`: what the config binds."""
+    """Writes the text of the card, with the header of fields that model hubs read.
+
+    Args:
+        said: what the config binds.
+        minutes: of training.
+    """
     model, network, tokenizer = decoder.model, decoder.model.network, decoder.tokenizer
     name = type(model).__name__
     count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
@@ -78,6 +90,7 @@ def card(
     steps = f"{decoder.step:,}" if decoder.step else UNKNOWN
     start = said.get("InitialCheckpoint.path")
     rehearsal, share = said.get("Feed.rehearsal"), said.get("Feed.rehearsal_share")
+    seeds = f"{said.get('train.seed')} of the parameters, {said.get('Feed.seed')} of the order of segments"
     lines = [
         "---",
         f"license: {license if license != UNKNOWN else 'unknown'}",
@@ -105,10 +118,13 @@ def card(
         ),
         f"| training data | {task} |",
         f"| training steps | {steps}{f', {batch_size} segments each' * bool(batch_size)} |",
+        *([f"| seeds | {seeds} |"] if metrics else []),
+        *([f"| time | {minutes / 60:.1f} hours |"] if minutes else []),
         *([f"| trained from | {start} |"] if start else []),
         *([f"| rehearsed | {data_set(rehearsal)}, {share:.0%} of the examples |"] if rehearsal and share else []),
         f"| weights | {WEIGHTS}, {dtype} |",
-        f"| made from | {KINDS[decoder.kind]} |",
+        f"| made from | {KINDS[decoder.kind]}, {datetime.date.today()} |",
+        f"| versions | {versions()} |",
         f"| license of the weights | {license} |",
     ]
     if hasattr(model, "sampler"):
@@ -120,8 +136,20 @@ def card(
         lines += [f"| {name} | {step:,} | {value:.4g} |" for name, (step, value) in sorted(metrics.items())]
     if table:
         lines += ["", "## Evaluation", "", table]
-    lines += ["", f"`{CONFIG_FILE}` has every setting.", ""]
-    return "\n".join(lines)
+    lines += ["", f"`{CONFIG_FILE}` has every setting."]
+    if metrics:
+        lines += ["Another training by it:", "", "```"]
+        lines += [f"python -m music_synth.train --gin_file=THIS_FOLDER/{CONFIG_FILE} --gin.MODEL_DIR=runs/again \\"]
+        lines += ["  --gin.TASK=DATA", "```"]
+    return "\n".join([*lines, ""])
+
+
+def versions() -> str:
+    """Lists what the numbers hang on, as it is installed here."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return ", ".join(
+        [f"music_synth {__version__}", f"Python {python}", *(f"{name} {version(name)}" for name in LIBRARIES)]
+    )
 
 
 def data_set(task: str | None) -> str:

@@ -13,6 +13,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
 GRIFFIN_LIM = "griffin_lim"
+MEL_ONLY = "mel_only"  # the one that ships, not told the notes
 MAGNITUDE_STEPS = 30  # updates of the inversion of the mel filters; more change nothing that is heard
 
 
@@ -115,6 +116,19 @@ def magnitude_from_mel(mel: np.ndarray) -> np.ndarray:
     for _ in range(MAGNITUDE_STEPS):
         magnitude *= numerator / np.maximum(spread @ (filters @ magnitude), 1e-12)
     return np.ascontiguousarray(magnitude.T)
+
+
+@dataclass(frozen=True)
+class MelOnly:
+    """An inverter that is not told the notes: what is heard of them then stands in the mel."""
+
+    inverter: Inverter
+
+    def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
+        return self.inverter(mel)
+
+    def stream(self, mels: Iterable[np.ndarray], notes: Sequence[Note] | None = None) -> Iterator[np.ndarray]:
+        return stream_audio(self.inverter, mels)
 
 
 def stream_audio(

@@ -83,12 +83,12 @@ INVERTER, SUMS = {"silence": silence}, {"silence": "0"}
 
 
 def score(model, pieces, folder, batch_size=8, seed=0, **settings):
-    """Rows: mean spectrum, whole pieces, single segments, the recording, the ground truth through silence."""
+    """Rows: mean spectrum, whole pieces, single segments, recording, ground truth through silence, each one's mean."""
     tools = Tools(INVERTER)
     targets = chosen.store_targets(pieces, folder, tools, SUMS)
-    baseline, *ceilings = evaluator.reference_rows(np.zeros(128, np.float32), folder, SUMS)
+    mean, own_mean, *ceilings = evaluator.reference_rows(np.zeros(128, np.float32), folder, SUMS)
     models = evaluator.model_rows(functools.partial(checkpoint, model), folder, SUMS, seed, batch_size)
-    return list(evaluator.score([baseline, *models, *ceilings], targets, lambda: tools, batch_size, **settings))
+    return list(evaluator.score([mean, *models, *ceilings, own_mean], targets, lambda: tools, batch_size, **settings))
 
 
 def errors(rows):
@@ -97,17 +97,19 @@ def errors(rows):
 
 def test_a_perfect_model_scores_zero_and_the_mean_spectrum_does_not(tmp_path):
     pieces = [staircase_piece("a", 10), staircase_piece("b", 16)]
-    mean, whole, single, _, through = errors(score(Staircase(1.0), pieces, tmp_path))
+    mean, whole, single, _, through, own_mean = errors(score(Staircase(1.0), pieces, tmp_path))
     assert whole == single == 0
     levels = np.concatenate([np.arange(10) // 4, np.arange(16) // 4])
     assert mean == pytest.approx(DB * levels.mean())  # over all frames, not over pieces
+    spread = [np.abs(own - own.mean()).sum() for own in (levels[:10], levels[10:])]
+    assert own_mean == pytest.approx(DB * sum(spread) / 26, rel=1e-6)
     assert through == pytest.approx(DB * (levels - MIN_LOG_MEL).mean(), rel=1e-6)
 
 
 def test_errors_add_up_over_whole_pieces_but_not_over_single_segments(tmp_path):
     rows = score(Staircase(2.0), [staircase_piece("a", 14)], tmp_path)  # 4 segments, the last of 2 frames
     # Chained, segment j is j too high; with its true context every one but the first is 1 too high.
-    assert [row.mode for row in rows] == ["", WHOLE, SINGLE, "", ""]
+    assert [row.mode for row in rows] == ["", WHOLE, SINGLE, "", "", ""]
     assert errors(rows)[1] == pytest.approx(DB * (0 * 4 + 1 * 4 + 2 * 4 + 3 * 2) / 14)
     assert errors(rows)[2] == pytest.approx(DB * 10 / 14)
 
@@ -245,7 +247,7 @@ def test_every_inverter_plays_the_truth_and_what_was_sampled_once(tmp_path):
     model = Counted(NetworkConfig(target_frames=4, context_frames=0, max_tokens=64))
     models = evaluator.model_rows(functools.partial(checkpoint, model), tmp_path, sums, 0, 8)
     assert [row.name for row in models] == ["it", "it", "it, through second"]
-    ceilings = evaluator.reference_rows(np.zeros(128, np.float32), tmp_path, sums)[2:]
+    ceilings = evaluator.reference_rows(np.zeros(128, np.float32), tmp_path, sums)[3:]
     assert [row.name for row in ceilings] == ["ground truth through first", "ground truth through second"]
     rows = list(evaluator.score([*models, *ceilings], targets, lambda: tools))
     assert rows[2].against == rows[0].folder and rows[4].against == rows[3].folder and not rows[1].against
