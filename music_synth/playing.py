@@ -7,9 +7,11 @@ What synthesis plays, evaluation scores and inverters are fine-tuned on comes fr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,13 +21,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE
+from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import Batch, Params, SpectrogramModel
 from music_synth.vocoder.inverter import Inverter, stream_audio
+from music_synth.vocoder.neural import NeuralInverter
 
 RING_OUT_SECONDS = 1.0  # what is kept after the end of the last note
 
@@ -213,9 +216,13 @@ class Decoder:
         batches = self.sample_pieces(tokens, [seed] * len(pieces), batch_size)
         sampled: list[deque[np.ndarray]] = [deque() for _ in pieces]
         left = list(lengths)  # frames that the inverter has not seen
+        compiling = threading.Thread(target=compile_inverter, args=(inverter, pieces[0]))
+        compiling.start()  # beside the decoder: two cores do both in less time
 
         def advance() -> None:
-            for segment in next(batches):
+            segments = next(batches)
+            compiling.join()
+            for segment in segments:
                 on_segment(segment)
                 sampled[segment.piece].append(segment.mel)
 
@@ -238,6 +245,13 @@ class Decoder:
                 if ended:
                     audio = np.concatenate([audio, *streams.pop(piece)])
                 yield Part(piece, audio, ended)
+
+
+def compile_inverter(inverter: Inverter, notes: Sequence[Note]) -> None:
+    """Plays a frame of silence to an inverter of ours, which compiles what it needs for a stream with notes."""
+    if isinstance(inverter, NeuralInverter):
+        with contextlib.suppress(Exception):  # it comes again where the inverter is needed
+            list(inverter.stream([np.full((1, NUM_MELS), MIN_LOG_MEL, np.float32)], notes))
 
 
 def whole_mels(batches: Iterable[list[Segment]], lengths: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

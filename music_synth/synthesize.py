@@ -16,7 +16,6 @@ import math
 import os
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from music_synth import errors, runs
 from music_synth.audio.io import WRITABLE, audio_to_int16, audio_writer
-from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE
+from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
@@ -39,7 +38,6 @@ from music_synth.models.layers import DTYPES
 from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
 from music_synth.playing import Decoder, Segment, frames_of
 from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, stream_audio
-from music_synth.vocoder.neural import NeuralInverter
 
 STDOUT = Path("-")
 ACCELERATED_BATCH = 16  # pieces side by side on an accelerator; on a CPU one after the other is as fast
@@ -155,15 +153,12 @@ def play(
     mels: list[np.ndarray] = []
     audio: list[np.ndarray] = []
     total = sum(-(-frames_of(notes) // decoder.tokenizer.segment_frames) for notes in pieces.values())
-    compiling = threading.Thread(target=prepare, args=(inverter, next(iter(pieces.values()))))
-    compiling.start()
     with (
         contextlib.ExitStack() as unfinished,
         tqdm(desc="sampling", total=total, unit="segment", disable=streaming) as bar,
     ):
 
         def on_segment(segment: Segment) -> None:
-            compiling.join()
             bar.update()
             if keep:
                 mels.append(segment.mel)
@@ -194,13 +189,6 @@ def play(
     if not audio:
         return np.zeros((0, NUM_MELS), np.float32), np.zeros(0, np.float32)
     return np.concatenate(mels)[: samples // HOP_LENGTH], np.concatenate(audio)
-
-
-def prepare(inverter: Inverter, notes: Sequence[Note]) -> None:
-    """Lets an inverter compile what it needs, for a thread beside the decoder's: two cores do both in less time."""
-    if isinstance(inverter, NeuralInverter):
-        with contextlib.suppress(Exception):  # it comes again where the inverter is needed
-            list(inverter.stream([np.full((1, NUM_MELS), MIN_LOG_MEL, np.float32)], notes))
 
 
 # --- what comes in -----------------------------------------------------------------------------------------------

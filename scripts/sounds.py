@@ -5,7 +5,6 @@ python scripts/sounds.py --soundfont /usr/share/sounds/sf2/FluidR3_GM.sf2
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 

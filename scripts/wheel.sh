@@ -15,8 +15,14 @@ mkdir -p dist
 cp "$place"/wheel/*.whl dist/
 wheel=$(cd "$place/wheel" && echo *.whl)
 
+shopt -s nullglob
+decoders=(music_synth/shipped/*/)
+
 cd "$place"
-"$python" - <<'PYTHON'
+"$python" - "${decoders[@]}" <<'PYTHON'
+import sys
+from pathlib import Path
+
 import numpy as np
 
 import music_synth
@@ -26,7 +32,10 @@ recipes = sorted(config.configs_dir().rglob("*.gin"))
 assert config.find("models/small.gin").is_file() and len(recipes) > 20, recipes
 audio = runs.load_inverter()(np.full((50, 128), -5, np.float32))
 assert audio.shape == (16000,) and np.isfinite(audio).all(), audio.shape
-print(f"music_synth {music_synth.__version__}: {len(recipes)} recipes, and the shipped inverter plays")
+names = {folder: name for name, folder in runs.DECODERS.items()}
+for folder in sys.argv[1:]:  # of the checkout
+    assert runs.load(names[Path(folder).name]).step > 0, folder
+print(f"music_synth {music_synth.__version__}: {len(recipes)} recipes, {len(sys.argv) - 1} decoders, and the inverter plays")
 PYTHON
 for command in $("$place/venv/bin/music_synth" --help | sed -n "s/^  \([a-z]*\) .*/\1/p"); do
   "$place/venv/bin/music_synth" "$command" --help >/dev/null
