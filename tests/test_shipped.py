@@ -37,7 +37,7 @@ def test_all_weights_together_are_small():
 def test_cards_say_how_to_train_again():
     assert runs.SHIPPED in NAMES
     common = (runs.SHIPPED_DIR / CARD).read_text(encoding="utf-8")
-    for fact in ("music_synth.prepare_data rendered", "music_synth.train", "apt-get install", "MIT", "seed"):
+    for fact in ("music_synth.prepare_data rendered", "music_synth.train", "apt-get install", "MIT", "Seeds"):
         assert fact in common, fact
     for name in NAMES:
         card = (runs.SHIPPED_DIR / runs.DECODERS[name] / CARD).read_text(encoding="utf-8")
