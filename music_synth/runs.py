@@ -241,7 +241,8 @@ def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) ->
 
     Args:
         name: None or "shipped": the trained one of the package; "mel_only": the same, not told the notes;
-            "griffin_lim"; a .safetensors file; the MODEL_DIR of a run of istft.gin or melgan.gin; or a model of another project: an .onnx file or a folder with a SavedModel.
+            "griffin_lim"; a .safetensors file; the MODEL_DIR of a run of istft.gin or melgan.gin; or a model of
+            another project: an .onnx file or a folder with a SavedModel.
         trust: whether a SavedModel, which is a program, may run.
 
     Raises:
