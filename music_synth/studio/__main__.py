@@ -52,24 +52,28 @@ def main(argv: list[str]) -> None:
     decoders = open_decoders(flags.checkpoint or [runs.SHIPPED], flags.step)
     voices = Voices(decoders, runs.load_inverter(flags.inverter, flags.trust), flags.soundfont)
     library = Library(choose_pieces(flags.midi, flags.task, flags.split, decoders[0][1].tokenizer))
-    app = make_app(Studio(voices, library), token)
+    studio = Studio(voices, library)
     address = f"http://{flags.host if ':' not in flags.host else f'[{flags.host}]'}:{listening.getsockname()[1]}/"
     address += f"?token={token}" if token else ""
     print(f"studio: {address}", flush=True)
     if flags.open:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     config = uvicorn.Config(
-        app,
+        make_app(studio, token),
         log_level="warning",
         ws="websockets-sansio",
         ws_max_size=2 * limits.MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
+        ws_ping_timeout=60,
         limit_concurrency=8 * limits.MAX_CLIENTS,
         timeout_graceful_shutdown=3,
         server_header=False,
+        proxy_headers=False,
     )
     serve(uvicorn.Server(config), listening)
     print("studio: ended", flush=True)
+    if studio.worker.is_alive:  # in a compilation, which cannot be broken off, and Python's end would abort
+        os._exit(0)
 
 
 def serve(server: Any, listening: socket.socket) -> None:
@@ -95,14 +99,11 @@ def listen(host: str, port: int) -> socket.socket:
     """Opens the port, before anything that takes time. UserError: it is taken, or no such address is here."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
+        listening = socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}, port {port} ({error.strerror or error}): choose another --port, or 0 for any"
         ) from error
-    listening.listen(128)
     return listening
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ FIRST, LAST = 1, 2
 HEADER = struct.Struct("<BBHIII")
 KINDS = ("decoder", "soundfont", "recording")
 MAX_SAMPLE = 1 << 31
+SURROGATES = re.compile("[\ud800-\udfff]")  # which JSON can hold and UTF-8 cannot
 
 
 class ProtocolError(UserError):
@@ -268,7 +270,7 @@ class Fields:
 
     def text(self, key: str, default: Any = _NEEDED) -> str:
         value = self.take(key, default)
-        if not isinstance(value, str) or len(value) > 200:
+        if not isinstance(value, str) or len(value) > 200 or SURROGATES.search(value):
             raise ProtocolError(f"{self.name}.{key} must be a text of at most 200 characters")
         return value
 

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
@@ -217,10 +217,13 @@ async def send_all(socket: WebSocket, outbox: Outbox) -> None:
 async def read_body(request: Request, most: int) -> bytes:
     """Reads a request's body, and stops at the first byte too many."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise HTTPException(413, f"at most {most:,} bytes are taken")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > most:
+                raise HTTPException(413, f"at most {most:,} bytes are taken")
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the request was broken off") from error
     return bytes(body)
 
 

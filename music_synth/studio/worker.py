@@ -53,8 +53,12 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="player", daemon=True)
         self._thread.start()
 
-    def stop(self, seconds: float = 10.0) -> None:
-        """Ends after the turn that is under way."""
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self, seconds: float = 3.0) -> None:
+        """Ends after the turn that is under way; waits so long for it."""
         with self._changed:
             self._ended = True
             self._waiting.clear()

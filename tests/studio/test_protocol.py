@@ -36,6 +36,7 @@ def test_a_message_is_read():
         ({**PLAY, "at": True}, "at must be a whole number"),
         ({**PLAY, "at": 1e9}, "at must be a whole number"),
         ({**PLAY, "piece": "x" * 201}, "at most 200 characters"),
+        ({**PLAY, "piece": "\ud800"}, "at most 200 characters"),
         ({**PLAY, "edit": {"tempo": float("nan")}}, "tempo must be a number"),
         ({**PLAY, "edit": {"parts": {"-1": {}}}}, "no number of a part"),
         ({**PLAY, "edit": {"parts": {"1": {"program": 128}}}}, "program must be"),

@@ -28,7 +28,7 @@ class Client:
     """A page without a browser."""
 
     def __init__(self, address):
-        self.connection, self.job = connect(f"ws://{address}/socket", max_size=None), 0
+        self.connection, self.job = connect(f"ws://{address}/socket", max_size=None, ping_interval=None), 0
 
     def __enter__(self):
         self.socket = self.connection.__enter__()

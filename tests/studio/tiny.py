@@ -82,7 +82,9 @@ def running(port: int = 0) -> Iterator[tuple[Studio, str]]:
     studio = Studio(voices, Library([piece(), recorded_piece()]))
     listening = listen("127.0.0.1", port)
     address = f"127.0.0.1:{listening.getsockname()[1]}"
-    config = uvicorn.Config(make_app(studio), log_level="warning", ws="websockets-sansio", ws_max_size=1 << 17)
+    config = uvicorn.Config(
+        make_app(studio), log_level="error", ws="websockets-sansio", ws_max_size=1 << 17, ws_ping_timeout=60
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
