@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 STATIC = Path(__file__).with_name("static")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Studio:
     """What the requests share."""
 

@@ -50,7 +50,7 @@ class Plan:
         return min(leads, key=lambda number: leads[number], default=None)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Session:
     """A job of the worker: makes what its client will hear next."""
 

@@ -32,7 +32,7 @@ WARM_BUCKETS = 5  # numbers of note tokens, from the fewest
 LOUDEST = 0.99  # to which a rendering is turned down that would be louder than audio can be
 
 
-@dataclass
+@dataclass(eq=False, repr=False)  # printing the parameters would take seconds
 class Voices:
     """All that can play, by what the page calls it."""
 

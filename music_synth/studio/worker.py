@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -74,8 +73,9 @@ class Worker:
                 self._changed.notify()
 
     def forget(self, job: Job) -> None:
-        with self._changed, contextlib.suppress(ValueError):
-            self._waiting.remove(job)
+        with self._changed:
+            if job in self._waiting:  # what `remove` says of one that is not there is long in the making
+                self._waiting.remove(job)
 
     def __len__(self) -> int:
         return len(self._waiting)
