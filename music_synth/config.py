@@ -36,10 +36,8 @@ CONFIGURABLES = {
     **PARTS,
     **OPTIMIZERS,
     "Feed": "music_synth.data.feed:Feed",
-    "DistillationFeed": "music_synth.diffusion.distillation:DistillationFeed",
     "AudioFeed": "music_synth.data.audio_feed:open_audio_feed",
     "InitialCheckpoint": "music_synth.runs:InitialCheckpoint",
-    "load_run": "music_synth.runs:load",
     "load_inverter": "music_synth.runs:load_inverter",
 }
 ENTRIES = {  # what `build` prepares and the entry point calls

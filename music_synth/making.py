@@ -42,7 +42,20 @@ PARTS = {  # of a trained model; nothing here reads or writes a file
 }
 OPTIMIZERS = {
     name: f"music_synth.training.optimizer:{name}"
-    for name in ("adafactor", "adamw", "muon", "constant_rate", "warmup_constant", "warmup_cosine", "warmup_rsqrt")
+    for name in ("adafactor", "adamw", "muon", "constant_rate", "warmup_constant", "warmup_cosine")
+}
+RETIRED = {  # parameters that were there once -> the value at which they did nothing: configs may still say it
+    "CosineSchedule.max_log_snr": 20.0,
+    "CosineSchedule.shift": 0.0,
+    "Diffusion.distilled": False,
+    "Diffusion.loss_weighting": "none",
+    "Diffusion.max_loss_weight": 10.0,
+    "LogNormalSchedule.max_log_snr": 20.0,
+    "Sampler.clip_quantile": None,
+    "Sampler.guidance_max_log_snr": None,
+    "Sampler.guidance_min_log_snr": None,
+    "Sampler.guidance_rescale": 0.0,
+    "warmup_cosine.final_fraction": 0.0,
 }
 MAX_INT = 2**63 - 1
 
@@ -106,7 +119,7 @@ class Maker:
                 for key, value in self.bindings.items()
                 if key.startswith(start) and "/" not in key[len(start) :]
             }
-        return found
+        return {key: pair for key, pair in found.items() if pair[1] != RETIRED.get(f"{name}.{key}", ...)}
 
     def _resolve(self, value: Any, scope: str, hint: Any, what: str, depth: int) -> Any:
         self._left -= 1

@@ -182,7 +182,8 @@ def test_all_cases_are_tried():
         ("Diffusion.los_norm = 'l1'", "has no parameter 'los_norm'"),
         ("Diffusion.network = @train()", "nothing is called 'train'"),
         ("Diffusion.loss_norm = %NOTHING", "nothing sets NOTHING"),
-        ("Sampler.clip_quantile = @Sampler()", "must be float | None"),
+        ("Sampler.rho = @Sampler()", "must be float"),
+        ("Sampler.clip_quantile = 0.9", "Sampler has no parameter 'clip_quantile'"),
         # Tokenizer and network, as in training.
         ("Tokenizer.segment_frames = 128", "Tokenizer.segment_frames = 128, but NetworkConfig.target_frames = 256"),
         ("Tokenizer.velocity_bins = 4", "NetworkConfig.vocabulary"),
@@ -192,6 +193,10 @@ def test_all_cases_are_tried():
 )
 def test_received_lines_that_are_refused(received, line, said):
     assert said in refused(runs.load, received(line))
+
+
+def test_a_parameter_that_is_gone_may_be_said_where_it_did_nothing(run, received):
+    assert runs.load(received("Sampler.guidance_rescale = 0.0")).model == runs.load(run).model
 
 
 def test_what_nobody_asks_for_is_not_looked_at(run, received):

@@ -95,6 +95,3 @@ class GaussianMixture:
         component = jax.random.categorical(component_key, log_weights)[..., None, None]
         mean, deviation = (jnp.take_along_axis(a, component, axis=-2)[..., 0, :] for a in (means, deviations))
         return mean + self.temperature * deviation * jax.random.normal(noise_key, mean.shape)
-
-
-OUTPUTS = {"deterministic": Deterministic, "gaussian_mixture": GaussianMixture}

@@ -13,15 +13,13 @@ from music_synth.audio.mel import unscale_mel
 from music_synth.diffusion import process
 from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.sampler import Sampler
-from music_synth.diffusion.schedule import CosineSchedule, Schedule, sigma
-from music_synth.errors import UserError
+from music_synth.diffusion.schedule import CosineSchedule, Schedule
 from music_synth.models.base import Batch, Params, SpectrogramModel, masked_mean, normal, row_keys
 from music_synth.models.layers import NetworkConfig
 from music_synth.models.transformer import CrossCache, MelTransformer
 
 Array = jax.Array
 LOSS_TARGETS = ("x0", "eps", "v", "max_x0_eps", "x0_and_eps")
-LOSS_WEIGHTINGS = ("none", "inverse_variance")
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,7 @@ class Diffusion(SpectrogramModel):
     prediction_type: str = "x0"  # what the network's output means: "eps", "x0", "v" or "x0_and_eps"
     loss_target: str = "x0"  # where the error is taken: "x0", "eps", "max_x0_eps" or "x0_and_eps" (their sum)
     loss_norm: str = "l2"  # "l1" or "l2"
-    loss_weighting: str = "inverse_variance"  # "none", or min(1 / sigma^2, max_loss_weight)
-    max_loss_weight: float = 10.0
     condition_dropout: float = 0.1  # share of training examples without notes and context, for guidance
-    distilled: bool = False  # learns what a `DistillationFeed` says, and samples only at the points that it learned
     sampler: Sampler = field(default_factory=Sampler)
 
     def __post_init__(self):
@@ -53,7 +48,6 @@ class Diffusion(SpectrogramModel):
             ("prediction_type", process.PREDICTION_TYPES),
             ("loss_target", LOSS_TARGETS),
             ("loss_norm", ("l1", "l2")),
-            ("loss_weighting", LOSS_WEIGHTINGS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"Diffusion.{name} = {getattr(self, name)!r}: choose from {choices}")
@@ -67,10 +61,6 @@ class Diffusion(SpectrogramModel):
                 raise ValueError("Sampler.clip_x_0 = True: a residual has no bounds; set it to False")
         elif self.sampler.temperature != 1.0:
             raise ValueError(f"Sampler.temperature = {self.sampler.temperature}: needs NetworkConfig.num_prior_layers")
-        if self.max_loss_weight <= 0:
-            raise ValueError(f"Diffusion.max_loss_weight = {self.max_loss_weight}: must be positive")
-        if self.distilled and (self.sampler.name, self.sampler.guidance_scale) != ("ddim", 1.0):
-            raise ValueError("Diffusion.distilled: needs Sampler.name = 'ddim' and guidance_scale = 1")
 
     @cached_property
     def module(self) -> MelTransformer:
@@ -80,16 +70,10 @@ class Diffusion(SpectrogramModel):
 
     def with_sampling(self, **overrides: Any) -> Diffusion:
         """A copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
-        sampler = self._replace_settings(self.sampler, overrides)
-        if self.distilled and sampler != self.sampler:
-            raise UserError(
-                f"this model was distilled into {self.sampler.num_steps} steps and samples in no other way; its"
-                " teacher does"
-            )
-        return self._replace_settings(self, {"sampler": sampler})
+        return self._replace_settings(self, {"sampler": self._replace_settings(self.sampler, overrides)})
 
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        """Mean weighted denoising error of a batch, and the loss of the prior where there is one.
+        """Mean denoising error of a batch, and the loss of the prior where there is one.
 
         `train` turns dropout and condition dropout on.
         """
@@ -101,20 +85,14 @@ class Diffusion(SpectrogramModel):
         cache = self._encode(params, batch, encode_key)
         prior_loss = jnp.float32(0.0)
         metrics: dict[str, Any] = {}
-        if self.distilled:  # its prior is its teacher's
-            t, x_t, x_0 = (batch[f"teacher_{name}"] for name in ("t", "x_t", "x_0"))
-            eps = process.eps_from_x_0(x_t, x_0, process.per_example(self.schedule.log_snr(t), x_0))
-        else:
-            # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
-            t = (jax.random.uniform(time_key) + jnp.arange(rows, dtype=jnp.float32) / rows) % 1.0
-            eps = self._noise(params, cache, jax.random.normal(noise_key, batch["mel"].shape))
-            x_0 = self.target(params, cache, batch)
-            x_t = process.diffuse(x_0, eps, process.per_example(self.schedule.log_snr(t), x_0))
-            if cache.prior is not None:
-                prior_loss, metrics = self.prior_loss(cache.prior, batch, train)
-        error = self._error(params, cache, t, x_0, eps, x_t, decode_key)
-        loss = prior_loss + masked_mean(error * self._weight(t, error), batch["mel_mask"])
-        return loss, metrics | {"loss": loss, "denoising_error": masked_mean(error, batch["mel_mask"])}
+        # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
+        t = (jax.random.uniform(time_key) + jnp.arange(rows, dtype=jnp.float32) / rows) % 1.0
+        eps = self._noise(params, cache, jax.random.normal(noise_key, batch["mel"].shape))
+        error = masked_mean(self._error(params, cache, batch, t, eps, decode_key), batch["mel_mask"])
+        if cache.prior is not None:
+            prior_loss, metrics = self.prior_loss(cache.prior, batch, train)
+        loss = prior_loss + error
+        return loss, metrics | {"loss": loss, "denoising_error": error}
 
     def denoising_error(
         self, params: Params, batch: Batch, t: Array, eps: Array, keep: Array | None, dropout_key: Array | None
@@ -125,15 +103,15 @@ class Diffusion(SpectrogramModel):
         """
         encode_key, decode_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         cache = self._encode(params, batch if keep is None else drop_conditions(batch, keep), encode_key)
-        x_0 = self.target(params, cache, batch)
-        x_t = process.diffuse(x_0, eps, process.per_example(self.schedule.log_snr(t), x_0))
-        return self._error(params, cache, t, x_0, eps, x_t, decode_key)
+        return self._error(params, cache, batch, t, eps, decode_key)
 
     def _error(
-        self, params: Params, cache: CrossCache, t: Array, x_0: Array, eps: Array, x_t: Array, dropout_key: Array | None
+        self, params: Params, cache: CrossCache, batch: Batch, t: Array, eps: Array, dropout_key: Array | None
     ) -> Array:
-        """Elementwise error of what the network says of x_t at t [B]; the truth is x_0 and eps, all [B, T, M]."""
+        """Elementwise error [B, T, M] of what the network says of a batch noised by eps [B, T, M] to t [B]."""
+        x_0 = self.target(params, cache, batch)
         log_snr = process.per_example(self.schedule.log_snr(t), x_0)
+        x_t = process.diffuse(x_0, eps, log_snr)
         film = self._apply(params, t, method="condition_time")  # [B, layers, ...]
         output = self._apply(params, x_t, film, cache, dropout_key is None, method="decode", dropout_key=dropout_key)
         return elementwise_loss(output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm)
@@ -164,61 +142,30 @@ class Diffusion(SpectrogramModel):
             x_0 = self.from_residual(params, cache.prior, x_0, self.sampler.temperature)
         return unscale_mel(x_0)
 
-    def solve(self, params: Params, cache: CrossCache, x_t: Array, times: Array) -> Array:
-        """x_t [B, T, M] -> x_s: the probability-flow ODE from t to s, on a grid of its own for each example.
-
-        times [J + 1, B]. By the sampler as it is set, which must be one that adds no noise.
-        """
-        log_snr = self.schedule.log_snr(times)[..., None, None]  # [J + 1, B, 1, 1]
-        film = self._apply(params, times.reshape(-1), method="condition_time")
-        film = film.reshape(*times.shape, *film.shape[1:])  # [J + 1, B, layers, ...]
-        denoise_fn = self.denoiser(params, cache)
-
-        def denoise(x, j):
-            return denoise_fn(x, log_snr[j], film[j])
-
-        return samplers.SAMPLERS[self.sampler.name](denoise, x_t, log_snr, None, self.sampler)
-
     def denoiser(self, params: Params, cache):
         """(x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided and clipped as the sampler says.
 
         Rows beyond those of the cache are unconditional, so guidance is one call on twice the rows.
         """
         settings = self.sampler
-        interval = settings.guidance_min_log_snr, settings.guidance_max_log_snr
 
         def denoise_fn(x_t: Array, log_snr: Array, film: Array) -> Array:
-            def plain(x):
-                return self._apply(params, x, film, cache, method="decode")
-
-            def guided(x: Array) -> Array:
-                films = film if len(film) == 1 else jnp.concatenate([film, film])
-                both = self._apply(params, jnp.concatenate([x, x]), films, cache, method="decode")
-                # Linear in x_0 or eps alike, so the raw outputs can be combined.
-                scale = samplers.guidance_scale_at(log_snr, settings)
-                conditional, unconditional = jnp.split(both, 2)
-                return samplers.guide(conditional, unconditional, scale, settings.guidance_rescale)
-
             if settings.guidance_scale == 1.0:
-                output = plain(x_t)
-            elif interval == (None, None):
-                output = guided(x_t)
+                output = self._apply(params, x_t, film, cache, method="decode")
             else:
-                is_guided = jnp.any(samplers.guidance_scale_at(log_snr, settings) != 1.0)
-                output = jax.lax.cond(is_guided, guided, plain, x_t)
-            return samplers.clip(process.to_x_0(output, x_t, log_snr, self.prediction_type), settings)
+                films = film if len(film) == 1 else jnp.concatenate([film, film])
+                both = self._apply(params, jnp.concatenate([x_t, x_t]), films, cache, method="decode")
+                # Linear in x_0 or eps alike, so the raw outputs can be combined (Ho and Salimans 2022).
+                conditional, unconditional = jnp.split(both, 2)
+                output = settings.guidance_scale * conditional + (1.0 - settings.guidance_scale) * unconditional
+            x_0 = process.to_x_0(output, x_t, log_snr, self.prediction_type)
+            return jnp.clip(x_0, -1.0, 1.0) if settings.clip_x_0 else x_0
 
         return denoise_fn
 
     def _noise(self, params: Params, cache: CrossCache, noise: Array) -> Array:
         """Noise [B, T, M] -> that which is added to x_0: white for a mel, lasting for a residual."""
         return noise if cache.prior is None else self.lasting_noise(params, cache.prior, noise)
-
-    def _weight(self, t: Array, like: Array) -> Array:
-        if self.loss_weighting == "none":
-            return jnp.ones_like(like)
-        weight = jnp.minimum(sigma(self.schedule.log_snr(t)) ** -2, self.max_loss_weight)
-        return jnp.broadcast_to(process.per_example(weight, like), like.shape)
 
 
 def drop_conditions(batch: Batch, keep: Array) -> Batch:

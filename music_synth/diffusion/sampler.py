@@ -26,8 +26,8 @@ GRIDS = ("t", "leading", "log_snr", "karras")
 class Sampler:
     """How to sample.
 
-    name: "ddim", "euler", "heun" and "dpmpp_2m" solve the ODE, so the noise alone decides the sample; "ddpm" and
-    "dpmpp_2m_sde" add noise at every step. Heun calls the network twice a step, the others once.
+    name: "ddim", "euler", "heun" and "dpmpp_2m" solve the ODE, so the noise alone decides the sample; "ddpm" adds noise
+    at every step. Heun calls the network twice a step, the others once.
     """
 
     name: str = "ddim"
@@ -36,10 +36,6 @@ class Sampler:
     variance: str = "large"  # of "ddpm": "large", "small" or "medium:f" with f in [0, 1]
     temperature: float = 1.0  # what the residual of a prior is multiplied by: 0 plays the mean, 1 as trained
     clip_x_0: bool = True  # to [-1, 1], the range of scaled mels
-    clip_quantile: float | None = None  # clip |x_0| at this quantile instead and scale to [-1, 1]; None: as above
-    guidance_rescale: float = 0.0  # in [0, 1], how far guidance keeps the spread of the conditional output
-    guidance_min_log_snr: float | None = None  # guidance only from here, None: from the beginning
-    guidance_max_log_snr: float | None = None  # ... to here, None: to the end
     # Uniform in "t", in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho). "leading" is the diffusers
     # port's: uniform in the steps of a discrete schedule, of which it takes 0 and leaves out the last.
     grid: str = "t"
@@ -57,10 +53,6 @@ class Sampler:
             raise ValueError(f"Sampler.temperature = {self.temperature}: must be 0 or more, and finite")
         if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more, and finite")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"Sampler.guidance_rescale = {self.guidance_rescale}: must be in [0, 1]")
-        if self.clip_quantile is not None and not (self.clip_x_0 and 0 < self.clip_quantile <= 1):
-            raise ValueError(f"Sampler.clip_quantile = {self.clip_quantile}: must be in (0, 1], and needs clip_x_0")
         if not 1 <= self.rho < math.inf:
             raise ValueError(f"Sampler.rho = {self.rho}: must be at least 1, and finite")
         if not -math.inf < self.min_log_snr < self.max_log_snr < math.inf:
@@ -69,7 +61,7 @@ class Sampler:
         variance_fraction(self.variance)
 
 
-# --- the grid, guidance and clipping -----------------------------------------------------------------------------
+# --- the grid ----------------------------------------------------------------------------------------------------
 
 
 def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
@@ -95,47 +87,6 @@ def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
         roots = jnp.linspace(jnp.exp(-0.5 * first / sampler.rho), jnp.exp(-0.5 * last / sampler.rho), n)
         log_snr = -2.0 * sampler.rho * jnp.log(roots)
     return jnp.append(time_of(schedule, log_snr), 0.0)
-
-
-def guide(conditional: Array, unconditional: Array, scale: Array | float, rescale: float) -> Array:
-    """Classifier-free guidance of network outputs [B, ...] (Ho and Salimans 2022); scale 1 = conditional alone.
-
-    `rescale` shrinks the result's spread toward that of the conditional output, example by example (Lin et al. 2023,
-    eq. 15-16); about the mean, which theirs is near 0, as scaled mels lie mostly below it.
-    """
-    output = scale * conditional + (1.0 - scale) * unconditional
-    if rescale == 0.0:
-        return output
-    axes = tuple(range(1, output.ndim))
-
-    def spread(a):
-        return jnp.std(a, axis=axes, keepdims=True)
-
-    mean = jnp.mean(output, axis=axes, keepdims=True)
-    factor = spread(conditional) / jnp.maximum(spread(output), 1e-6)
-    return mean + (rescale * factor + (1.0 - rescale)) * (output - mean)
-
-
-def guidance_scale_at(log_snr: Array, sampler: Sampler) -> Array:
-    """The scale within the interval of log-SNR, 1 outside it (Kynkäänniemi et al. 2024)."""
-    low = -math.inf if sampler.guidance_min_log_snr is None else sampler.guidance_min_log_snr
-    high = math.inf if sampler.guidance_max_log_snr is None else sampler.guidance_max_log_snr
-    return jnp.where((low <= log_snr) & (log_snr <= high), sampler.guidance_scale, 1.0)
-
-
-def clip(x_0: Array, sampler: Sampler) -> Array:
-    """x_0 [B, ...] brought into [-1, 1]: cut there, or cut at a quantile of its own and scaled (Saharia et al. 2022).
-
-    The latter, section 2.3 there, is for guidance so strong that much of x_0 would lie outside.
-    """
-    if not sampler.clip_x_0:
-        return x_0
-    if sampler.clip_quantile is None:
-        return jnp.clip(x_0, -1.0, 1.0)
-    axes = tuple(range(1, x_0.ndim))
-    limit = jnp.quantile(jnp.abs(x_0), sampler.clip_quantile, axis=axes, keepdims=True)
-    limit = jnp.maximum(limit, 1.0)
-    return jnp.clip(x_0, -limit, limit) / limit
 
 
 # --- single steps ------------------------------------------------------------------------------------------------
@@ -249,21 +200,6 @@ def dpmpp_2m(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampl
     return _scan(step, (x, jnp.zeros_like(x)), log_snr)[0]
 
 
-def dpmpp_2m_sde(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampler: Sampler) -> Array:
-    """SDE-DPM-Solver++(2M): the same x_0 in the step of the reverse SDE (Lu et al. 2022, SDE variant).
-
-    With r = e^-2h that step is DDPM's with the small variance.
-    """
-
-    def step(carry, j):
-        x, before = carry
-        x_0 = denoise(x, j)
-        x_0_halfway = _halfway(x_0, before, log_snr, j)
-        return (ddpm_step(x, x_0_halfway, log_snr[j], log_snr[j + 1], noise(j), "small"), x_0), None
-
-    return _scan(step, (x, jnp.zeros_like(x)), log_snr)[0]
-
-
 def _halfway(x_0: Array, before: Array, log_snr: Array, j: Array) -> Array:
     """x_0 half a step ahead, on the line through point j and the one before it (Lu et al. 2022, alg. 2)."""
     h, h_before = log_snr[j + 1] - log_snr[j], log_snr[j] - log_snr[jnp.maximum(j - 1, 0)]
@@ -279,7 +215,6 @@ SAMPLERS: dict[str, Callable] = {
     "ddim": ddim,
     "ddpm": ddpm,
     "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
     "euler": euler,
     "heun": heun,
 }

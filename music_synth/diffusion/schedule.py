@@ -15,6 +15,7 @@ import numpy as np
 from music_synth.errors import check_range
 
 Array = jax.Array
+MAX_LOG_SNR = 20.0  # float32's reach
 
 
 class Schedule(Protocol):
@@ -25,27 +26,12 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """alpha = cos(pi t / 2) with its ends cut at log-SNR +-20 (Nichol and Dhariwal 2021, continuous form).
-
-    `shift` is added to the log-SNR (Hoogeboom et al. 2023, eq. 4). Neighboring frames and bins of a mel resemble
-    each other, so noise of moderate variance hides little of it; a negative shift spends more of [0, 1] where
-    the notes, not x_t, tell what x_0 is.
-    """
-
-    max_log_snr: float = 20.0
-    shift: float = 0.0
-
-    def __post_init__(self):
-        if not 0 < self.max_log_snr <= 20:
-            raise ValueError(f"CosineSchedule.max_log_snr = {self.max_log_snr}: must be in (0, 20], float32's reach")
-        if not abs(self.shift) < self.max_log_snr:
-            raise ValueError(f"CosineSchedule.shift = {self.shift}: must be smaller than max_log_snr")
+    """alpha = cos(pi t / 2) with its ends cut at log-SNR +-20 (Nichol and Dhariwal 2021, continuous form)."""
 
     def log_snr(self, t: Array) -> Array:
-        b = np.arctan(np.exp(-0.5 * self.max_log_snr))
-        a = np.arctan(np.exp(0.5 * self.max_log_snr)) - b
-        log_snr = -2.0 * jnp.log(jnp.tan(a * t + b)) + self.shift
-        return log_snr if self.shift == 0.0 else jnp.clip(log_snr, -self.max_log_snr, self.max_log_snr)
+        b = np.arctan(np.exp(-0.5 * MAX_LOG_SNR))
+        a = np.arctan(np.exp(0.5 * MAX_LOG_SNR)) - b
+        return -2.0 * jnp.log(jnp.tan(a * t + b))
 
 
 @dataclass(frozen=True)
@@ -63,7 +49,7 @@ class LinearSchedule:
 
     def log_snr(self, t: Array) -> Array:
         keep = np.cumprod(1.0 - np.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=np.float64))
-        table = np.clip(np.log(keep) - np.log1p(-keep), -20.0, 20.0).astype(np.float32)
+        table = np.clip(np.log(keep) - np.log1p(-keep), -MAX_LOG_SNR, MAX_LOG_SNR).astype(np.float32)
         grid = np.linspace(0.0, 1.0, self.num_steps, dtype=np.float32)
         return jnp.interp(t, jnp.asarray(grid), jnp.asarray(table))
 
@@ -106,15 +92,14 @@ class LogNormalSchedule:
 
     mean: float = -0.5  # of ln(sigma / alpha)
     std: float = 1.2
-    max_log_snr: float = 20.0
 
     def __post_init__(self):
-        if not self.std > 0 or not 0 < self.max_log_snr <= 20:
-            raise ValueError(f"{self}: std must be positive, max_log_snr in (0, 20]")
+        if not self.std > 0:
+            raise ValueError(f"{self}: std must be positive")
 
     def log_snr(self, t: Array) -> Array:
         log_sigma = self.mean + self.std * jax.scipy.special.ndtri(jnp.asarray(t, jnp.float32))
-        return jnp.clip(-2.0 * log_sigma, -self.max_log_snr, self.max_log_snr)
+        return jnp.clip(-2.0 * log_sigma, -MAX_LOG_SNR, MAX_LOG_SNR)
 
 
 def time_of(schedule: Schedule, log_snr: Array) -> Array:

@@ -182,7 +182,6 @@ def _read_model(folder: Path) -> Diffusion:
             prediction_type=prediction_type,
             loss_target="eps",
             loss_norm="l1",
-            loss_weighting="none",
             sampler=Sampler(
                 "ddpm", 100, variance=variance, clip_x_0=bool(schedule.get("clip_sample", True)), grid="leading"
             ),
@@ -258,7 +257,7 @@ def _check_writable(model: Diffusion) -> None:
             raise UserError(f"the diffusers port has no place for {what}: this model cannot be written for it")
     if model.prediction_type not in PREDICTION_TYPES.values():
         raise UserError(f"the diffusers port has no prediction_type {model.prediction_type!r}")
-    if not isinstance(model.schedule, SquaredCosineSchedule) and model.schedule != CosineSchedule():
+    if not isinstance(model.schedule, (SquaredCosineSchedule, CosineSchedule)):
         raise UserError(
             f"the diffusers port has no schedule like {model.schedule}: this model cannot be written for it"
         )

@@ -152,7 +152,6 @@ def _diffusion(config: NetworkConfig, channels: int, given: Mapping[str, Any]) -
         prediction_type=given.get("DiffusionConfig.model_output", both),
         loss_target=given.get("DiffusionConfig.loss_type", "eps"),
         loss_norm=given.get("DiffusionConfig.loss_norm", "l1"),
-        loss_weighting="none",
         condition_dropout=given.get("ClassifierFreeGuidanceConfig.drop_condition_prob", 0.1),
         sampler=Sampler(
             name=given.get("SamplerConfig.name", "ddpm"),
@@ -196,13 +195,11 @@ def check_published(model: Any) -> None:
         reasons.append("NetworkConfig.note_roll")
     if model.network.scan_layers:
         reasons.append("NetworkConfig.scan_layers, which stacks the layers' parameters")
-    if isinstance(model, Diffusion):
-        if isinstance(model.schedule, CosineSchedule) and model.schedule != CosineSchedule():
-            reasons.append("CosineSchedule.shift or max_log_snr")
-    elif not model.as_published:
-        reasons.append("Autoregressive that is not as_published")
-    elif model.network.context_frames:
-        reasons.append("context for an autoregressive decoder")
+    if isinstance(model, Autoregressive):
+        if not model.as_published:
+            reasons.append("Autoregressive that is not as_published")
+        elif model.network.context_frames:
+            reasons.append("context for an autoregressive decoder")
     if reasons:
         raise UserError(f"the published code has no {' and no '.join(reasons)}: it would compute something else")
 

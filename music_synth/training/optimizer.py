@@ -34,26 +34,16 @@ def warmup_constant(learning_rate: float, warmup_steps: int) -> Schedule:
     return _after_warmup("warmup_constant", learning_rate, warmup_steps, lambda step: jnp.ones_like(step))
 
 
-def warmup_cosine(learning_rate: float, warmup_steps: int, num_steps: int, final_fraction: float = 0.0) -> Schedule:
-    """Rises linearly, then falls by half a cosine to `final_fraction` of the rate at step `num_steps`."""
-    if not 0 <= final_fraction <= 1:
-        raise ValueError(f"warmup_cosine.final_fraction = {final_fraction}: must be in [0, 1]")
+def warmup_cosine(learning_rate: float, warmup_steps: int, num_steps: int) -> Schedule:
+    """Rises linearly, then falls by half a cosine to 0 at step `num_steps`."""
     if num_steps < 1:
         raise ValueError(f"warmup_cosine.num_steps = {num_steps}: must be at least 1")
 
     def decay(step):
         progress = jnp.clip((step - warmup_steps) / max(num_steps - warmup_steps, 1), 0.0, 1.0)
-        return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
     return _after_warmup("warmup_cosine", learning_rate, warmup_steps, decay)
-
-
-def warmup_rsqrt(learning_rate: float, warmup_steps: int) -> Schedule:
-    """Rises linearly, then falls as learning_rate * sqrt(warmup_steps / step) (Vaswani et al. 2017, eq. 3)."""
-    start = max(warmup_steps, 1)
-    return _after_warmup(
-        "warmup_rsqrt", learning_rate, warmup_steps, lambda step: jnp.sqrt(start / jnp.maximum(step, start))
-    )
 
 
 def _after_warmup(name: str, learning_rate: float, warmup_steps: int, decay: Callable) -> Schedule:

@@ -16,7 +16,7 @@ from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule, alpha
 from tests import golden_arrays
 from tests.models.test_transformer import TINY
 
-PUBLISHED = dict(prediction_type="eps", loss_target="eps", loss_norm="l1", loss_weighting="none")
+PUBLISHED = dict(prediction_type="eps", loss_target="eps", loss_norm="l1")
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_second_order_is_worth_its_name():
     assert np.all(heun[:-1] < 0.5 * ddim[1:])  # Heun's n steps cost as much as 2n of the others
 
 
-@pytest.mark.parametrize("schedule", [CosineSchedule(), CosineSchedule(shift=-4.0), LinearSchedule()])
+@pytest.mark.parametrize("schedule", [CosineSchedule(), LinearSchedule()])
 def test_grids_lie_where_they_say(schedule):
     limits = dict(num_steps=9, min_log_snr=-12.0, max_log_snr=30.0)  # the schedules end before 30, the linear at -10
     first, last = max(-12.0, float(schedule.log_snr(jnp.float32(1)))), float(schedule.log_snr(jnp.float32(0)))
@@ -131,27 +131,3 @@ def test_grids_lie_where_they_say(schedule):
         np.testing.assert_allclose(np.diff(even), (even[-1] - even[0]) / 8, rtol=0.01, atol=2e-3)
         one = samplers.grid_times(Sampler(grid=grid, num_steps=1, min_log_snr=-8.0), schedule)
         np.testing.assert_allclose(schedule.log_snr(one[:1]), -8.0, atol=1e-3)
-
-
-def test_dynamic_clipping():
-    """Half of the values of the second row lie beyond 2: it is scaled by 2, the first row only cut."""
-    x_0 = jnp.asarray([[-0.5, 0.2, 0.9, 1.4], [-4.0, -0.5, 1.0, 3.0]])
-    np.testing.assert_allclose(samplers.clip(x_0, Sampler(clip_x_0=False)), x_0)
-    np.testing.assert_allclose(samplers.clip(x_0, Sampler()), np.clip(x_0, -1, 1))
-    dynamic = samplers.clip(x_0, Sampler(clip_quantile=0.5))
-    np.testing.assert_allclose(dynamic, [[-0.5, 0.2, 0.9, 1.0], [-1.0, -0.25, 0.5, 1.0]], atol=1e-6)
-
-
-def test_rescaled_guidance_keeps_spread_and_mean():
-    conditional, unconditional = jax.random.normal(jax.random.key(0), (2, 3, 50, 20)) - 0.5
-    plain = samplers.guide(conditional, unconditional, 4.0, 0.0)
-    np.testing.assert_allclose(plain, 4.0 * conditional - 3.0 * unconditional, atol=1e-5)
-    half, whole = (samplers.guide(conditional, unconditional, 4.0, rescale) for rescale in (0.5, 1.0))
-
-    def spread(a):
-        return np.asarray(a).std(axis=(1, 2))
-
-    assert np.all(spread(plain) > 3 * spread(conditional))
-    np.testing.assert_allclose(spread(whole), spread(conditional), rtol=1e-4)
-    np.testing.assert_allclose(spread(half), (spread(plain) + spread(conditional)) / 2, rtol=1e-4)
-    np.testing.assert_allclose(np.mean(whole, (1, 2)), np.mean(plain, (1, 2)), atol=1e-4)

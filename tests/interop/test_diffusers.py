@@ -22,7 +22,7 @@ from music_synth.audio.mel import scale_mel
 from music_synth.diffusion import process
 from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler, ddpm_posterior, grid_times
-from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule, SquaredCosineSchedule
+from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule, LogNormalSchedule, SquaredCosineSchedule
 from music_synth.errors import UserError
 from music_synth.interop import diffusers
 from music_synth.interop.tensor_files import read_tensors
@@ -273,7 +273,7 @@ def test_a_model_of_ours_goes_out_and_comes_back(tmp_path):
         ({"network": NetworkConfig(cross_attention="sum")}, "cross_attention"),
         ({"prediction_type": "x0_and_eps"}, "prediction_type 'x0_and_eps'"),
         ({"schedule": LinearSchedule()}, "no schedule like LinearSchedule"),
-        ({"schedule": CosineSchedule(shift=-1.0)}, "no schedule like CosineSchedule"),
+        ({"schedule": LogNormalSchedule()}, "no schedule like LogNormalSchedule"),
     ],
 )
 def test_what_the_port_has_no_place_for(tmp_path, changes, message):

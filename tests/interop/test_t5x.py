@@ -327,7 +327,7 @@ def test_without_a_gin_file_it_is_said_what_is_assumed(written_by_t5x):
     c = dict(model_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
     network = NetworkConfig(**c, max_tokens=64, target_frames=32, context_frames=32)
     sampler = Sampler("ddpm", 1000, guidance_scale=2.0, variance="large")
-    assert decoder.model == Diffusion(network, CosineSchedule(), "eps", "eps", "l1", "none", sampler=sampler)
+    assert decoder.model == Diffusion(network, CosineSchedule(), "eps", "eps", "l1", sampler=sampler)
     assert any("2 heads of 16" in remark and "prediction of eps" in remark for remark in decoder.remarks)
 
 
@@ -359,9 +359,9 @@ def test_the_gin_file_that_is_written_says_the_same(tmp_path, network):
     without = dataclasses.replace(c, context_frames=0)
     sampler = dataclasses.replace(Diffusion().sampler, name="ddim", num_steps=9, variance="medium:0.3", clip_x_0=False)
     model = {
-        "context": Diffusion(c, prediction_type="x0_and_eps", loss_weighting="none", sampler=sampler),
-        "nocontext": Diffusion(without, prediction_type="v", loss_weighting="none", condition_dropout=0.3),
-        "linear": Diffusion(c, LinearSchedule(1e-3, 0.1, 9), "eps", loss_weighting="none", sampler=sampler),
+        "context": Diffusion(c, prediction_type="x0_and_eps", sampler=sampler),
+        "nocontext": Diffusion(without, prediction_type="v", condition_dropout=0.3),
+        "linear": Diffusion(c, LinearSchedule(1e-3, 0.1, 9), "eps", sampler=sampler),
         "autoregressive": Autoregressive(without, as_published=True),
         "mixture": Autoregressive(without, GaussianMixture(3), as_published=True),
     }[network]
@@ -491,7 +491,6 @@ def test_heads_that_cannot_be_told_are_asked_for(written_by_t5x):
     ("model", "said"),
     [
         (Diffusion(NetworkConfig(note_roll=True)), "no NetworkConfig.note_roll"),
-        (Diffusion(schedule=CosineSchedule(shift=-4.0)), "no CosineSchedule.shift"),
         (Autoregressive(), "not as_published"),
     ],
 )

@@ -23,7 +23,6 @@ MODEL = Diffusion(
     LogNormalSchedule(),
     prediction_type="v",
     loss_target="v",
-    loss_weighting="none",
     condition_dropout=0.0,
     sampler=Sampler(num_steps=3, grid="karras", clip_x_0=False),
 )
