@@ -14,14 +14,10 @@ What was written is read again, and both sides compute the same segment.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
-import os
 import shlex
-import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +30,7 @@ from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
+from music_synth.files import replacing, whole_folder
 from music_synth.gin_files import CONFIG_FILE, read_file
 from music_synth.interop import diffusers, model_card, published, t5x
 from music_synth.interop.decoders import KINDS, Trained
@@ -113,24 +110,6 @@ def check_new(target: Path) -> None:
     """Raises UserError if `target` is there already; a folder may be, if it is empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is there already: name another, or remove it")
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yields a folder beside `target` that takes its place when everything in it is written, and else is removed.
-
-    Raises:
-        UserError: `target` cannot be written.
-    """
-    partial = target.absolute().with_name(f".{target.absolute().name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -229,7 +208,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         print(f"  {remark}")
     if to == decoder.kind and to != "t5x":
         raise UserError(f"{flags.source} is {KINDS[to]} already: choose another form by --to")
-    with new_folder(flags.target) as folder:
+    with whole_folder(flags.target) as folder:
         if to == "run":
             write_run(decoder, folder, flags.target)
         elif to == "export":
@@ -273,22 +252,15 @@ def convert_inverter(flags: argparse.Namespace) -> None:
     kind = type(inverter.generator).__name__
     size = "" if str(flags.source) == runs.SHIPPED else f", {disk_size(flags.source)}"
     print(f"{flags.source}: an inverter ({kind}){size}")
-    partial = flags.target.with_name(f".{os.getpid()}-{flags.target.name}")
-    try:
+    with replacing(flags.target) as part:
         if flags.target.suffix == ".onnx":
             from music_synth.interop.onnx import export_onnx
 
-            export_onnx(inverter.generator, inverter.params, partial)
+            export_onnx(inverter.generator, inverter.params, part)
         else:
-            save_inverter(partial, inverter.generator, inverter.params, flags.about or "")
+            save_inverter(part, inverter.generator, inverter.params, flags.about or "")
         mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, 128)).astype(np.float32)
-        expected = inverter(mel)
-        difference = relative_difference(expected, runs.load_inverter(partial)(mel), flags.target)
-        os.rename(partial, flags.target)
-    except OSError as error:
-        raise UserError(f"{flags.target} cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        difference = relative_difference(inverter(mel), runs.load_inverter(part)(mel), flags.target)
     print(f"{flags.target}: {disk_size(flags.target)}; two seconds of noise differ by {difference:.0e} of the peak")
 
 
@@ -325,7 +297,10 @@ def main(argv: list[str]) -> None:
     keep_compiled()
     check_new(flags.target)
     is_inverter = flags.source.suffix in INVERTER_SUFFIXES or flags.target.suffix in INVERTER_SUFFIXES
-    (convert_inverter if is_inverter else convert_decoder)(flags)
+    try:
+        (convert_inverter if is_inverter else convert_decoder)(flags)
+    except OSError as error:
+        raise UserError(f"cannot write {flags.target}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@
 window, extended with zeros to an FFT of 1024 points; magnitudes (not powers) pass through 128 triangular
 HTK-mel filters and the natural logarithm. Frames are not centered: frame k covers samples 320k .. 320k+639,
 so only the last frame of an excerpt depends on samples beyond it.
-
-Two counts of frames exist side by side: `num_mel_frames` (what `log_mel` returns) and `num_piece_frames`
-(how many frames a piece of that many samples has for the tokenizer: always one more than the full hops).
 """
 
 from __future__ import annotations
@@ -33,17 +30,8 @@ MAX_LOG_MEL = 4.0  # +1 in model range; loud tones exceed it (up to about 6)
 
 
 def num_mel_frames(num_samples: int) -> int:
-    """Frames that `log_mel` makes of `num_samples` samples: ceil(n / 320)."""
+    """Frames that `log_mel` makes of `num_samples` samples: ceil(n / 320); a piece may have one more (`segments`)."""
     return -(-num_samples // HOP_LENGTH)
-
-
-def num_piece_frames(num_samples: int) -> int:
-    """Frames of a whole piece: floor(n / 320) + 1, so an n that is a multiple of 320 has a frame more.
-
-    A piece is padded by 320 - n mod 320 samples before it is cut into segments: its last note-off, which
-    may fall on the very end, then still has a frame to belong to. The extra frame is silence.
-    """
-    return num_samples // HOP_LENGTH + 1
 
 
 @functools.cache

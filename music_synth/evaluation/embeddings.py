@@ -51,8 +51,8 @@ def load_embeddings(paths: Mapping[str, str], trust: bool = False) -> dict[str, 
     """Opens every embedding that there is, by name; one that is absent says what it needs: "needs --vggish PATH".
 
     Args:
-      paths: of `vggish` and `trill`: a SavedModel's folder, a TF-Hub handle (https://...) or an ONNX file; of `clap`
-        and `mert`: an ONNX file.
+      paths: of `vggish` and `trill`: a SavedModel's folder or an ONNX file; of `clap` and `mert`: an ONNX
+        file.
       trust: whether SavedModels, which are programs, may run.
 
     Raises:
@@ -62,7 +62,7 @@ def load_embeddings(paths: Mapping[str, str], trust: bool = False) -> dict[str, 
     if unknown:
         raise UserError(f"no embedding {unknown[0]!r} takes a path: choose from {', '.join(WITH_PATH)}")
     for path in paths.values():
-        if "://" in path or Path(path).is_dir():
+        if Path(path).is_dir():
             from music_synth.interop.runtimes import check_trust
 
             check_trust(path, trust)

@@ -30,7 +30,7 @@ class WaveformModel:
     """
 
     name: str
-    path: str  # SavedModel, TF-Hub handle or ONNX file
+    path: str  # SavedModel or ONNX file
     min_seconds: float  # of one window
     takes_rate: bool  # whether the SavedModel is called as f(samples=, sample_rate=), not f(waveform)
 
@@ -49,7 +49,7 @@ def waveform_function(path: str, takes_rate: bool) -> Callable[[Array], Array]:
     """Opens a model of a waveform [S]; of several outputs it gives the one that is called an embedding."""
     from music_synth.interop import runtimes
 
-    place = runtimes.hub_folder(path) if "://" in path else Path(path)
+    place = Path(path)
     if not place.exists():
         raise UserError(f"no SavedModel folder and no ONNX file at {path}")
     if place.is_dir():

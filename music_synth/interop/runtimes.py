@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
-import tarfile
-import tempfile
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,34 +56,6 @@ def check_trust(path: Any, trust: bool) -> None:
             f"{path} is a SavedModel, which is a program: it can read and write files here. If you trust who made"
             " it, add --trust (in Python trust=True)"
         )
-
-
-def hub_folder(handle: str) -> Path:
-    """Finds the SavedModel behind a TF-Hub handle (https://tfhub.dev/...), downloaded unless it is in the cache.
-
-    The cache is laid out as TensorFlow Hub's own, and TFHUB_CACHE_DIR moves it. UserError if it cannot be had.
-    """
-    cache = Path(os.environ.get("TFHUB_CACHE_DIR") or Path(tempfile.gettempdir()) / "tfhub_modules")
-    folder = cache / hashlib.sha1(handle.encode()).hexdigest()
-    if folder.is_dir():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=cache) as unpacked,
-            urllib.request.urlopen(f"{handle}?tf-hub-format=compressed", timeout=60) as response,
-        ):
-            with tarfile.open(fileobj=response, mode="r|gz") as archive:
-                archive.extractall(unpacked, filter="data")
-            os.replace(unpacked, folder)
-            os.mkdir(unpacked)  # for the context manager to remove
-    except (OSError, EOFError, ValueError, http.client.HTTPException, tarfile.TarError) as error:
-        if not folder.is_dir():  # nor has another process downloaded it meanwhile
-            raise UserError(
-                f"{handle} cannot be downloaded ({reason(error)}): download the model where there is a network and name"
-                " its folder"
-            ) from error
-    return folder
 
 
 def reason(error: Exception) -> str:

@@ -20,22 +20,7 @@ import numpy as np
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
 from music_synth.midi.players import PEDAL_DOWN, SUSTAIN_CONTROL
-from music_synth.midi.smf import DRUM_CHANNEL, MidiError, MidiWarning, Source
-
-__all__ = [
-    "MidiError",
-    "MidiWarning",
-    "Note",
-    "Pedal",
-    "apply_sustain",
-    "check_notes",
-    "from_pretty_midi",
-    "midi_bytes",
-    "parse_midi",
-    "read_midi",
-    "trim_overlaps",
-    "write_midi",
-]
+from music_synth.midi.smf import DRUM_CHANNEL, MidiError, Source
 
 MAX_HOURS = 24  # a longer piece is a damaged file
 TICKS_PER_BEAT = 500  # of written files, which have 120 beats a minute: 1 tick = 1 ms

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import unflatten_dict
 
 from music_synth.errors import UserError
 from music_synth.files import most_unpacked, sync_folder
@@ -191,7 +192,8 @@ def _load_item(path: Path, choose: Callable[[Collection[str]], str], like: Any) 
         _check_shapes(shapes, like, f"{path.parent.parent}, step {path.name}")
     if sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()) > most_unpacked(path / name):
         raise Damaged(f"{name}: its arrays are larger than its files can hold")
-    tree = _nest({key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()})
+    structs = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()}
+    tree = unflatten_dict(structs, sep="/")
     restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     item = _read(path, name, tree, restore_args)
     if _checksums({name: item})[name] != meta["checksums"].get(name):
@@ -223,7 +225,9 @@ def _items(state: TrainState) -> dict[str, Any]:
     items = {"params": state.params}
     if state.ema_params is not None:
         items["ema_params"] = state.ema_params
-    opt_state = _nest(_paths(state.opt_state))  # named tuples as dictionaries: files outlive optax's classes
+    opt_state = unflatten_dict(
+        _paths(state.opt_state), sep="/"
+    )  # named tuples as dictionaries: files outlive optax's classes
     items["progress"] = {"step": state.step, "rng": state.rng, "opt_state": opt_state}
     return items
 
@@ -346,17 +350,6 @@ def _paths(tree: Any) -> dict[str, Any]:
     """Leaves by the names on their path: {"decoder/layers_0/mlp/wi/kernel": leaf}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nest(paths: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in paths.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
 
 
 def _from_paths(like: Any, nested: Any) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from music_synth.audio import mel
+from music_synth.midi.segments import num_frames
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "mel.npz")
 BACKENDS = pytest.mark.parametrize("xp", [jnp, np], ids=["jax", "numpy"])
@@ -82,7 +83,7 @@ def test_frame_counts(num_samples):
     assert frames == mel.num_mel_frames(num_samples) == int(np.ceil(num_samples / 320))
     if num_samples >= 319:
         assert frames == GOLDEN[f"frame_count/{num_samples}"]
-    assert mel.num_piece_frames(num_samples) == frames + (num_samples % 320 == 0)
+    assert num_frames(num_samples / 16000) == frames + (num_samples % 320 == 0)
 
 
 @BACKENDS
@@ -102,9 +103,9 @@ def test_one_extra_frame_suffices(xp):
 def test_song_segments_are_slices_of_the_whole(xp):
     """Segments of a song need no window of their own: slices of the whole song's mel are the same."""
     audio = GOLDEN["song/audio"]
-    num_frames = mel.num_piece_frames(len(audio))
-    assert num_frames == GOLDEN["song/n_frames"] == 281
-    padded = xp.asarray(np.pad(audio, (0, num_frames * mel.HOP_LENGTH - len(audio))))
+    frames = num_frames(len(audio) / 16000)
+    assert frames == GOLDEN["song/n_frames"] == 281
+    padded = xp.asarray(np.pad(audio, (0, frames * mel.HOP_LENGTH - len(audio))))
     song = mel.log_mel(padded, xp)
     assert_same_mel(song[:256], GOLDEN["song/segment0_logmel"])
     assert_same_mel(song[256:], GOLDEN["song/segment1_logmel"])

@@ -4,10 +4,6 @@ The files made here are tiny, but take and give what the published ones do: name
 """
 
 import pickle
-import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -219,38 +215,6 @@ def test_vggish_log_mel_is_that_of_its_authors():
     patches = vggish_log_mel(audio(2))
     assert patches.shape == (2, 96, 64)
     np.testing.assert_allclose(patches.reshape(192, 64), expected[:192], atol=2e-3)
-
-
-def test_hub_handles(saved_models, tmp_path, monkeypatch):
-    requests = []
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            with tarfile.open(fileobj=self.wfile, mode="w|gz") as archive:
-                archive.add(saved_models / "vggish", ".")
-
-        def log_message(self, *_): ...
-
-    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "hub"))
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        handle = f"http://127.0.0.1:{server.server_port}/google/vggish/1"
-        frames = load_embeddings({"vggish": handle}, trust=True)["vggish"].embed(audio(2))
-        pretrained.waveform_function.cache_clear()
-        load_embeddings({"vggish": handle}, trust=True)  # from the cache
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert requests == ["/google/vggish/1?tf-hub-format=compressed"]
-    local = load_embeddings({"vggish": str(saved_models / "vggish")}, trust=True)["vggish"]
-    np.testing.assert_array_equal(frames, local.embed(audio(2)))
-    with pytest.raises(UserError, match=r"/other/1 cannot be downloaded \(.*refused.*name its folder"):
-        load_embeddings({"vggish": f"http://127.0.0.1:{server.server_port}/other/1"}, trust=True)
-    assert [path.is_dir() for path in Path(tmp_path / "hub").iterdir()] == [True]  # nothing half-made is left
 
 
 # --- CLAP --------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 
 from music_synth.errors import UserError
 from music_synth.midi import smf
-from music_synth.midi.notes import MidiWarning, Note, midi_bytes, read_midi
-from music_synth.midi.smf import CONTROL_CHANGE, NOTE_OFF, NOTE_ON, PROGRAM_CHANGE, TEMPO, Event
+from music_synth.midi.notes import Note, midi_bytes, read_midi
+from music_synth.midi.smf import CONTROL_CHANGE, NOTE_OFF, NOTE_ON, PROGRAM_CHANGE, TEMPO, Event, MidiWarning
 from music_synth.midi.tokenizer import Tokenizer
 
 CASES = Path(__file__).parent / "cases"  # made for this project; see the table for what each has

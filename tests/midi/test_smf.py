@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from music_synth.errors import UserError
 from music_synth.midi import smf
-from music_synth.midi.notes import MidiError, MidiWarning, Note, parse_midi, read_midi
-from music_synth.midi.smf import Event
+from music_synth.midi.notes import Note, parse_midi, read_midi
+from music_synth.midi.smf import Event, MidiError, MidiWarning
 
 MIDI = Path(__file__).parents[1] / "golden" / "midi"
 NOTE = bytes.fromhex("00 903c64 60 803c00")  # middle C for 96 ticks

@@ -5,7 +5,8 @@ import struct
 import pytest
 
 from music_synth.errors import UserError
-from music_synth.midi.notes import MidiWarning, Note, midi_bytes, read_midi
+from music_synth.midi.notes import Note, midi_bytes, read_midi
+from music_synth.midi.smf import MidiWarning
 from music_synth.midi.wad import is_wad, read_wad
 
 NOTES = [Note(60, 90, 0, 0.0, 0.5)], [Note(62, 90, 40, 0.0, 0.5)]

@@ -132,10 +132,6 @@ def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
     return target
 
 
-def _bar(archive: Path, size: int, progress: bool) -> tqdm:
-    return tqdm(desc=f"unpacking {archive.name}", total=size, unit="B", unit_scale=True, disable=not progress)
-
-
 def _identity(archive: Path) -> dict[str, int]:
     """What tells an archive from another of its name: size, time, and a checksum of its beginning and end."""
     with archive.open("rb") as file:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from music_synth.audio.io import read_audio
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import SAMPLE_RATE
@@ -91,6 +92,21 @@ class Corpus(Reader, Protocol):
     def recordings_in(self, root: Path) -> Found:
         """Lists what is in `root`: the folder that the archives unpack into, or one that holds it."""
         ...
+
+
+class ReaderOfOneFile:
+    """What readers share whose recordings have one file of audio."""
+
+    trim = False
+    audio_file = 0  # its place among a recording's files
+
+    def read_notes(self, recording: Any) -> list[Note]:
+        raise NotImplementedError
+
+    def read(self, recording: Any) -> Content:
+        """Reads notes and audio. UserError: as of `read_notes`, `read_audio` and `check`."""
+        with naming(recording):
+            return check(recording, self.read_notes(recording), read_audio(recording.files[self.audio_file]))
 
 
 @contextlib.contextmanager

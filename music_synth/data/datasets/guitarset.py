@@ -30,8 +30,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Content, Found, Recording, check, naming
+from music_synth.data.datasets.corpus import Found, ReaderOfOneFile, Recording, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
@@ -46,11 +45,12 @@ TWICE_LABELLED = "02_Funk2-119-G_comp"
 SAME_PLUCK_SECONDS = 0.001  # the two labels are 0.18 ms apart; nobody plucks a string twice in a millisecond
 
 
-class GuitarSet:
+class GuitarSet(ReaderOfOneFile):
     title = "GuitarSet 1.1.0"
     archives = ("annotation.zip", *ARCHIVES.values())
     pieces = (360,)
     trim = True
+    audio_file = 1
 
     def recordings_in(self, root: Path) -> Found:
         files = _files(root)
@@ -77,11 +77,7 @@ class GuitarSet:
 
     def read_notes(self, recording: Recording) -> list[Note]:
         with naming(recording):
-            return _notes(recording.id, recording.files[0])
-
-    def read(self, recording: Recording) -> Content:
-        with naming(recording):
-            return check(recording, self.read_notes(recording), read_audio(recording.files[1]))
+            return _notes(recording.files[0])
 
 
 CORPUS = GuitarSet()
@@ -102,7 +98,7 @@ def _files(root: Path) -> dict[str, Path]:
     return files
 
 
-def _notes(name: str, path: Path) -> list[Note]:
+def _notes(path: Path) -> list[Note]:
     """The notes of all strings, mended."""
     try:
         annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
@@ -113,15 +109,9 @@ def _notes(name: str, path: Path) -> list[Note]:
         ]
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise UserError(
-            f"{name}: {path} is not a JAMS file of GuitarSet ({reason}); unpack annotation.zip again or leave it out "
-            "with --skip_bad"
-        ) from error
+        raise UserError(f"{path} is not a JAMS file of GuitarSet ({reason})") from error
     if len(strings) != NUM_STRINGS:
-        raise UserError(
-            f"{name}: {path} has {len(strings)} note_midi annotations, not one for each of {NUM_STRINGS} strings; "
-            "unpack annotation.zip again or leave it out with --skip_bad"
-        )
+        raise UserError(f"{path} has {len(strings)} note_midi annotations, not one for each of {NUM_STRINGS} strings")
     if path.stem == TWICE_LABELLED:
         strings = [_once(rows) for rows in strings]
     late = LATE_SECONDS.get(path.stem)

@@ -31,8 +31,7 @@ import re
 import warnings
 from pathlib import Path
 
-from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Content, Found, Recording, check, naming
+from music_synth.data.datasets.corpus import Found, ReaderOfOneFile, Recording, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 
@@ -46,11 +45,10 @@ MISNAMED = {("15_Surprise", 3): "tpt"}  # (piece, part) -> what its files say
 VELOCITY = 100
 
 
-class Urmp:
+class Urmp(ReaderOfOneFile):
     title = "URMP"
     archives = ("Dataset.tar.gz",)
     pieces = (44,)
-    trim = False
 
     def recordings_in(self, root: Path) -> Found:
         recordings, missing = [], []
@@ -77,10 +75,6 @@ class Urmp:
             for part, (path, code) in enumerate(zip(parts, codes, strict=True)):
                 notes += _notes(recording.id, path, PROGRAMS[code], part)
         return notes
-
-    def read(self, recording: Recording) -> Content:
-        with naming(recording):
-            return check(recording, self.read_notes(recording), read_audio(recording.files[0]))
 
 
 CORPUS = Urmp()
@@ -114,7 +108,7 @@ def _notes(name: str, path: Path, program: int, part: int) -> list[Note]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: cannot read {path} ({error}); unpack it again or use --skip_bad") from error
+        raise UserError(f"cannot read {path} ({error})") from error
     notes, silent = [], 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -124,17 +118,15 @@ def _notes(name: str, path: Path, program: int, part: int) -> list[Note]:
             if not (math.isfinite(onset) and 0 <= frequency < math.inf and 0 <= duration < math.inf):
                 raise ValueError
         except ValueError:
-            raise UserError(
-                f"{name}: line {number} of {path} is not onset, frequency and duration ({line.strip()[:40]!r}); "
-                "unpack it again or use --skip_bad"
-            ) from None
+            said = f"{line.strip()[:40]!r}"
+            raise UserError(f"line {number} of {path} is not onset, frequency and duration ({said})") from None
         if frequency > 0 and duration > 0:
             pitch = round(69 + 12 * math.log2(frequency / 440))
             notes.append(Note(pitch, VELOCITY, program, onset, onset + duration, instrument=part))
         else:
             silent += 1
     if not notes:  # else a part would sound without labels
-        raise UserError(f"{name}: no notes in {path}; unpack it again or use --skip_bad")
+        raise UserError(f"no notes in {path}")
     if silent:
         warnings.warn(f"{name}: {silent} lines of {path.name} without pitch or length make no notes", stacklevel=2)
     return notes
