@@ -36,7 +36,7 @@ CONFIGURABLES = {
     **PARTS,
     **OPTIMIZERS,
     "Feed": "music_synth.data.feed:Feed",
-    "AudioFeed": "music_synth.data.audio_feed:open_audio_feed",
+    "AudioFeed": "music_synth.data.audio_feed:AudioFeed",
     "InitialCheckpoint": "music_synth.runs:InitialCheckpoint",
     "load_inverter": "music_synth.runs:load_inverter",
 }

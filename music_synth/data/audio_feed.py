@@ -5,16 +5,17 @@ No TensorFlow for a prepared folder that holds audio (prepare_data --audio).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from music_synth.audio.io import audio_from_int16, audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE, log_mel, num_mel_frames
-from music_synth.data.examples import Batch, stack
+from music_synth.data.examples import Batch, FeedSettings, stack
 from music_synth.data.feed import folder_of, path_of
 from music_synth.data.prepared import read_manifest, split_of
 from music_synth.errors import UserError
@@ -23,9 +24,9 @@ from music_synth.vocoder.istft import SOURCE_HOPS
 from music_synth.vocoder.source import RELEASE_SECONDS, source_of_frames
 
 
-@dataclass
-class AudioFeed:
-    """NumPy batches of excerpts:
+@dataclass(kw_only=True)
+class AudioFeed(FeedSettings):
+    """NumPy batches of excerpts of a prepared folder with audio, or of a data set:
 
     audio [B, 320 T] float32        16 kHz
     mel [B, T, 128] float32         natural-log mel of them; the last frame sees the hop after the excerpt too.
@@ -33,26 +34,46 @@ class AudioFeed:
     mel_mask [B, T] bool            training: all True; evaluation: False after the end of a piece
     source [B, 320 (T + 3)] float32 with notes: the signal made of them (`vocoder.source`). In training of some
                                     excerpts it is that of no notes or of wrong ones: an inverter has to take both
+
+    stored_mel is to train on what a decoder makes of the same notes, from prepare_data --audio --sampled_by. Two such
+    mels cannot be laid on each other: mix must be 0.
+
+    Raises:
+      UserError: no such folder or data set, a folder without audio, a setting out of range.
     """
 
-    source: Source
-    batch_size: int
-    num_frames: int
-    eval_frames: int
-    gain_db: tuple[float, float]
-    mix: float
-    stored_mel: bool
-    notes: bool
-    empty_notes: float
-    wrong_notes: float
-    seed: int
-    _cache: dict[str, list[Recording]] = field(default_factory=dict)
+    num_frames: int = 64  # of an excerpt in training, 20 ms each
+    eval_frames: int = 256  # and in evaluation
+    gain_db: tuple[float, float] = (-18.0, 3.0)  # an excerpt's gain is drawn from, so that quiet and loud train alike
+    mix: float = 0.2  # share of training excerpts on which a second one is laid
+    stored_mel: bool = False  # take the folder's mel, not the audio's
+    notes: bool = False  # bring the source of the notes, for generators that take one
+    empty_notes: float = 0.25  # share of training excerpts that get no notes,
+    wrong_notes: float = 0.25  # or wrong ones (`spoiled`)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.mix <= 1:
+            raise UserError(f"AudioFeed.mix = {self.mix}: must be in [0, 1]")
+        if min(self.empty_notes, self.wrong_notes) < 0 or self.empty_notes + self.wrong_notes > 1:
+            given = f"AudioFeed.empty_notes = {self.empty_notes}, wrong_notes = {self.wrong_notes}"
+            raise UserError(f"{given}: must be shares of one")
+        if self.stored_mel and path_of(self.task) is None:
+            raise UserError(f"AudioFeed.stored_mel: {self.task!r} is no folder; write one by prepare_data --sampled_by")
+        if self.stored_mel and self.mix:
+            raise UserError(f"AudioFeed.stored_mel: stored mels cannot be mixed; set AudioFeed.mix = 0, not {self.mix}")
+        if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
+            raise UserError(f"AudioFeed.gain_db = {self.gain_db}: must be (lowest, highest)")
+        if min(self.num_frames, self.eval_frames) < 1:
+            given = f"AudioFeed.num_frames = {self.num_frames}, eval_frames = {self.eval_frames}"
+            raise UserError(f"{given}: must be at least 1")
+        self._pieces = functools.cache(self._load)
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches start_step, start_step + 1, ... without end; each is a function of (seed, number)."""
         pieces = [piece for piece in self._pieces("train") if len(piece.audio) >= HOP_LENGTH]
         if not pieces:
-            raise UserError(f"{self.source} has no training audio: prepare a data set that has some")
+            raise UserError(f"{self.task!r} has no training audio: prepare a data set that has some")
         ends = np.cumsum([len(piece.audio) for piece in pieces])
         share = ends / ends[-1]
         for step in itertools.count(start_step):
@@ -110,10 +131,27 @@ class AudioFeed:
         row = example(audio, frames, min(frames, num_mel_frames(max(0, len(piece.audio) - start))), mel)
         return row | (self._source(piece.notes_from(start, frames), frames) if self.notes else {})
 
-    def _pieces(self, split: str) -> list[Recording]:
-        if split not in self._cache:
-            self._cache[split] = self.source.load(split, self.stored_mel, self.notes)
-        return self._cache[split]
+    def _load(self, split: str) -> list[Recording]:
+        """Reads the pieces of a split: a folder's arrays stay on disk, a data set that was built is held in memory."""
+        folder = folder_of(self.task, self.data_dir)
+        if folder is not None:
+            return [
+                Recording(
+                    piece.open_audio(),
+                    piece.open_mel() if self.stored_mel else None,
+                    piece.read_notes() if self.notes else [],
+                )
+                for piece in split_of(read_manifest(folder), split, folder)
+            ]
+        try:
+            from music_synth.data import tasks
+        except ImportError as error:
+            raise UserError(
+                f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train"
+                " on a folder made by python -m music_synth.prepare_data --audio"
+            ) from error
+        pieces = tasks.pieces_in_memory(self.task, split, self.data_dir)
+        return [Recording(audio_to_int16(np.asarray(piece.audio)), None, piece.notes) for piece in pieces]
 
 
 def example(audio: np.ndarray, num_frames: int, present: int, mel: np.ndarray | None = None) -> Batch:
@@ -159,99 +197,3 @@ class Recording(NamedTuple):
         assert self.mel is not None  # asked only of recordings with a stored mel
         part = self.mel[start // HOP_LENGTH :][:count].astype(np.float32)
         return np.pad(part, ((0, count - len(part)), (0, 0)), constant_values=MIN_LOG_MEL)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the audio comes from: a prepared folder, or a data set that was built, held in memory."""
-
-    task: str
-    data_dir: str | None
-
-    def __str__(self) -> str:
-        return repr(self.task)
-
-    def load(self, split: str, stored_mel: bool = False, notes: bool = False) -> list[Recording]:
-        """The pieces of a split, with the folder's mel and the notes if asked; a folder's arrays stay on disk."""
-        folder = folder_of(self.task, self.data_dir)
-        if folder is not None:
-            return [
-                Recording(
-                    piece.open_audio(),
-                    piece.open_mel() if stored_mel else None,
-                    piece.read_notes() if notes else [],
-                )
-                for piece in split_of(read_manifest(folder), split, folder)
-            ]
-        try:
-            from music_synth.data import tasks
-        except ImportError as error:
-            raise UserError(
-                f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train"
-                " on a folder made by python -m music_synth.prepare_data --audio"
-            ) from error
-        pieces = tasks.pieces_in_memory(self.task, split, self.data_dir)
-        return [Recording(audio_to_int16(np.asarray(piece.audio)), None, piece.notes) for piece in pieces]
-
-
-def open_audio_feed(
-    task: str,
-    batch_size: int,
-    num_frames: int = 64,
-    eval_frames: int = 256,
-    gain_db: Sequence[float] = (-18.0, 3.0),
-    mix: float = 0.2,
-    stored_mel: bool = False,
-    notes: bool = False,
-    empty_notes: float = 0.25,
-    wrong_notes: float = 0.25,
-    seed: int = 0,
-    data_dir: str | None = None,
-) -> AudioFeed:
-    """Opens the feed of a prepared folder with audio, or of a data set.
-
-    Args:
-      task: path of a folder written by prepare_data --audio, or the name of a data set ("synthetic").
-      batch_size: rows of the global batch, over all processes.
-      num_frames, eval_frames: of an excerpt in training and evaluation, 20 ms each.
-      gain_db: range from which an excerpt's gain is drawn, so that quiet and loud music train alike.
-      mix: share of training excerpts on which a second one is laid.
-      stored_mel: take the folder's mel, not the audio's: to train on what a decoder makes of the same notes, from
-        prepare_data --audio --sampled_by. Two such mels cannot be laid on each other: mix must be 0.
-      notes: bring the source of the notes, for generators that take one.
-      empty_notes, wrong_notes: shares of training excerpts that get no notes, or wrong ones (`spoiled`).
-      seed: of excerpts, gains, mixes and wrong notes.
-      data_dir: where tfds keeps its data sets. Data sets only.
-
-    Raises:
-      UserError: no such folder or data set, a folder without audio, a setting out of range.
-    """
-    if not 0 <= mix <= 1:
-        raise UserError(f"AudioFeed.mix = {mix}: must be in [0, 1]")
-    if min(empty_notes, wrong_notes) < 0 or empty_notes + wrong_notes > 1:
-        raise UserError(f"AudioFeed.empty_notes = {empty_notes}, wrong_notes = {wrong_notes}: must be shares of one")
-    if stored_mel and path_of(task) is None:
-        raise UserError(f"AudioFeed.stored_mel: {task!r} is no folder; write one by prepare_data --sampled_by")
-    if stored_mel and mix:
-        raise UserError(f"AudioFeed.stored_mel: stored mels cannot be mixed; set AudioFeed.mix = 0, not {mix}")
-    if len(gain_db) != 2 or gain_db[0] > gain_db[1]:
-        raise UserError(f"AudioFeed.gain_db = {tuple(gain_db)}: must be (lowest, highest)")
-    if min(num_frames, eval_frames) < 1:
-        raise UserError(f"AudioFeed.num_frames = {num_frames}, eval_frames = {eval_frames}: must be at least 1")
-    if batch_size < 1:
-        raise UserError(f"batch_size = {batch_size}: must be at least 1")
-    source = Source(task, data_dir)
-    lowest, highest = gain_db
-    return AudioFeed(
-        source,
-        batch_size,
-        num_frames,
-        eval_frames,
-        gain_db=(lowest, highest),
-        mix=mix,
-        stored_mel=stored_mel,
-        notes=notes,
-        empty_notes=empty_notes,
-        wrong_notes=wrong_notes,
-        seed=seed,
-    )

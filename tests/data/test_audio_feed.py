@@ -5,7 +5,7 @@ import pytest
 
 from music_synth.audio.io import audio_to_int16
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, log_mel
-from music_synth.data.audio_feed import open_audio_feed, spoiled
+from music_synth.data.audio_feed import AudioFeed, spoiled
 from music_synth.data.examples import Piece
 from music_synth.data.feed import open_feed
 from music_synth.data.prepared import read_manifest, write_folder
@@ -37,7 +37,7 @@ def open_audio(folder, split):
 
 
 def feed(folder, **settings):
-    return open_audio_feed(str(folder), **({"batch_size": 4, "num_frames": 8, "eval_frames": 8} | settings))
+    return AudioFeed(task=str(folder), **({"batch_size": 4, "num_frames": 8, "eval_frames": 8} | settings))
 
 
 def test_the_folder_keeps_the_audio(folder):
@@ -160,7 +160,7 @@ def test_bad_settings(folder, tmp_path):
         with pytest.raises(UserError, match=said):
             feed(folder, **settings)
     with pytest.raises(UserError, match="'synthetic' is no folder"):
-        open_audio_feed("synthetic", 4, stored_mel=True)
+        AudioFeed(task="synthetic", batch_size=4, stored_mel=True)
     with pytest.raises(UserError, match=r"empty_notes = 0\.7, wrong_notes = 0\.4: must be shares"):
         feed(folder, notes=True, empty_notes=0.7, wrong_notes=0.4)
     silent = tmp_path / "silent"

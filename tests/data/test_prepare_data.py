@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from music_synth import config, prepare_data
-from music_synth.data.audio_feed import open_audio_feed
+from music_synth.data.audio_feed import AudioFeed
 from music_synth.data.feed import open_feed
 from music_synth.data.prepared import write_folder
 from music_synth.errors import UserError
@@ -42,8 +42,8 @@ def test_embedded_data_set_is_built_and_prepared(tmp_path):
         assert piece.notes and len(piece.mel) > 20 * 50
     batch = next(feed.train_batches())
     assert (batch["note_tokens"] > 0).sum() > 20 and batch["mel"].max() > -3
-    by_name = open_audio_feed("synthetic:0.5min", 2, data_dir=str(tmp_path / "data"))
-    from_folder, from_data_set = (next(f.train_batches(3)) for f in (open_audio_feed(str(out), 2), by_name))
+    by_name = AudioFeed(task="synthetic:0.5min", batch_size=2, data_dir=str(tmp_path / "data"))
+    from_folder, from_data_set = (next(f.train_batches(3)) for f in (AudioFeed(task=str(out), batch_size=2), by_name))
     assert np.abs(from_folder["audio"]).max() > 1e-3
     jax.tree.map(np.testing.assert_array_equal, from_folder, from_data_set)
 
