@@ -33,23 +33,33 @@ NO_WORSE = "no worse than the reference"
 def to_markdown(scores: dict[str, Any]) -> str:
     """Makes the essential columns of scores.json, which `scoring.evaluate` writes; the best of each mode in bold."""
     columns = [column for column in scores["columns"] if column["essential"] and has_numbers(scores, column)]
-    judged = any("no_worse" in row for row in scores["rows"])
-    best = best_cells(scores["rows"], columns)
-    lines = [
-        f"{heading(scores)} The best model of a mode is bold.",
-        "",
-        "| | " + " | ".join(map(column_title, columns)) + " |" + f" {NO_WORSE} |" * judged,
-        "|---|" + "---:|" * (len(columns) + judged),
-    ]
-    for number, row in enumerate(scores["rows"]):
-        cells = []
-        for column in columns:
-            text = cell_text(row, column, first=column is columns[0])
-            cells.append(f"**{text}**" if (number, column["key"]) in best else text)
-        cells += [verdict(row, scores["rows"])] * judged
-        lines.append(f"| {row_name(row)} | " + " | ".join(cells) + " |")
+    titles, rows = table(scores, columns)
+    lines = [f"{heading(scores)} The best model of a mode is bold.", "", "| | " + " | ".join(titles) + " |"]
+    lines.append("|---|" + "---:|" * len(titles))
+    for row in rows:
+        cells = [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in row["cells"]]
+        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     lines += ["", not_taken(scores)] if not_taken(scores) else []
     return "\n".join(lines) + "\n"
+
+
+def table(scores: dict[str, Any], columns: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Makes titles and rows of a table; at its end, where rows are held against another, whether they are no worse."""
+    best, judged = best_cells(scores["rows"], columns), any("no_worse" in row for row in scores["rows"])
+    rows = []
+    for number, row in enumerate(scores["rows"]):
+        cells = [
+            {
+                "text": cell_text(row, column, first=column is columns[0]),
+                "interval": interval_text(row["cells"].get(column["key"], {}), column["digits"]),
+                "best": (number, column["key"]) in best,
+                "number": "value" in row["cells"].get(column["key"], {}),
+            }
+            for column in columns
+        ]
+        cells += [{"text": verdict(row, scores["rows"]), "interval": "", "best": False, "number": True}] * judged
+        rows.append({"name": row_name(row), "kind": row["kind"], "cells": cells})
+    return [*map(column_title, columns), *[NO_WORSE] * judged], rows
 
 
 def heading(scores: dict[str, Any]) -> str:
@@ -162,30 +172,15 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
     except ImportError as error:
         raise UserError(f"the report needs jinja2 ({error}): pip install 'music_synth[eval]'") from error
     columns = [column for column in scores["columns"] if column["essential"] or has_numbers(scores, column)]
-    best, judged = best_cells(scores["rows"], columns), any("no_worse" in row for row in scores["rows"])
+    titles, rows = table(scores, columns)
     undefined = jinja2.StrictUndefined
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
     template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    rows = []
-    for number, row in enumerate(scores["rows"]):
-        cells = [
-            {
-                "text": cell_text(row, column, first=column is columns[0]),
-                "interval": interval_text(row["cells"].get(column["key"], {}), column["digits"]),
-                "best": (number, column["key"]) in best,
-                "number": "value" in row["cells"].get(column["key"], {}),
-            }
-            for column in columns
-        ]
-        if judged:
-            said = verdict(row, scores["rows"])
-            cells.append({"text": said, "interval": "", "best": False, "number": True})
-        rows.append({"name": row_name(row), "kind": row["kind"], "cells": cells})
     page = environment.from_string(template).render(
         title=title,
         heading=heading(scores).replace("`", ""),
         not_taken=not_taken(scores),
-        titles=[*map(column_title, columns), *[NO_WORSE] * judged],
+        titles=titles,
         rows=rows,
         plots=[(name, data_uri(png(figure), "image/png")) for name, figure in plots(scores)],
         studio=studio_command(scores),
