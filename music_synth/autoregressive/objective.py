@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 def shift_right(frames: Array, start: float) -> Array:
-    """[B, T, M] delayed by one frame; the first is filled with `start`."""
+    """Delays [B, T, M] by one frame; the first is filled with `start`."""
     return jnp.concatenate([jnp.full_like(frames[:, :1], start), frames[:, :-1]], axis=1)
 
 
@@ -63,11 +63,11 @@ class Autoregressive(SpectrogramModel):
         return self.network.num_prior_layers > 0
 
     def with_sampling(self, **overrides: Any) -> Autoregressive:
-        """A copy with other sampling settings: dither, or a mixture's temperature. UserError on others."""
+        """Returns a copy with other sampling settings: dither, or a mixture's temperature. UserError on others."""
         return dataclasses.replace(self, output=self._replace_settings(self.output, overrides))
 
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        """Mean loss per frame with the true frames as input (teacher forcing), and that of the prior, if any."""
+        """Computes the mean loss a frame with the true frames as input (teacher forcing), and that of a prior."""
         noise_key, dropout_key = jax.random.split(rng)
         encode_key, decode_key = jax.random.split(dropout_key) if train else (None, None)
         cache = self._encode(params, batch, encode_key)
@@ -84,13 +84,13 @@ class Autoregressive(SpectrogramModel):
         return loss, metrics | {"loss": loss}
 
     def teacher_forced(self, params: Params, batch: Batch, inputs: Array, dropout_key: Array | None = None) -> Array:
-        """All frames at once: inputs [B, T, M], already shifted -> output channels [B, T, channels]."""
+        """Computes all frames at once: inputs [B, T, M], already shifted -> output channels [B, T, channels]."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         cache = self._encode(params, batch, keys[0])
         return self._apply(params, inputs, None, cache, keys[1] is None, method="decode", dropout_key=keys[1])
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
-        """Notes and context -> log-mel [B, T, M], frame by frame with cached keys and values, in one scan."""
+        """Samples log-mel [B, T, M] of notes and context, frame by frame with cached keys and values, in one scan."""
         rows, frames = batch["note_tokens"].shape[0], self.network.target_frames
         keys, params = row_keys(rng, rows), self._in_dtype(params)
         cross, output, temperature = self._encode(params, batch, None), self.output, 1.0

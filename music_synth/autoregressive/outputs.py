@@ -20,11 +20,11 @@ class Output(Protocol):
         ...
 
     def loss(self, channels: Array, target: Array) -> Array:
-        """Channels [..., num_channels], target [..., dims] -> loss of each frame [...]."""
+        """Computes the loss of each frame [...] from channels [..., num_channels] and target [..., dims]."""
         ...
 
     def sample(self, channels: Array, rng: Array) -> Array:
-        """Channels [..., num_channels] -> a frame [..., dims]."""
+        """Draws a frame [..., dims] from channels [..., num_channels]."""
         ...
 
 
@@ -67,7 +67,7 @@ class GaussianMixture:
         return self.num_components * (1 + 2 * dims)
 
     def split(self, channels: Array) -> tuple[Array, Array, Array]:
-        """Channels -> log weights [..., components], means and deviations [..., components, dims]."""
+        """Splits channels into log weights [..., components], means and deviations [..., components, dims]."""
         k = self.num_components
         dims = (channels.shape[-1] // k - 1) // 2
         logits, means, raw = jnp.split(channels, (k, k + k * dims), axis=-1)

@@ -69,11 +69,11 @@ class Diffusion(SpectrogramModel):
         return MelTransformer(self.network, channels, autoregressive=False, corrects_roll=corrects_roll)
 
     def with_sampling(self, **overrides: Any) -> Diffusion:
-        """A copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
+        """Returns a copy with other sampler settings, for example num_steps=50. UserError on names a sampler lacks."""
         return self._replace_settings(self, {"sampler": self._replace_settings(self.sampler, overrides)})
 
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
-        """Mean denoising error of a batch, and the loss of the prior where there is one.
+        """Computes the mean denoising error of a batch, and the loss of the prior where there is one.
 
         `train` turns dropout and condition dropout on.
         """
@@ -97,7 +97,7 @@ class Diffusion(SpectrogramModel):
     def denoising_error(
         self, params: Params, batch: Batch, t: Array, eps: Array, keep: Array | None, dropout_key: Array | None
     ) -> Array:
-        """Elementwise error [B, T, M] at noise times t [B] with noise eps [B, T, M].
+        """Computes the elementwise error [B, T, M] at noise times t [B] with noise eps [B, T, M].
 
         keep [B]: which examples are conditioned (None: all). dropout_key None: no dropout.
         """
@@ -108,7 +108,7 @@ class Diffusion(SpectrogramModel):
     def _error(
         self, params: Params, cache: CrossCache, batch: Batch, t: Array, eps: Array, dropout_key: Array | None
     ) -> Array:
-        """Elementwise error [B, T, M] of what the network says of a batch noised by eps [B, T, M] to t [B]."""
+        """Computes the error [B, T, M] of what the network says of a batch noised by eps [B, T, M] to t [B]."""
         x_0 = self.target(params, cache, batch)
         log_snr = process.per_example(self.schedule.log_snr(t), x_0)
         x_t = process.diffuse(x_0, eps, log_snr)
@@ -117,7 +117,7 @@ class Diffusion(SpectrogramModel):
         return elementwise_loss(output, x_0, eps, x_t, log_snr, self.prediction_type, self.loss_target, self.loss_norm)
 
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
-        """Notes and context -> log-mel [B, T, M]; the batch's own mel, if any, is not looked at."""
+        """Samples log-mel [B, T, M] of notes and context; the batch's own mel, if any, is not looked at."""
         keys = jax.vmap(jax.random.split)(row_keys(rng, len(batch["note_tokens"])))  # [B, 2]
         start_keys, step_keys = keys[:, 0], keys[:, 1]
         shape = (self.network.target_frames, self.network.num_mels)
@@ -128,7 +128,7 @@ class Diffusion(SpectrogramModel):
         return self.sample_from(params, batch, normal(start_keys, shape), noise_fn)
 
     def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
-        """`sample` with its noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
+        """Samples with the noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
         params = self._in_dtype(params)
         cache = self._encode(params, batch, None)
         x_1 = self._noise(params, cache, x_1)
@@ -143,7 +143,7 @@ class Diffusion(SpectrogramModel):
         return unscale_mel(x_0)
 
     def denoiser(self, params: Params, cache):
-        """(x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided and clipped as the sampler says.
+        """Returns (x_t, log_snr_t, film_t) -> x_0 [B, T, M], guided and clipped as the sampler says.
 
         Rows beyond those of the cache are unconditional, so guidance is one call on twice the rows.
         """
@@ -164,7 +164,7 @@ class Diffusion(SpectrogramModel):
         return denoise_fn
 
     def _noise(self, params: Params, cache: CrossCache, noise: Array) -> Array:
-        """Noise [B, T, M] -> that which is added to x_0: white for a mel, lasting for a residual."""
+        """Makes of white noise [B, T, M] that which is added to x_0: white for a mel, lasting for a residual."""
         return noise if cache.prior is None else self.lasting_noise(params, cache.prior, noise)
 
 
@@ -179,7 +179,7 @@ def drop_conditions(batch: Batch, keep: Array) -> Batch:
 def elementwise_loss(
     output: Array, x_0: Array, eps: Array, x_t: Array, log_snr: Array, prediction_type: str, target: str, norm: str
 ) -> Array:
-    """|error| or error^2 [B, T, M] of x_0, of eps, their maximum or their sum (docs/spec.md 3.15.4)."""
+    """Computes |error| or error^2 [B, T, M] of x_0, of eps, their maximum or their sum (docs/spec.md 3.15.4)."""
     predicted_x_0, predicted_eps = process.to_x_0_and_eps(output, x_t, log_snr, prediction_type)
     distance = jnp.abs if norm == "l1" else jnp.square
     if target == "v":

@@ -15,38 +15,38 @@ PREDICTION_TYPES = ("eps", "x0", "v", "x0_and_eps")
 
 
 def per_example(value: Array, like: Array) -> Array:
-    """[B] or scalar -> shape that broadcasts against `like` [B, ...]."""
+    """Shapes a scalar or [B] so that it broadcasts against `like` [B, ...]."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
 
 
 def diffuse(x_0: Array, eps: Array, log_snr: Array) -> Array:
-    """x_t = alpha x_0 + sigma eps."""
+    """Computes x_t = alpha x_0 + sigma eps."""
     return alpha(log_snr) * x_0 + sigma(log_snr) * eps
 
 
 def x_0_from_eps(x_t: Array, eps: Array, log_snr: Array) -> Array:
-    """(x_t - sigma eps) / alpha, written so that it stays finite in float32 at log_snr = -20."""
+    """Computes (x_t - sigma eps) / alpha, written so that it stays finite in float32 at log_snr = -20."""
     return jnp.sqrt(1.0 + jnp.exp(-log_snr)) * (x_t - eps * jax.lax.rsqrt(1.0 + jnp.exp(log_snr)))
 
 
 def eps_from_x_0(x_t: Array, x_0: Array, log_snr: Array) -> Array:
-    """(x_t - alpha x_0) / sigma."""
+    """Computes (x_t - alpha x_0) / sigma."""
     return jnp.sqrt(1.0 + jnp.exp(log_snr)) * (x_t - x_0 * jax.lax.rsqrt(1.0 + jnp.exp(-log_snr)))
 
 
 def x_0_from_v(x_t: Array, v: Array, log_snr: Array) -> Array:
-    """alpha x_t - sigma v (Salimans and Ho 2022, appendix D)."""
+    """Computes alpha x_t - sigma v (Salimans and Ho 2022, appendix D)."""
     return alpha(log_snr) * x_t - sigma(log_snr) * v
 
 
 def v_of(x_0: Array, eps: Array, log_snr: Array) -> Array:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""
+    """Computes v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""
     return alpha(log_snr) * eps - sigma(log_snr) * x_0
 
 
 def to_x_0(output: Array, x_t: Array, log_snr: Array, prediction_type: str) -> Array:
-    """What the network predicts -> x_0.
+    """Takes what the network predicts to x_0.
 
     "x0_and_eps" has twice the channels, x_0 first; the two estimates are mixed by w = sigmoid(-log_snr).
     """
@@ -64,6 +64,6 @@ def to_x_0(output: Array, x_t: Array, log_snr: Array, prediction_type: str) -> A
 
 
 def to_x_0_and_eps(output: Array, x_t: Array, log_snr: Array, prediction_type: str) -> tuple[Array, Array]:
-    """What the network predicts -> (x_0, eps), each exact where the network predicts it itself."""
+    """Takes what the network predicts to (x_0, eps), each exact where the network predicts it itself."""
     x_0 = to_x_0(output, x_t, log_snr, prediction_type)
     return x_0, output if prediction_type == "eps" else eps_from_x_0(x_t, x_0, log_snr)

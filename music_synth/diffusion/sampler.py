@@ -65,7 +65,7 @@ class Sampler:
 
 
 def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
-    """Times [num_steps + 1] that fall to 0; the network is asked at all but the last.
+    """Makes times [num_steps + 1] that fall to 0; the network is asked at all but the last.
 
     Uniform in t: 1, ..., 1 / num_steps, 0. Leading, 100 of 1000 steps: 0.99, ..., 0.01, 0, 0. The others lie between
     the sampler's limits of the log-SNR, as far as the schedule reaches them (Karras et al. 2022, eq. 5, where sigma is
@@ -93,7 +93,7 @@ def grid_times(sampler: Sampler, schedule: Schedule) -> Array:
 
 
 def variance_fraction(variance: str) -> float:
-    """ "small" -> 0, "large" -> 1, "medium:f" -> f: how far toward the large variance, in log variance."""
+    """Reads "small" as 0, "large" as 1, "medium:f" as f: how far toward the large variance, in log variance."""
     try:
         fraction = {"small": 0.0, "large": 1.0}.get(variance)
         fraction = float(variance.removeprefix("medium:")) if fraction is None else fraction
@@ -105,7 +105,7 @@ def variance_fraction(variance: str) -> float:
 
 
 def ddpm_posterior(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, variance: str):
-    """Mean and log variance of q(x_s | x_t, x_0) (Ho et al. 2020, eq. 7, in the letters of Kingma et al. 2021).
+    """Computes mean and log variance of q(x_s | x_t, x_0) (Ho et al. 2020, eq. 7; letters of Kingma et al. 2021).
 
     r = SNR_t / SNR_s. Large variance: (1 - r) sigma_t^2; small: (1 - r) sigma_s^2, the true posterior.
     """
@@ -120,13 +120,13 @@ def ddpm_posterior(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, v
 
 
 def ddpm_step(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array, noise: Array, variance: str) -> Array:
-    """One ancestral step t -> s (Ho et al. 2020, algorithm 2)."""
+    """Takes an ancestral step t -> s (Ho et al. 2020, algorithm 2)."""
     mean, log_variance = ddpm_posterior(x_t, x_0, log_snr_t, log_snr_s, variance)
     return mean + jnp.exp(0.5 * log_variance) * noise
 
 
 def ddim_step(x_t: Array, x_0: Array, log_snr_t: Array, log_snr_s: Array) -> Array:
-    """One deterministic step t -> s (Song et al. 2021, eq. 12 with sigma = 0): alpha_s x_0 + sigma_s eps."""
+    """Takes a deterministic step t -> s (Song et al. 2021, eq. 12 with sigma = 0): alpha_s x_0 + sigma_s eps."""
     return alpha(log_snr_s) * x_0 + sigma(log_snr_s) * eps_from_x_0(x_t, x_0, log_snr_t)
 
 
@@ -201,7 +201,7 @@ def dpmpp_2m(denoise: Callable, x: Array, log_snr: Array, noise: Callable, sampl
 
 
 def _halfway(x_0: Array, before: Array, log_snr: Array, j: Array) -> Array:
-    """x_0 half a step ahead, on the line through point j and the one before it (Lu et al. 2022, alg. 2)."""
+    """Extrapolates x_0 half a step, on the line through point j and the one before it (Lu et al. 2022, alg. 2)."""
     h, h_before = log_snr[j + 1] - log_snr[j], log_snr[j] - log_snr[jnp.maximum(j - 1, 0)]
     ahead = jnp.where(h_before > 0, 0.5 * h / jnp.where(h_before > 0, h_before, 1.0), 0.0)  # no past: first order
     return x_0 + ahead * (x_0 - before)

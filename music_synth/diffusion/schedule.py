@@ -20,7 +20,7 @@ MAX_LOG_SNR = 20.0  # float32's reach
 
 class Schedule(Protocol):
     def log_snr(self, t: Array) -> Array:
-        """Log signal-to-noise ratio at t, any shape; falls with t."""
+        """Returns the log signal-to-noise ratio at t, any shape; it falls with t."""
         ...
 
 
@@ -103,7 +103,7 @@ class LogNormalSchedule:
 
 
 def time_of(schedule: Schedule, log_snr: Array) -> Array:
-    """The t in [0, 1] at which a schedule has `log_snr`, any shape, by bisection; its nearer end beyond its range."""
+    """Finds by bisection the t in [0, 1] at which a schedule has `log_snr`, any shape; beyond its range its end."""
 
     def halve(_, ends):
         low, high = ends
