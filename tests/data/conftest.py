@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from music_synth.audio.mel import SAMPLE_RATE, log_mel
+from music_synth.data import synthetic
 from music_synth.data.examples import Piece
 from music_synth.midi.notes import Note
 
@@ -42,6 +43,14 @@ def make_audio(notes: list[Note], seconds: float) -> np.ndarray:
         frequency = 440.0 * 2.0 ** ((note.pitch - 69) / 12)
         audio[first:last] += note.velocity / 127 * np.exp(-3 * t) * np.sin(2 * np.pi * frequency * t)
     return (audio * (20000 / np.abs(audio).max())).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def short_pieces():
+    """Lets the composer write pieces of five to seven seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "PIECE_SECONDS", (5, 7))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,9 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 from music_synth.midi.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("short_pieces")
+
 EDITION = "synthetic:1min_halfdry"  # one piece a split
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_pieces():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "PIECE_SECONDS", (5, 7))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The prepared folder and its feed: right content, pure batches, and damage that is named."""
 
 import dataclasses
-import itertools
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from music_synth.data.feed import Feed, open_feed
 from music_synth.data.prepared import notes_from_array, notes_to_array, read_manifest, write_folder
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Events, Tokenizer
+from tests.data.batches import assert_same, take
 
 FLOAT16 = 0.004  # rounding of a log-mel between -11.6 and 6
 
@@ -31,16 +31,6 @@ def folder(made, tmp_path_factory):
 def open_made(folder, **settings) -> Feed:
     settings = {"batch_size": 8, "seed": 5} | settings
     return open_feed(str(folder), settings.pop("tokenizer", Tokenizer()), **settings)
-
-
-def take(feed, count, start_step=0):
-    return list(itertools.islice(feed.train_batches(start_step), count))
-
-
-def assert_same(batch, other):
-    assert batch.keys() == other.keys()
-    for name in batch:
-        np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
 
 
 def test_notes_survive_storage_exactly(made):

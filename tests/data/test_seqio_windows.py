@@ -13,6 +13,7 @@ from music_synth.data.quiet_tensorflow import closed_at_exit, tf
 from music_synth.data.seqio_windows import NoteToMelFeatureConverter, Stream, plan_rounds
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Events, Tokenizer
+from tests.data.batches import assert_same, take
 
 
 @pytest.fixture
@@ -31,16 +32,6 @@ def prepared(made, tmp_path_factory) -> Feed:
     folder = tmp_path_factory.mktemp("prepared") / "made"
     write_folder(folder, made, "made", "1.0.0")
     return open_feed(str(folder), Tokenizer(), 8)
-
-
-def take(feed, count, start_step=0):
-    return list(itertools.islice(feed.train_batches(start_step), count))
-
-
-def assert_same(batch, other):
-    assert batch.keys() == other.keys()
-    for name in batch:
-        np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
 
 
 def test_rows_are_windows_of_the_prepared_pieces(open_made, prepared, find_window):

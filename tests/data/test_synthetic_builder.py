@@ -17,14 +17,9 @@ from music_synth.data.preprocessors import notes_of_sequence
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 
+pytestmark = pytest.mark.usefixtures("short_pieces")
+
 MINUTES = 2.3  # three training pieces, one each for validation and test
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_pieces():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "PIECE_SECONDS", (5, 7))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,7 @@ import pytest
 
 from music_synth import playing
 from music_synth.evaluation import report
-from music_synth.midi.notes import Note
-
-NOTES = [
-    Note(60, 90, 0, 0.0, 0.5),
-    Note(64, 90, 0, 0.5, 1.5),
-    Note(40, 90, 33, 0.2, 0.9),
-    Note(38, 90, 0, 0.25, 0.3, is_drum=True),
-    Note(90, 90, 0, 5.0, 6.0),  # after the end
-]
+from tests.test_pictures import NOTES
 
 
 def scores():
