@@ -80,8 +80,7 @@ class LayerStack(nn.Module):
         return [layer(c, name=f"layers_{i}") for i in range(c.num_encoder_layers)]
 
     def run(self, x: Array, mask: Array | None, deterministic: bool) -> Array:  # [B, L, D] -> [B, L, D]
-        x = length_dropout(self.config.dropout_rate)(x, deterministic=deterministic)
-        x = x.astype(self.config.dtype)
+        x = length_dropout(self.config.dropout_rate)(x, deterministic=deterministic).astype(self.config.dtype)
         key_mask = None if mask is None else mask[:, None, None, :]
         for layer in self.build():
             x, _ = layer(x, key_mask, deterministic)

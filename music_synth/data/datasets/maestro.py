@@ -27,8 +27,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import SPLITS, Content, Found, Recording, check, folder_with, naming
+from music_synth.data.datasets.corpus import SPLITS, Found, ReaderOfOneFile, Recording, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
 
@@ -36,12 +35,12 @@ COLUMNS = ("split", "midi_filename", "audio_filename")  # those that we need
 
 
 @dataclass(frozen=True)
-class Maestro:
+class Maestro(ReaderOfOneFile):
     """The reader of one version; see `Corpus`."""
 
     version: str
     pieces: tuple[int, ...] = ()  # the list says
-    trim: bool = False
+    audio_file = 1
 
     @property
     def title(self) -> str:
@@ -77,11 +76,6 @@ class Maestro:
         """Notes as long as the sustain pedal lets them sound. UserError: see `read_midi`."""
         with naming(recording):
             return read_midi(recording.files[0], as_published=True)
-
-    def read(self, recording: Recording) -> Content:
-        """Notes and audio. UserError: see `read_midi`, `read_audio`."""
-        with naming(recording):
-            return check(recording, self.read_notes(recording), read_audio(recording.files[1]))
 
     def _list(self, root: Path) -> Path:
         names = [f"maestro-v{self.version}.csv", f"maestro-v{self.version}.json"]

@@ -39,8 +39,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from music_synth.audio.io import read_audio
-from music_synth.data.datasets.corpus import Content, Found, Recording, check, folder_with, naming
+from music_synth.data.datasets.corpus import Found, ReaderOfOneFile, Recording, folder_with, naming
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, read_midi
 
@@ -72,12 +71,11 @@ EM_LACKS = ("2194", "2211", "2227", "2230", "2292", "2305", "2310")  # short pre
 
 
 @dataclass(frozen=True)
-class MusicNet:
+class MusicNet(ReaderOfOneFile):
     """The reader of MusicNet, with its own labels or those of MusicNet-EM; see `Corpus`."""
 
     em: bool = False
     split: str = "published"  # or "official"
-    trim: bool = False
 
     def __post_init__(self):
         if self.split not in HELD_OUT:
@@ -133,11 +131,6 @@ class MusicNet:
         with naming(recording):
             notes = _read_labels(labels)
             return _with_known_programs(read_midi(midi[0], as_published=True), notes) if midi else notes
-
-    def read(self, recording: Recording) -> Content:
-        """Notes and audio of one recording. UserError: as `read_notes`, `read_audio` and `check`."""
-        with naming(recording):
-            return check(recording, self.read_notes(recording), read_audio(recording.files[0]))
 
 
 CORPUS = MusicNet()
