@@ -110,7 +110,6 @@ def told(scores: dict[str, Any]) -> str:
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("music_synth adopt", __doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("folder", type=prepare_data.local_path, help="audio files and their MIDI files")
     parser.add_argument("--out", required=True, type=prepare_data.local_path, help="folder for all that is made")
     parser.add_argument(

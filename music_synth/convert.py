@@ -266,7 +266,6 @@ def convert_inverter(flags: argparse.Namespace) -> None:
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("python -m music_synth.convert", __doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", type=Path, help="what to convert")
     parser.add_argument("target", type=Path, help="folder to make; for an inverter a file, .onnx or .safetensors")
     parser.add_argument("--to", choices=KINDS, help="form of the target (default: a run; of a run: export)")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
 LONGEST_LINE = 600  # characters of an error
@@ -14,6 +15,15 @@ LONGEST_LINE = 600  # characters of an error
 
 class UserError(Exception):
     """Bad input. The message is one line that names the bad value and the way out."""
+
+
+@contextlib.contextmanager
+def needing(what: str, extra: str, otherwise: str = "") -> Iterator[None]:
+    """Turns a failing import of the block into a UserError: what needs it, and the extra that brings it."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{what} ({error}): pip install 'music_synth[{extra}]'{otherwise}") from error
 
 
 def check_range(settings: Any, least: int, most: int, *names: str) -> None:
@@ -29,7 +39,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser for entry points: a wrong flag is a `UserError`; flags are never abbreviated."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        shown = argparse.RawDescriptionHelpFormatter  # a module's docstring, as it is
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=shown)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:

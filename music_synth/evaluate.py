@@ -49,7 +49,6 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser(prog="python -m music_synth.evaluate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--gin_file", metavar="FILE", help="recipe (default: evaluate.gin); may be repeated")
     parser.add_argument("--gin.NAME", metavar="VALUE", help="sets a knob, or one parameter")
     parser.add_argument("--checkpoints", metavar="PATH,PATH", help="of decoders, as for synthesize; empty: no decoder")

@@ -12,7 +12,6 @@ without TensorFlow, or seqio's offline cache, or both.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 import tempfile
@@ -138,7 +137,7 @@ def main(argv: list[str]) -> None:
             write_folder(flags.out, shown, data_set, version, flags.audio)
         print(f"{flags.out} is ready: train on it with --gin.TASK=\"'{flags.out}'\"")
     if flags.cache is not None:
-        with needing_tensorflow():
+        with errors.needing("data sets are built with TensorFlow", "data"):
             from music_synth.data import tasks
             from music_synth.data.cache import write_cache
         tasks.build(data_set, flags.data_dir)
@@ -151,22 +150,13 @@ def main(argv: list[str]) -> None:
         )
 
 
-@contextlib.contextmanager
-def needing_tensorflow() -> Iterator[None]:
-    """Says what to install where an import fails."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"{error}: data sets are built with pip install 'music_synth[data]'") from error
-
-
 def build_corpus(name: str, flags: argparse.Namespace, beam_options: list[str]) -> bool:
     """Builds a corpus that is not there yet, from what was downloaded. False: it was only to be listed."""
     folder = Path(flags.data_dir or default_data_dir())
     if flags.dry_run:
         print(summary(name, find_recordings(name, flags, folder), measure=True))
         return False
-    with needing_tensorflow():
+    with errors.needing("data sets are built with TensorFlow", "data"):
         from music_synth.data.datasets import builder
     if not builder.is_built(name, folder):
         found = find_recordings(name, flags, folder)
@@ -213,7 +203,7 @@ def read_pieces(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tu
         return synthetic.VERSION, {
             split: (len(pieces), (piece.read() for piece in pieces)) for split, pieces in stored.items()
         }
-    with needing_tensorflow():
+    with errors.needing("data sets are built with TensorFlow", "data"):
         from music_synth.data import tasks
     info = tasks.build(data_set, data_dir).info
     tasks.register_tasks(names=[data_set], data_dir=data_dir)

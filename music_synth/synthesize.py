@@ -332,7 +332,6 @@ def raw_samples(say: Callable[[str], None]) -> Iterator[Callable[[np.ndarray], N
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("python -m music_synth.synthesize", __doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("midi", type=Path, nargs="+", help="MIDI files to play, or folders of them")
     parser.add_argument(
         "--checkpoint",

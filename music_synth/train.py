@@ -48,7 +48,6 @@ def main(argv: list[str]) -> None:
 
 def _flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser(prog="python -m music_synth.train", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--gin_file", metavar="FILE", help="a recipe's name or a path; may be repeated")
     parser.add_argument("--gin.NAME", metavar="VALUE", help="sets a knob, or one parameter: --gin.adamw.b2=0.95")
     several = parser.add_argument_group("several processes (each sees its own devices)")

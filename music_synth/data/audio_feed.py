@@ -18,7 +18,7 @@ from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE
 from music_synth.data.examples import Batch, FeedSettings, stack
 from music_synth.data.feed import folder_of, path_of
 from music_synth.data.prepared import read_manifest, split_of
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 from music_synth.midi.notes import Note
 from music_synth.vocoder.istft import SOURCE_HOPS
 from music_synth.vocoder.source import RELEASE_SECONDS, source_of_frames
@@ -143,13 +143,9 @@ class AudioFeed(FeedSettings):
                 )
                 for piece in split_of(read_manifest(folder), split, folder)
             ]
-        try:
+        otherwise = ", or train on a folder made by python -m music_synth.prepare_data --audio"
+        with needing(f"task {self.task!r} needs TensorFlow and seqio", "data", otherwise):
             from music_synth.data import tasks
-        except ImportError as error:
-            raise UserError(
-                f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train"
-                " on a folder made by python -m music_synth.prepare_data --audio"
-            ) from error
         pieces = tasks.pieces_in_memory(self.task, split, self.data_dir)
         return [Recording(audio_to_int16(np.asarray(piece.audio)), None, piece.notes) for piece in pieces]
 

@@ -13,7 +13,7 @@ from music_synth.data.data_dir import default_data_dir
 from music_synth.data.examples import NO_CONTEXT, Batch, Piece, SegmentSettings, data_set_of, evaluation_batches
 from music_synth.data.mixture import Mixture, members_of
 from music_synth.data.prepared import MANIFEST, PreparedWindows
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 from music_synth.midi.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Feed", "Piece", "open_feed"]
@@ -96,13 +96,9 @@ class Feed(SegmentSettings):
         return self._windows.pieces(split)
 
     def _open_seqio(self) -> Windows:
-        try:
+        otherwise = ", or train on a folder made by python -m music_synth.prepare_data"
+        with needing(f"task {self.task!r} needs TensorFlow and seqio", "data", otherwise):
             from music_synth.data.seqio_windows import SeqioWindows
-        except ImportError as error:
-            raise UserError(
-                f"task {self.task!r} needs TensorFlow and seqio ({error}): pip install 'music_synth[data]', or train "
-                "on a folder made by python -m music_synth.prepare_data"
-            ) from error
         return SeqioWindows(self, self._skip)
 
     def _skip(self, piece: str, seconds: float) -> None:

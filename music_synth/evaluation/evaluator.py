@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 from music_synth.evaluation import measures
 from music_synth.evaluation.clips import MAX_SLUG, SCORES, Folder, checksum, slug
 from music_synth.evaluation.measures import Cell, Tools
@@ -227,11 +227,9 @@ def spread(
     work: Sequence[tuple[Row, list[str]]], targets: Folder, open_tools: Callable[[], Tools], beam_options: Sequence[str]
 ) -> None:
     """Makes and measures all groups of clips by Apache Beam; the results lie in the folders."""
-    try:
+    with needing("--beam_runner needs Apache Beam", "data"):
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise UserError(f"--beam_runner needs Apache Beam ({error}): pip install 'music_synth[data]'") from error
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     try:
         with beam.Pipeline(options=PipelineOptions(list(beam_options))) as pipeline:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 from music_synth.evaluation.clips import Folder
 from music_synth.files import write_whole
 from music_synth.pictures import data_uri, mel_webp, new_plot, piano_roll_svg, png
@@ -167,10 +167,8 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
 
     UserError if jinja2 is not installed or the file cannot be written.
     """
-    try:
+    with needing("the report needs jinja2", "eval"):
         import jinja2
-    except ImportError as error:
-        raise UserError(f"the report needs jinja2 ({error}): pip install 'music_synth[eval]'") from error
     columns = [column for column in scores["columns"] if column["essential"] or has_numbers(scores, column)]
     titles, rows = table(scores, columns)
     undefined = jinja2.StrictUndefined

@@ -19,7 +19,7 @@ import numpy as np
 
 from music_synth.audio.io import resample
 from music_synth.audio.mel import SAMPLE_RATE
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 from music_synth.midi.notes import Note
 
 
@@ -286,10 +286,8 @@ def match(
     """Computes precision, recall and F1 by mir_eval; offset_ratio None: offsets do not matter."""
     if not reference or not estimate:
         return 0.0, 0.0, 0.0
-    try:
+    with needing("note scores need mir_eval", "eval"):
         from mir_eval import transcription, transcription_velocity
-    except ImportError as error:
-        raise UserError(f"note scores need mir_eval ({error}): pip install 'music_synth[eval]'") from error
     settings = {
         "onset_tolerance": tolerance,
         "offset_min_tolerance": tolerance,

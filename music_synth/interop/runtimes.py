@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -20,10 +20,8 @@ def open_onnx(path: Path) -> InferenceSession:
     """Opens an ONNX file; UserError if onnxruntime is not installed, there is no such file, or it is not ONNX."""
     if not path.is_file():
         raise UserError(f"no file {path}: name an ONNX file")
-    try:
+    with needing(f"{path} needs onnxruntime", "eval"):
         import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path} needs onnxruntime ({error}): pip install 'music_synth[eval]'") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised; it need not print them too
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads burn no CPU time
@@ -39,10 +37,8 @@ def open_saved_model(path: Path, trust: bool) -> tuple[Any, Any]:
     trust: that the model, which is a program, may run; without it that is a UserError too.
     """
     check_trust(path, trust)
-    try:
+    with needing(f"{path} needs TensorFlow", "data"):
         from music_synth.data.quiet_tensorflow import tf
-    except ImportError as error:
-        raise UserError(f"{path} needs TensorFlow ({error}): pip install 'music_synth[data]'") from error
     try:
         return tf.saved_model.load(str(path)), tf
     except Exception as error:  # OSError, ValueError, KeyError and protobuf's own

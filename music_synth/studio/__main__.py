@@ -121,7 +121,6 @@ def open_decoders(paths: list[str], step: int | None) -> list[tuple[str, Decoder
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("python -m music_synth.studio", __doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("midi", type=Path, nargs="*", help="MIDI files to offer, or folders of them (default: data/)")
     parser.add_argument(
         "--checkpoint",
