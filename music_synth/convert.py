@@ -30,7 +30,7 @@ from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
-from music_synth.files import replacing, whole_folder
+from music_synth.files import check_new, replacing, whole_folder
 from music_synth.gin_files import CONFIG_FILE, read_file
 from music_synth.interop import diffusers, model_card, published, t5x
 from music_synth.interop.decoders import KINDS, Trained
@@ -104,12 +104,6 @@ def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
 
 def write_diffusers(decoder: Trained, folder: Path, inverter: Path | None) -> None:
     diffusers.write(folder, decoder.model, decoder.params, inverter or decoder.inverter)
-
-
-def check_new(target: Path) -> None:
-    """Raises UserError if `target` is there already; a folder may be, if it is empty."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} is there already: name another, or remove it")
 
 
 # --- checking ----------------------------------------------------------------------------------------------------

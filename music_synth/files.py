@@ -114,6 +114,13 @@ def most_unpacked(folder: Path) -> int:
     return 2**28 + 100 * sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def check_new(target: Path) -> None:
+    """Raises UserError if `target` is there already; a folder may be, if it is empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        what = "not empty" if target.is_dir() else "is a file"
+        raise UserError(f"{target} is there already and {what}: name another, or remove it")
+
+
 def check_inside(folder: Path, *names: str) -> None:
     """Raises a UserError if what has one of these names in `folder`, or anything in it, is a link that leads out of it.
 

@@ -28,8 +28,9 @@ from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.datasets.reading import CORPORA, corpus, pieces, reader, scan, seconds
 from music_synth.data.examples import Piece, data_set_of
 from music_synth.data.feed import folder_of, is_embedded
-from music_synth.data.prepared import check_target, read_manifest, write_folder
+from music_synth.data.prepared import read_manifest, write_folder
 from music_synth.errors import UserError
+from music_synth.files import check_new
 
 if TYPE_CHECKING:
     from music_synth.data.datasets.corpus import Found
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> None:
         if folder is not None:
             check_writable(folder)
     if flags.out is not None:
-        check_target(flags.out)
+        check_new(flags.out)
     sampler = sampler_of(flags.sampled_by) if flags.sampled_by else None
     data_set = data_set_of(flags.task)
     beam_options = [f"--{option.removeprefix('--')}" for option in flags.beam_options.split(",") if option]

@@ -38,7 +38,7 @@ from music_synth.data.examples import (
     stratified_start,
 )
 from music_synth.errors import UserError
-from music_synth.files import whole_folder, write_whole
+from music_synth.files import check_new, whole_folder, write_whole
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import FRAME_RATE, SegmentTooLong
 from music_synth.midi.tokenizer import Events
@@ -170,7 +170,7 @@ def write_folder(
     Raises:
       UserError: the folder exists and is not empty, or cannot be written.
     """
-    check_target(folder)
+    check_new(folder)
     try:
         with whole_folder(folder) as part:
             manifest: dict[str, Any] = {
@@ -187,14 +187,6 @@ def write_folder(
             f"cannot write {folder}: {error.strerror or error}; make room or choose another folder"
         ) from error
     return {split: len(entries) for split, entries in manifest["splits"].items()}
-
-
-def check_target(folder: Path) -> None:
-    """Refuses a folder to write that is not missing or empty."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: remove it, or choose another --out")
 
 
 def _write_split(part: Path, split: str, pieces: Iterable[Piece], audio: bool) -> list[dict[str, Any]]:
