@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from music_synth.data.examples import Batch, Piece, SegmentSettings, data_set_of
 from music_synth.data.preprocessors import BLOCK_STARTS
 from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf
 from music_synth.errors import UserError
+from music_synth.midi.tokenizer import Tokenizer
 
 ROUND_EXAMPLES = 2048  # training examples of a round at least, see SeqioWindows
 IN_MEMORY_BYTES = 2**31  # data sets up to this size on disk are held in memory as mel, in less than half of it
@@ -123,6 +125,43 @@ def readable(elements: Iterator, name: str) -> Iterator:
         raise UserError(f"task {name!r} cannot be read: {reason} (a damaged cache can be written anew)") from error
 
 
+def open_provider(
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    context: bool = True,
+    empty_context: float = 0.1,
+    data_dir: str | Path | None = None,
+    on_skip: tasks.SkipHook | None = None,
+) -> tasks.Provider:
+    """Registers a task of this package, or one of its mixtures, builds what can be built of it, and returns it.
+
+    Arguments as of `tasks.register_tasks`.
+
+    Raises:
+      UserError: as of `tasks.registered` and `tasks.build`; somebody else registered the task for another tokenizer.
+    """
+    data_set = data_set_of(name)
+    tasks.register_tasks(
+        tokenizer,
+        names=[data_set] if tasks.is_data_set(data_set) else list(tasks.DATA_SETS),
+        empty_context=empty_context,
+        data_dir=data_dir,
+        on_skip=on_skip,
+    )
+    provider = tasks.registered(name, context)
+    vocabulary = provider.output_features["inputs"].vocabulary
+    if vocabulary.vocab_size != tokenizer.vocabulary.num_embeddings:
+        raise UserError(
+            f"task {name!r} was registered for {vocabulary.vocab_size} token ids, the tokenizer has "
+            f"{tokenizer.vocabulary.num_embeddings}: register it with the same Tokenizer settings"
+        )
+    for data_set in {data_set_of(task.name) for task in seqio.get_subtasks(provider)}:
+        if tasks.is_data_set(data_set):
+            tasks.build(data_set, data_dir)
+    return provider
+
+
 class SeqioWindows:
     """The training windows, and the pieces, of a seqio task or mixture.
 
@@ -143,25 +182,14 @@ class SeqioWindows:
             works ahead, so a few of them may be of batches to come.
         """
         self._settings = settings
-        tokenizer, task = settings.tokenizer, settings.task
-        name = data_set_of(task)
-        tasks.register_tasks(
-            tokenizer,
-            names=[name] if tasks.is_data_set(name) else list(tasks.DATA_SETS),
+        self._provider = open_provider(
+            settings.task,
+            settings.tokenizer,
+            context=settings.context,
             empty_context=settings.empty_context,
             data_dir=settings.data_dir,
             on_skip=on_skip,
         )
-        self._provider = tasks.registered(task, settings.context)
-        vocabulary = self._provider.output_features["inputs"].vocabulary
-        if vocabulary.vocab_size != tokenizer.vocabulary.num_embeddings:
-            raise UserError(
-                f"task {task!r} was registered for {vocabulary.vocab_size} token ids, the tokenizer has "
-                f"{tokenizer.vocabulary.num_embeddings}: register it with the same Tokenizer settings"
-            )
-        for name in {data_set_of(subtask.name) for subtask in seqio.get_subtasks(self._provider)}:
-            if tasks.is_data_set(name):
-                tasks.build(name, settings.data_dir)
         if settings.cache_dir:
             tasks.use_cache(self._provider, settings.cache_dir)
         self._streams: list[Stream] = []  # filled when training begins

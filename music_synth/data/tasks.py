@@ -22,6 +22,7 @@ from music_synth.data.note_sequences import timbre_of_note_sequence
 from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf, tfds
 from music_synth.data.synthetic import Edition
 from music_synth.errors import UserError
+from music_synth.evaluation import segment_metrics
 from music_synth.midi.tokenizer import Tokenizer
 
 MEGA = ("maestro", "slakh", "cerberus4", "guitarset", "musicnet", "urmp")  # the mixture of the published models
@@ -218,6 +219,8 @@ def make_task(
             preprocessors.cut_windows(tokenizer, context_frames, on_skip),
         ],
         output_features=features,
+        postprocess_fn=segment_metrics.target_of,
+        metric_fns=[segment_metrics.distances, functools.partial(segment_metrics.note_f1, tokenizer=tokenizer)],
         shuffle_buffer_size=SHUFFLE_WINDOWS,
     )
 

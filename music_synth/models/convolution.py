@@ -81,9 +81,9 @@ class ConvDecoder(nn.Module):
         width = conv_dim(c)
         self.input_projection = Dense(width, ("mel", "embed"))
         self.prior_projection = Dense(width, ("mel", "embed"))
-        self.time_dense_0 = Dense(width, ("time", "embed"))
+        self.time_dense_0 = Dense(width, ("embed", "mlp"))
         zeros = nn.initializers.zeros_init()
-        self.time_dense_1 = Dense(c.num_decoder_layers * 2 * width, ("embed", "time"), init=zeros)
+        self.time_dense_1 = Dense(c.num_decoder_layers * 2 * width, ("mlp", "embed"), init=zeros)
         self.stack = blocks(c, c.num_decoder_layers)
         self.output_norm = RMSNorm()
         self.output_projection = Dense(self.output_dim, ("embed", "mel"), init=zeros)  # of whitened data the best start

@@ -187,10 +187,10 @@ class Attention(nn.Module):
         width, dtype = c.num_heads * c.head_dim, jnp.dtype(c.dtype)
         normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         query = nn.initializers.variance_scaling(1.0 / c.head_dim, "fan_in", "normal")
-        self.query = Dense(width, ("embed", "heads"), dtype, query)
-        self.key = Dense(width, ("embed", "heads"), dtype, normal)
-        self.value = Dense(width, ("embed", "heads"), dtype, normal)
-        self.out = Dense(c.model_dim, ("heads", "embed"), dtype, normal)
+        self.query = Dense(width, ("embed", "joined_kv"), dtype, query)
+        self.key = Dense(width, ("embed", "joined_kv"), dtype, normal)
+        self.value = Dense(width, ("embed", "joined_kv"), dtype, normal)
+        self.out = Dense(c.model_dim, ("joined_kv", "embed"), dtype, normal)
         self.weight_dropout = length_dropout(c.dropout_rate)  # one mask for all queries
 
     def _split(self, x: Array) -> Array:  # [B, L, H*K] -> [B, L, H, K]
@@ -235,7 +235,7 @@ class FiLMLayer(nn.Module):
 
     def setup(self):
         dtype = jnp.dtype(self.config.dtype)
-        self.DenseGeneral_0 = Dense(2 * self.config.model_dim, ("time", "embed"), dtype)
+        self.DenseGeneral_0 = Dense(2 * self.config.model_dim, ("mlp", "embed"), dtype)
 
     def __call__(self, time_vector: Array) -> Array:  # [..., 4D] -> [..., 2D]: scale, then shift
         return self.DenseGeneral_0(time_vector)

@@ -74,7 +74,7 @@ class LayerStack(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),
                 length=c.num_encoder_layers,
-                metadata_params={nn.PARTITION_NAME: None},
+                metadata_params={nn.PARTITION_NAME: "layers"},
             )
             return [layer(c, name="layers")]
         return [layer(c, name=f"layers_{i}") for i in range(c.num_encoder_layers)]
@@ -192,8 +192,8 @@ class MelDecoder(nn.Module):
             self.prior_projection = Dense(c.model_dim, ("mel", "embed"))
         if not self.autoregressive:
             self.Embed_0 = PositionTable(c.target_frames, c.model_dim)
-            self.time_emb_dense0 = Dense(4 * c.model_dim, ("embed", "time"))
-            self.time_emb_dense1 = Dense(4 * c.model_dim, ("time", "time"))
+            self.time_emb_dense0 = Dense(4 * c.model_dim, ("embed", "mlp"))
+            self.time_emb_dense1 = Dense(4 * c.model_dim, ("mlp", "embed"))
         self.dropout = length_dropout(c.dropout_rate)
         self.stack = self._layers()
         self.decoder_norm = RMSNorm()
@@ -210,7 +210,7 @@ class MelDecoder(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=c.num_decoder_layers,
-                metadata_params={nn.PARTITION_NAME: None},
+                metadata_params={nn.PARTITION_NAME: "layers"},
             )
             methods = {
                 "__call__": dict(in_axes=(every, every, same, same, same), **shared),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,10 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from music_synth.audio.mel import DB_PER_NEPER, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.errors import UserError
-from music_synth.evaluation.embeddings import STATISTICS_FRAMES, log_mel_statistics
-from music_synth.evaluation.statistics import Gaussian, frechet_distance, reconstruction_distance
+from music_synth.evaluation.segment_metrics import mel_distances
 from music_synth.pictures import mel_image
 from music_synth.training import partitioning
 from music_synth.training.step import Batch, Feed, HostBatch, Model, eval_step
@@ -96,25 +95,6 @@ def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: HostBat
         scores["stft_distance"] = float(np.mean(stft_distances))
     if scores:
         writer.scalars(step, {f"eval/sample_{name}": value for name, value in scores.items()})
-
-
-def mel_distances(targets: Sequence[np.ndarray], sampled: Sequence[np.ndarray]) -> dict[str, float]:
-    """Returns distances of log-mels in pairs, [T, M] each.
-
-    The mean absolute error in dB over all frames; and between the log-mel statistics of those that last 1 s the
-    Fréchet distance and the mean Euclidean one.
-    """
-    if not sum(map(len, targets)):
-        return {}
-    error = np.mean(np.abs(np.concatenate(sampled) - np.concatenate(targets)))
-    distances = {"error_db": float(error) * DB_PER_NEPER}
-    pairs = [pair for pair in zip(targets, sampled, strict=True) if len(pair[0]) >= STATISTICS_FRAMES]
-    if pairs and np.isfinite(error):
-        frames = [tuple(map(log_mel_statistics, pair)) for pair in pairs]
-        of_targets, of_sampled = (Gaussian.merged(map(Gaussian.of, side)) for side in zip(*frames, strict=True))
-        distances["frechet_log_mel"] = frechet_distance(of_targets, of_sampled)
-        distances["reconstruction_log_mel"] = float(np.mean([reconstruction_distance(*pair) for pair in frames]))
-    return distances
 
 
 def _key(i: int) -> jax.Array:

@@ -14,12 +14,11 @@ from music_synth.errors import UserError
 # Logical axis of a parameter -> mesh axis. An axis that its mesh axis does not divide stays whole.
 RULES = {
     "vocab": "model",
-    "heads": "model",
+    "joined_kv": "model",  # heads times head_dim
     "mlp": "model",
     "embed": None,
     "mel": None,
     "length": None,
-    "time": None,
 }
 
 

@@ -169,7 +169,7 @@ def test_logical_axes_cover_every_parameter(params):
 
     ranks = jax.tree.map(len, axes, is_leaf=is_leaf)
     assert ranks == jax.tree.map(jnp.ndim, params)
-    known = {"vocab", "embed", "heads", "mlp", "mel", "length", "time", None}
+    known = {"vocab", "embed", "joined_kv", "mlp", "mel", "length", "layers"}
     assert {name for leaf in jax.tree.leaves(axes, is_leaf=is_leaf) for name in leaf} <= known
 
 

@@ -21,7 +21,7 @@ from music_synth.midi.tokenizer import Tokenizer
 from music_synth.training import loop, partitioning
 from music_synth.training.batches import cut_tokens, on_devices, prefetch
 from music_synth.training.checkpoint import load_params, saved_steps
-from music_synth.training.held_out import first_held_out, mel_distances
+from music_synth.training.held_out import first_held_out
 from music_synth.training.optimizer import adamw
 from tests.training.test_writer import events, lines
 from tests.training.toy import TOKENS, VOCAB, Toy, ToyFeed, train_toy
@@ -217,19 +217,6 @@ def test_samples_become_pictures_sounds_and_a_distance(tmp_path):
     np.testing.assert_allclose(curve(tmp_path, "eval/sample_error_db")[2], error, rtol=1e-4)
     assert curve(tmp_path, "eval/sample_stft_distance")[2] == pytest.approx(0, abs=0.01)  # both are silent
     assert "eval/sample_stft_distance" in tags and "eval/sample_frechet_log_mel" not in tags  # 6 frames are no second
-
-
-def test_distances_of_sampled_mels():
-    target = np.random.default_rng(0).normal(-5, 1, (2, 60, 4)).astype(np.float32)
-    same = mel_distances(target, target)
-    assert same == pytest.approx({"error_db": 0, "frechet_log_mel": 0, "reconstruction_log_mel": 0}, abs=1e-9)
-    louder = mel_distances(target, target + 1)  # the means of 4 bins move by 1, their deviations do not
-    assert louder == pytest.approx(
-        {"error_db": 8.685889638, "frechet_log_mel": 4, "reconstruction_log_mel": 2}, rel=1e-4
-    )
-    assert mel_distances(target[:, :49], target[:, :49] + 1).keys() == {"error_db"}
-    assert mel_distances(target[:, :0], target[:, :0]) == {}
-    assert np.isnan(mel_distances(target, target * np.nan)["error_db"])
 
 
 def test_the_logged_loss_is_the_mean_since_the_last_line(tmp_path):
