@@ -9,10 +9,12 @@ from typing import Any
 
 from music_synth.errors import UserError
 from music_synth.files import check_inside
-from music_synth.gin_files import included_around, read_values
+from music_synth.gin_files import included_around, included_beside, read, read_values
 from music_synth.interop import diffusers, published, t5x
+from music_synth.making import PARTS, Maker
 from music_synth.training.checkpoint import check_shapes
 
+OURS = "DecoderModel.decoder"  # in the gin file of a run by `t5x_model`
 KINDS = {
     "run": "a run of music_synth",
     "export": "an exported model of music_synth",
@@ -54,9 +56,14 @@ def read_t5x(
     found = gin_file or t5x.find_config(checkpoint.folder)
     if found is not None and gin_file is None:
         check_inside(found.parent, found.name)
-    given = {} if found is None else read_values(found, *([included_around] if gin_file else []))
+    find = included_around if gin_file else included_beside
+    given = {} if found is None else read_values(found, find)
     try:
-        model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)
+        if found is not None and OURS in given:
+            maker = Maker(read(found, find), PARTS, str(found))
+            model, tokenizer, assumed = maker.value(OURS), maker.value("task.tokenizer"), []
+        else:
+            model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:  # of values that nothing here expects
         raise UserError(f"{found or checkpoint.folder} does not describe a model that can be had: {error}") from error
     check_shapes(checkpoint.params, model, checkpoint.folder, "give the gin file of its training by --config")

@@ -45,6 +45,10 @@ SHARED = {
     "dropout_rate": "dropout_rate",
 }
 
+# Where diffusers 0.33.1 finds the encoders, by the index of a folder. Published folders say "spectrogram_diffusion",
+# as it was before; reading one looks at neither.
+LIBRARY = "diffusers.pipelines.deprecated.spectrogram_diffusion"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -69,7 +73,7 @@ class Part:
 
 PARTS = {
     "notes_encoder": Part(
-        "spectrogram_diffusion",
+        f"{LIBRARY}.notes_encoder",
         "SpectrogramNotesEncoder",
         "token_encoder",
         "encoders",
@@ -83,7 +87,7 @@ PARTS = {
         {"feed_forward_proj": "gated-gelu", "is_decoder": False},
     ),
     "continuous_encoder": Part(
-        "spectrogram_diffusion",
+        f"{LIBRARY}.continuous_encoder",
         "SpectrogramContEncoder",
         "continuous_encoder",
         "encoders",

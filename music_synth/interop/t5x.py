@@ -15,6 +15,7 @@ The published models are such checkpoints, and `music_synth.models` has their pa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -109,6 +110,8 @@ def read(path: str | Path, step: int | None = None) -> Checkpoint:
     if not isinstance(tree, dict) or not isinstance(tree.get("target"), dict):
         held = ", ".join(map(str, contents)) or "nothing"
         raise UserError(f"{folder} is no checkpoint of T5X: it holds {held[:200]}")
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # what `t5x_model` keeps beside the parameters
+        tree["target"]["prior"] |= tree["flax_mutables"]["statistics"]["prior"]
     held_state = tree.get("state")
     state: dict[str, Any] = held_state if isinstance(held_state, dict) else {}
     moments = state.get("param_states")

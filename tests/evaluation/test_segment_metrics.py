@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from music_synth.evaluation import segment_metrics
 from music_synth.evaluation.segment_metrics import mel_distances
 
 
