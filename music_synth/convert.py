@@ -6,7 +6,7 @@ SOURCE is recognized: the MODEL_DIR of a run, an exported model, a checkpoint of
 that holds such folders) or a pipeline folder of diffusers. TARGET is a new folder. Without --to, a run is exported to
 one folder with weights and a model card, and everything else becomes a run, which plays and trains on. An inverter
 (a run of istft.gin or melgan.gin, a .safetensors file, or "shipped") is converted to what TARGET ends in, .onnx or
-.safetensors.
+.safetensors. `--to onnx` writes a diffusion decoder as one .onnx file.
 
 What was written is read again, and both sides compute the same segment.
 """
@@ -34,11 +34,17 @@ from music_synth.files import check_new, replacing, whole_folder
 from music_synth.gin_files import CONFIG_FILE, read_file
 from music_synth.interop import diffusers, model_card, published, t5x
 from music_synth.interop.decoders import KINDS, Trained
+from music_synth.midi.notes import Note
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.step import create_state
 
-FLAGS = {"export": ("dtype", "scores", "license"), "diffusers": ("inverter",), "file": ("about",)}  # of one form alone
-FORMS = KINDS | {"file": "an inverter's .safetensors file"}
+FLAGS = {
+    "export": ("dtype", "scores", "license"),
+    "diffusers": ("inverter",),
+    "file": ("about",),
+    "onnx": ("max_tokens",),
+}  # of one form alone
+FORMS = KINDS | {"file": "an inverter's .safetensors file", "onnx": "a decoder's .onnx file"}
 INVERTER_SUFFIXES = (".onnx", ".safetensors")
 MAX_DIFFERENCE = 0.1  # of what is written from its source, as a share of the largest output; bfloat16 makes about 0.01
 
@@ -192,7 +198,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
     for form, names in FLAGS.items():
         for name in names:
             if getattr(flags, name) is not None and to != form:
-                raise UserError(f"--{name} is of {FORMS[form]}, and {flags.target} becomes {KINDS[to]}: leave it out")
+                raise UserError(f"--{name} is of {FORMS[form]}, and {flags.target} becomes {FORMS[to]}: leave it out")
     count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
     network = decoder.model.network
     context = f"{network.context_frames} frames of context" if network.context_frames else "no context"
@@ -202,6 +208,8 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         print(f"  {remark}")
     if to == decoder.kind and to != "t5x":
         raise UserError(f"{flags.source} is {KINDS[to]} already: choose another form by --to")
+    if to == "onnx":
+        return write_onnx(flags, decoder)
     with whole_folder(flags.target) as folder:
         if to == "run":
             write_run(decoder, folder, flags.target)
@@ -228,10 +236,33 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         print(f"train on: python -m music_synth.train --gin_file={gin_file} --gin.TRAIN_STEPS={decoder.step + 10_000}")
 
 
+def write_onnx(flags: argparse.Namespace, decoder: Trained) -> None:
+    """Writes a decoder as one file, and compares what onnxruntime and JAX sample of one segment."""
+    from music_synth.interop.onnx_decoder import export_decoder
+    from music_synth.interop.runtimes import open_onnx
+
+    if flags.target.suffix != ".onnx":
+        raise UserError(f"{flags.target}: --to onnx writes a file that ends in .onnx")
+    with replacing(flags.target) as partial:
+        export_decoder(decoder.model, decoder.params, decoder.tokenizer, partial, flags.max_tokens)
+        session = open_onnx(partial)
+        shapes = {given.name: given.shape for given in session.get_inputs()}
+        batch, _ = segment(decoder.model.network)
+        noise = np.random.default_rng(0).standard_normal(shapes["noise"], np.float32)
+        tokens = np.zeros(shapes["note_tokens"], np.int32)
+        tokens[:, : batch["note_tokens"].shape[1]] = batch["note_tokens"][:, : tokens.shape[1]]
+        batch |= {"note_tokens": tokens, "noise": noise}
+        expected = decoder.model.sample_from(decoder.params, batch, noise[:, 0], lambda i: noise[:, 1 + i])
+        given = {name: np.asarray(batch[name], None if name == "note_tokens" else np.float32) for name in shapes}
+        (made,) = session.run(None, given)
+        difference = relative_difference(np.asarray(expected), made, flags.target)
+    print(f"{flags.target}: {disk_size(flags.target)}; a segment differs by {difference:.0e} of the largest number")
+
+
 def convert_inverter(flags: argparse.Namespace) -> None:
     from music_synth.vocoder.neural import NeuralInverter, save_inverter
 
-    for name in ("to", "num_heads", "config", "dtype", "scores", "license", "inverter"):
+    for name in ("to", "num_heads", "config", "dtype", "scores", "license", "inverter", "max_tokens"):
         if getattr(flags, name) is not None:
             raise UserError(f"--{name} is for decoders, and {flags.target} is to be an inverter: leave it out")
     if flags.target.suffix not in INVERTER_SUFFIXES:
@@ -250,11 +281,12 @@ def convert_inverter(flags: argparse.Namespace) -> None:
         if flags.target.suffix == ".onnx":
             from music_synth.interop.onnx import export_onnx
 
-            export_onnx(inverter.generator, inverter.params, part)
+            export_onnx(inverter.generator, inverter.params, part, flags.notes)
         else:
             save_inverter(part, inverter.generator, inverter.params, flags.about or "")
         mel = np.random.default_rng(0).uniform(MIN_LOG_MEL, MAX_LOG_MEL, (100, 128)).astype(np.float32)
-        difference = relative_difference(inverter(mel), runs.load_inverter(part)(mel), flags.target)
+        notes = [Note(60, 100, 0, 0.2, 1.5)] if flags.notes else None
+        difference = relative_difference(inverter(mel, notes), runs.load_inverter(part)(mel, notes), flags.target)
     print(f"{flags.target}: {disk_size(flags.target)}; two seconds of noise differ by {difference:.0e} of the peak")
 
 
@@ -262,7 +294,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser = errors.ArgumentParser("python -m music_synth.convert", __doc__)
     parser.add_argument("source", type=Path, help="what to convert")
     parser.add_argument("target", type=Path, help="folder to make; for an inverter a file, .onnx or .safetensors")
-    parser.add_argument("--to", choices=KINDS, help="form of the target (default: a run; of a run: export)")
+    parser.add_argument("--to", choices=[*KINDS, "onnx"], help="form of the target (default: a run; of a run: export)")
     parser.add_argument(
         "--num_heads", type=int, help="of a T5X checkpoint that has no gin file (default: of 64 channels)"
     )
@@ -275,6 +307,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     port.add_argument(
         "--inverter", type=Path, help="ONNX file to put into it (default: that of a source which has one)"
     )
+    graphs = parser.add_argument_group("ONNX files")
+    graphs.add_argument("--max_tokens", type=int, help="of a segment, for a decoder (default: 512)")
+    graphs.add_argument("--notes", action="store_true", help="let an inverter's file take the notes, too")
     files = parser.add_argument_group("inverters' .safetensors files")
     files.add_argument("--about", help="a line for people, kept in the file: data, steps, machine, date")
     flags = parser.parse_args(argv)
@@ -289,7 +324,10 @@ def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
     keep_compiled()
     check_new(flags.target)
-    is_inverter = flags.source.suffix in INVERTER_SUFFIXES or flags.target.suffix in INVERTER_SUFFIXES
+    if flags.notes and (flags.target.suffix != ".onnx" or flags.to):
+        raise UserError(f"--notes is of an inverter's .onnx file, and {flags.target} becomes none: leave it out")
+    suffixes = {flags.source.suffix, flags.target.suffix}
+    is_inverter = flags.to != "onnx" and not suffixes.isdisjoint(INVERTER_SUFFIXES)
     try:
         (convert_inverter if is_inverter else convert_decoder)(flags)
     except OSError as error:

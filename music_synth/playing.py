@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
 import threading
 import zlib
 from collections import deque
@@ -21,16 +20,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, NUM_MELS
+from music_synth.audio.mel import MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
-from music_synth.midi.segments import pad_tokens, token_bucket
+from music_synth.midi.segments import frames_of, pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import Batch, Params, SpectrogramModel
 from music_synth.vocoder.inverter import Inverter, stream_audio
 from music_synth.vocoder.neural import NeuralInverter
-
-RING_OUT_SECONDS = 1.0  # what is kept after the end of the last note
 
 Tokens = Sequence[np.ndarray]  # of a piece: int32 [n] a segment, unpadded, as `Tokenizer.encode` gives them
 
@@ -269,16 +266,6 @@ def whole_mels(batches: Iterable[list[Segment]], lengths: Sequence[int]) -> Iter
         missing[piece] -= len(place)
         if not missing[piece]:
             yield piece, mels.pop(piece)
-
-
-def frames_of(notes: Sequence[Note]) -> int:
-    """Counts the frames of a piece, which ends `RING_OUT_SECONDS` after its last note.
-
-    The published code keeps the whole last segment instead. UserError if there are no notes.
-    """
-    if not notes:
-        raise UserError("no notes to play")
-    return math.ceil((max(note.offset for note in notes) + RING_OUT_SECONDS) * FRAME_RATE)
 
 
 def piece_seed(piece_id: str, seed: int = 0) -> int:

@@ -60,7 +60,7 @@ def synthesize(
     """Plays notes; returns the audio and the log-mel that it was made from.
 
     The piece is sampled in segments, each with the one before it as its context. It ends a second after its last note
-    (`playing.RING_OUT_SECONDS`); the published code keeps the whole last segment instead.
+    (`midi.segments.RING_OUT_SECONDS`); the published code keeps the whole last segment instead.
 
     Args:
       notes: of any length; times in seconds.

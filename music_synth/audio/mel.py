@@ -8,12 +8,12 @@ so only the last frame of an excerpt depends on samples beyond it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from types import ModuleType
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 SAMPLE_RATE = 16_000  # Hz
@@ -64,8 +64,16 @@ def mel_matrix(
     return weights.astype(np.float32)
 
 
-def frame(audio, xp: ModuleType = jnp):
+def jax_numpy() -> Any:
+    """Imports JAX's NumPy when it is first needed: whoever measures with NumPy does not wake it."""
+    import jax.numpy
+
+    return jax.numpy
+
+
+def frame(audio, xp: ModuleType | None = None):
     """Cuts audio [..., S] into overlapping frames [..., ceil(S/320), 640], with zeros after the end."""
+    xp = xp or jax_numpy()
     num_frames = num_mel_frames(audio.shape[-1])
     padding = (num_frames + 1) * HOP_LENGTH - audio.shape[-1]
     padded = xp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, padding)])
@@ -73,12 +81,12 @@ def frame(audio, xp: ModuleType = jnp):
     return xp.concatenate([hops[..., :-1, :], hops[..., 1:, :]], axis=-1)  # [..., T, 640]
 
 
-def log_mel(audio, xp: ModuleType = jnp):
+def log_mel(audio, xp: ModuleType | None = None):
     """Computes natural-log mel magnitudes.
 
     Args:
       audio: floats in [-1, 1], 16 kHz, [..., S].
-      xp: `jax.numpy`, or `numpy` where no accelerator should be woken (the data pipeline).
+      xp: `numpy` where no accelerator should be woken (the data pipeline); None: `jax.numpy`.
 
     Returns:
       float32 [..., T, 128], T = ceil(S / 320), at least ln 1e-5 (silence).
@@ -86,14 +94,22 @@ def log_mel(audio, xp: ModuleType = jnp):
     Raises:
       TypeError: audio is not floating point (16-bit integers would come out 90 dB too loud).
     """
+    xp = xp or jax_numpy()
     if not xp.issubdtype(audio.dtype, xp.floating):
         raise TypeError(f"log_mel takes floating-point audio in [-1, 1], not {audio.dtype}")
     frames = frame(audio.astype(xp.float32), xp)  # [..., T, 640]
     window = hann_window().reshape((1,) * (frames.ndim - 1) + (FRAME_LENGTH,))
     spectrum = xp.fft.rfft(frames * window, FFT_SIZE)  # [..., T, 513]
-    with jax.default_matmul_precision("highest"):  # accelerators would round the inputs to 8 or 10 bits
+    with contextlib.nullcontext() if xp is np else _highest_precision():
         mel = xp.matmul(xp.abs(spectrum), xp.asarray(mel_matrix()))  # [..., T, 128]
     return xp.log(xp.clip(mel, MIN_MEL, MAX_MEL))
+
+
+def _highest_precision() -> Any:
+    """Accelerators would round the inputs of a product to 8 or 10 bits."""
+    import jax
+
+    return jax.default_matmul_precision("highest")
 
 
 def scale_mel(mel, clip: bool = True):

@@ -1,7 +1,7 @@
 """Writes a trained inverter as an ONNX file, which onnxruntime plays without Python or JAX.
 
 The file takes and gives what the published SoundStream inverter does (`interop.inverters`): `input_features`, log-mel
-float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T]. A generator that takes the notes has a second input,
+float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T]. A file that takes the notes has a second input,
 `source`, float32 [1, 320 (T + 3)], the signal made of them by `vocoder.source.source_of_frames`; zeros: no notes.
 """
 
@@ -24,25 +24,23 @@ from music_synth.audio.mel import (
     hann_window,
     mel_matrix,
 )
+from music_synth.errors import UserError
 from music_synth.interop.inverters import SOURCE
 from music_synth.interop.onnx_graph import (
     Graph,
+    Transform,
     dense,
     depthwise_conv,
     frames_of,
     gelu,
-    irfft_matrix,
     layer_norm,
     overlap_add,
-    rfft_matrix,
 )
 from music_synth.vocoder.istft import (
-    CENTER,
     FINE_RANGE,
     MAX_LOG_MAGNITUDE,
     MAX_OFFSET,
     NUM_BINS,
-    SOURCE_FLOOR,
     TURN,
     WINDOW,
     ISTFTGenerator,
@@ -50,19 +48,30 @@ from music_synth.vocoder.istft import (
     noise_table,
 )
 from music_synth.vocoder.melgan import MelGANGenerator, normalized
+from music_synth.vocoder.source import SOURCE_FLOOR
 from music_synth.vocoder.stft import spread_matrix
 
 INPUT, OUTPUT = "input_features", "audio"
 
 
-def export_onnx(generator: MelGANGenerator | ISTFTGenerator, params: Mapping, path: Path) -> None:
-    """Writes an ONNX file that does what the generator does with these parameters."""
+def export_onnx(generator: MelGANGenerator | ISTFTGenerator, params: Mapping, path: Path, notes: bool = False) -> None:
+    """Writes an ONNX file that does what the generator does with these parameters.
+
+    Args:
+        notes: as it plays where the notes are known; a generator that learned to read them has no other way.
+
+    Raises:
+        UserError: it cannot be told the notes.
+    """
     graph, inputs = Graph(), {INPUT: [1, "frames", NUM_MELS]}
     if isinstance(generator, ISTFTGenerator):
-        istft(graph, generator, params, INPUT)
+        notes = notes or generator.source
+        istft(graph, generator.for_notes() if notes else generator, params, INPUT, notes)
+    elif notes:
+        raise UserError(f"a {type(generator).__name__} takes no notes: leave out --notes")
     else:
         melgan(graph, generator, params, INPUT)
-    if generator.source:
+    if notes:
         inputs[SOURCE] = [1, "source samples"]
     doc = "Natural-log mel magnitude [1, frames, 128], 50 frames a second, to audio at 16 kHz, [1, 320 frames]."
     graph.save(path, inputs, {OUTPUT: [1, "samples"]}, doc)
@@ -105,7 +114,7 @@ def melgan(graph: Graph, generator: MelGANGenerator, params: Mapping, mel: str) 
     return graph.add("Reshape", x, np.array([1, -1]), name=OUTPUT)
 
 
-def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) -> str:
+def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str, notes: bool) -> str:
     """As `ISTFTGenerator.play`, for one piece that exists from end to end, from frame 0 on.
 
     The accelerated steps magnify rounding. Measured with the shipped inverter (16 and 32 steps) on 8 s of each of four
@@ -120,6 +129,8 @@ def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) ->
     grows by about 40 kB a frame.
     """
     log_magnitude, direction = spectra(graph, generator, params, mel)
+    if notes and not generator.source:
+        direction = informed(graph, log_magnitude, direction, mel)
     size, wanted = graph.add("Exp", log_magnitude), graph.add("Exp", mel)
     audio = steps(graph, generator, direction, graph.add("Unsqueeze", size, np.array([2])), wanted)
     return graph.add("Reshape", audio, np.array([1, -1]), name=OUTPUT)
@@ -189,16 +200,33 @@ def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) 
     )
 
 
+def informed(graph: Graph, log_magnitude: str, direction: str, mel: str) -> str:
+    """As `istft.informed`: the direction [1, T, 2, F], with the source's phases where it explains them."""
+    excited, spectrum = excitation(graph)
+    size = flat(graph, magnitude(graph, spectrum, 1e-6))
+    shaped = graph.add("MatMul", graph.add("Sub", mel, excited), interpolation().T)
+    shaped = graph.add("Add", shaped, graph.add("Log", graph.add("Add", size, np.float32(1e-4))))
+    trust = graph.add("Mul", graph.add("Sub", shaped, log_magnitude), np.float32(2))
+    trust = graph.add("Sigmoid", graph.add("Add", trust, np.float32(4)))
+
+    def times(x: str, factor: str) -> str:
+        return graph.add("Mul", x, graph.add("Unsqueeze", factor, np.array([2])))
+
+    own = times(direction, graph.add("Sub", np.float32(1), trust))
+    direction = graph.add("Add", own, times(spectrum, graph.add("Div", trust, size)))
+    return graph.add("Div", direction, magnitude(graph, direction, 1e-6))
+
+
 def excitation(graph: Graph) -> tuple[str, str]:
     """What `ISTFTNetwork` sees of the source: log-mel [1, T, M] with its floor, and spectra [1, T, 2, F]."""
     frames = frames_of(graph, SOURCE, FRAME_LENGTH, HOP_LENGTH)  # one before the first, and one after the last
     frames = graph.add("Slice", frames, np.array([1]), np.array([-1]), np.array([1]))
-    spectrum = pairs(graph, graph.add("MatMul", frames, rfft_matrix(hann_window(), FFT_SIZE)))
+    spectrum = pairs(graph, Transform(graph, hann_window(), FFT_SIZE).spectra(graph, frames))
     mel = graph.add("MatMul", flat(graph, magnitude(graph, spectrum, 0.0)), mel_matrix())
     mel = graph.add("Clip", mel, np.float32(MIN_MEL), np.float32(MAX_MEL))
     excited = graph.add("Log", graph.add("Add", mel, np.float32(SOURCE_FLOOR)))
-    matrix = rfft_matrix(hann_window(WINDOW), WINDOW) * np.tile(CENTER.ravel(), 2)
-    return excited, pairs(graph, graph.add("MatMul", frames_of(graph, SOURCE, WINDOW, HOP_LENGTH), matrix))
+    wide = Transform(graph, hann_window(WINDOW), WINDOW)
+    return excited, pairs(graph, wide.spectra(graph, frames_of(graph, SOURCE, WINDOW, HOP_LENGTH)))
 
 
 def next_phasor(graph: Graph, *values: str) -> list[str]:
@@ -219,33 +247,33 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
 
     Whatever does not change from step to step is made once, out here.
     """
-    center = np.tile(CENTER.ravel(), 2)
-    to_spectra = graph.constant(rfft_matrix(hann_window(WINDOW), WINDOW) * center)
-    to_frames = graph.constant(irfft_matrix(hann_window(WINDOW), WINDOW) * center[:, None] / np.float32(1.5))
     window = hann_window()
+    wide, narrow = Transform(graph, hann_window(WINDOW), WINDOW), Transform(graph, window, FFT_SIZE)
+    to_mel, spread = graph.constant(mel_matrix()), graph.constant(spread_matrix().T)
     lengths = graph.add("Concat", graph.add("Shape", wanted, end=2), np.array([1]), axis=0)  # 1, T, 1
     weight = graph.add("Expand", np.square(window)[None, None], lengths)
     weight = graph.add("Max", overlap_add(graph, weight, FRAME_LENGTH, HOP_LENGTH), np.float32(0.5))
 
     def inverse(graph: Graph, spectrum: str) -> str:
-        frames = graph.add("MatMul", flat(graph, spectrum), to_frames)
-        return cut(graph, overlap_add(graph, frames, WINDOW, HOP_LENGTH), HOP_LENGTH, -2 * HOP_LENGTH)
+        frames = wide.frames(graph, flat(graph, spectrum))
+        audio = cut(graph, overlap_add(graph, frames, WINDOW, HOP_LENGTH), HOP_LENGTH, -2 * HOP_LENGTH)
+        return graph.add("Mul", audio, np.float32(1 / 1.5))  # the sum of the squares of four Hann windows
 
     def towards_magnitudes(graph: Graph, audio: str) -> str:
         padded = graph.add("Pad", audio, np.array([0, HOP_LENGTH, 0, 2 * HOP_LENGTH]))
-        spectrum = pairs(graph, graph.add("MatMul", frames_of(graph, padded, WINDOW, HOP_LENGTH), to_spectra))
+        spectrum = pairs(graph, wide.spectra(graph, frames_of(graph, padded, WINDOW, HOP_LENGTH)))
         gain = graph.add("Div", size, magnitude(graph, spectrum, 1e-9))
         return inverse(graph, graph.add("Mul", spectrum, gain))
 
     def project_to_mel(graph: Graph, audio: str) -> str:
         padded = graph.add("Pad", audio, np.array([0, 0, 0, HOP_LENGTH]))
         frames = frames_of(graph, padded, FRAME_LENGTH, HOP_LENGTH)
-        spectrum = pairs(graph, graph.add("MatMul", frames, rfft_matrix(window, FFT_SIZE)))
-        present = graph.add("MatMul", magnitude(graph, spectrum, 1e-7), mel_matrix())  # [1, T, 1, 128]
+        spectrum = pairs(graph, narrow.spectra(graph, frames))
+        present = graph.add("MatMul", magnitude(graph, spectrum, 1e-7), to_mel)  # [1, T, 1, 128]
         present = graph.add("Max", flat(graph, present), np.float32(1e-6))
         ratio = graph.add("Clip", graph.add("Div", wanted, present), np.float32(0), np.float32(10))
-        gain = graph.add("Unsqueeze", graph.add("MatMul", ratio, spread_matrix().T), np.array([2]))
-        frames = graph.add("MatMul", flat(graph, graph.add("Mul", spectrum, gain)), irfft_matrix(window, FFT_SIZE))
+        gain = graph.add("Unsqueeze", graph.add("MatMul", ratio, spread), np.array([2]))
+        frames = narrow.frames(graph, flat(graph, graph.add("Mul", spectrum, gain)))
         total = overlap_add(graph, frames, FRAME_LENGTH, HOP_LENGTH)
         return cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
 

@@ -25,14 +25,18 @@ class Graph:
     def __init__(self, outer: Graph | None = None):
         self.nodes: list[tuple[str, list[str], list[str], dict]] = []  # operator, inputs, outputs, attributes
         self.constants: dict[str, np.ndarray] = outer.constants if outer else {}
+        self.known: dict[tuple, str] = outer.known if outer else {}  # the same array is kept once
         # In names: none may come twice, in bodies either.
         self.numbers: Iterator[int] = outer.numbers if outer else itertools.count()
 
     def constant(self, value) -> str:
         """A name for an array, for use in several places."""
-        name = f"constant_{len(self.constants)}"
-        self.constants[name] = np.asarray(value)
-        return name
+        array = np.asarray(value)
+        key = (array.dtype, array.shape, array.tobytes())
+        if key not in self.known:
+            self.known[key] = f"constant_{len(self.constants)}"
+            self.constants[self.known[key]] = array
+        return self.known[key]
 
     def add(self, operator: str, *inputs: Any, outputs: int = 1, name: str = "", **attributes: Any) -> Any:
         """A node on values (names) and arrays; the name of its output, or a list of names where it has several.
@@ -79,12 +83,21 @@ class Graph:
         )
         return results[size:]
 
-    def save(self, path: Path, inputs: Mapping[str, Sequence], outputs: Mapping[str, Sequence], doc: str) -> None:
-        """Checks the graph and writes it.
+    def save(
+        self,
+        path: Path,
+        inputs: Mapping[str, Sequence],
+        outputs: Mapping[str, Sequence],
+        doc: str,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
+        """Checks the graph and writes it, weights that float16 holds exactly in float16.
 
         Args:
-          inputs, outputs: name to shape, of float32; a string in a shape is a size that may be any.
+          inputs, outputs: name to shape, of float32, or of int32 where the name ends in "tokens"; a string in a shape
+            is a size that may be any.
           doc: what the file is for, kept in it.
+          about: further things kept in it, by name.
         """
         try:
             import onnx
@@ -106,10 +119,20 @@ class Graph:
             )
             return helper.make_graph(nodes, "inverter", given, given_back, constants)
 
-        constants = [onnx.numpy_helper.from_array(value, name) for name, value in self.constants.items()]
-        graph = proto(self, floats(inputs), floats(outputs), constants)
+        constants, widened = [], []
+        for name, value in self.constants.items():
+            if is_half(value):
+                widened.append(helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT))
+                name, value = f"{name}_half", value.astype(np.float16)
+            constants.append(onnx.numpy_helper.from_array(value, name))
+        taken = [(name, "INT32" if name.endswith("tokens") else "FLOAT", shape) for name, shape in inputs.items()]
+        graph = proto(self, taken, floats(outputs), constants)
+        nodes = [*widened, *graph.node]
+        del graph.node[:]
+        graph.node.extend(nodes)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="music_synth", doc_string=doc)
+        helper.set_model_props(model, dict(about or {}))
         model.ir_version = helper.find_min_ir_version_for(opsets)  # the newest would shut out older onnxruntimes
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, path)
@@ -127,6 +150,14 @@ def floats(values: Mapping[str, Sequence] | Sequence[str]) -> list[tuple]:
     """Name, type and shape of values of float32; of any shape if it is not given."""
     shapes = values if isinstance(values, Mapping) else dict.fromkeys(values)
     return [(name, "FLOAT", shape) for name, shape in shapes.items()]
+
+
+def is_half(array: np.ndarray) -> bool:
+    """Whether an array is of float32, large, and loses nothing in float16."""
+    if array.dtype != np.float32 or array.size < 256:
+        return False
+    with np.errstate(over="ignore"):
+        return bool((array.astype(np.float16) == array).all())
 
 
 # --- layers of flax, with their parameters -------------------------------------------------------------------------
@@ -157,21 +188,56 @@ def depthwise_conv(graph: Graph, x: str, params: Mapping, ahead: int) -> str:
 # --- short-time Fourier transforms ---------------------------------------------------------------------------------
 
 
-def rfft_matrix(window: np.ndarray, fft_size: int) -> np.ndarray:
-    """float32 [L, 2F], F = fft_size/2 + 1: frames @ it = real | imaginary parts of rfft(frames * window, fft_size).
+class Transform:
+    """Fourier transforms of frames under a window, with phases as at their middle.
 
-    A matrix and not the operator DFT: in onnxruntime that is half as fast at these sizes, and the inverse to a real
-    signal came to it only in 2026. Float32 products of it are as exact as a float32 FFT.
+    A matrix and not the operator DFT, which onnxruntime has half as fast at these sizes, and to a real signal only
+    since 2026. Samples at equal distances from the middle are added and subtracted first, which halves the products.
+    The matrices are made of a table of one period when the file is opened, and take no place in it.
+
+    Args:
+      window: [L], symmetric about L / 2; its sample 0 is 0.
     """
-    angle = 2 * np.pi / fft_size * (np.outer(np.arange(len(window)), np.arange(fft_size // 2 + 1)) % fft_size)
-    return (window[:, None] * np.concatenate([np.cos(angle), -np.sin(angle)], axis=1)).astype(np.float32)
 
+    def __init__(self, graph: Graph, window: np.ndarray, fft_size: int):
+        self.half, self.size = len(window) // 2, fft_size
+        angle = 2 * np.pi / fft_size * np.arange(fft_size)
+        places = graph.add("Mul", np.arange(self.half)[:, None], np.arange(fft_size // 2 + 1)[None])
+        places = graph.add("Mod", places, np.int64(fft_size))
+        shape = window[self.half :, None].astype(np.float32)
+        self.even = graph.add("Mul", graph.add("Gather", np.cos(angle).astype(np.float32), places), shape)
+        self.odd = graph.add("Mul", graph.add("Gather", -np.sin(angle).astype(np.float32), places), shape)
+        self.odd = graph.add("Slice", self.odd, np.array([1]), np.array([LAST]), np.array([0]))
+        weight = np.full((fft_size // 2 + 1, 1), 2 / fft_size, np.float32)
+        weight[[0, -1]] /= 2  # all but the outer two stand for two bins of the whole spectrum
+        self.back = [
+            graph.add("Mul", graph.add("Transpose", one, perm=[1, 0]), weight) for one in (self.even, self.odd)
+        ]
 
-def irfft_matrix(window: np.ndarray, fft_size: int) -> np.ndarray:
-    """float32 [2F, L]: (real | imaginary parts) @ it = irfft(spectrum, fft_size)[:L] * window."""
-    weight = np.full(fft_size // 2 + 1, 2.0)
-    weight[[0, -1]] = 1.0  # all but the outer two stand for two bins of the whole spectrum
-    return (rfft_matrix(window, fft_size).T * np.tile(weight, 2)[:, None] / fft_size).astype(np.float32)
+    def spectra(self, graph: Graph, frames: str) -> str:
+        """[1, T, L] to [1, T, 2F], F = fft_size/2 + 1: real, then imaginary parts."""
+
+        def cut(start: int, end: int, step: int = 1) -> str:
+            return graph.add("Slice", frames, *(np.array([one]) for one in (start, end, 2, step)))
+
+        later, earlier = cut(self.half + 1, 2 * self.half), cut(self.half - 1, 0, -1)
+        middle = cut(self.half, self.half + 1)
+        sums = graph.add("Concat", middle, graph.add("Add", later, earlier), axis=2)
+        parts = graph.add("MatMul", sums, self.even), graph.add("MatMul", graph.add("Sub", later, earlier), self.odd)
+        return graph.add("Concat", *parts, axis=2)
+
+    def frames(self, graph: Graph, spectra: str) -> str:
+        """The frames of spectra, times the window: [1, T, 2F] to [1, T, L]."""
+        parts = graph.add("Split", spectra, axis=2, num_outputs=2, outputs=2)
+        even, odd = (graph.add("MatMul", part, back) for part, back in zip(parts, self.back, strict=True))
+
+        def cut(name: str, start: int, end: int, step: int = 1) -> str:
+            return graph.add("Slice", name, *(np.array([one]) for one in (start, end, 2, step)))
+
+        middle, sides = cut(even, 0, 1), cut(even, 1, LAST)
+        before = cut(graph.add("Sub", sides, odd), -1, -LAST, -1)
+        nothing = graph.add("Mul", middle, np.float32(0))  # the window's sample 0
+        return graph.add("Concat", nothing, before, middle, graph.add("Add", sides, odd), axis=2)
 
 
 def frames_of(graph: Graph, audio: str, length: int, hop: int) -> str:

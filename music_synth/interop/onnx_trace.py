@@ -231,21 +231,18 @@ class _Writer:
         (contract_x, contract_y), (batch_x, batch_y) = given["dimension_numbers"]
         y = Value(shapes[1], self.full(others[0], shapes[1]))
 
-        def laid_out(value: Value, batch: Any, contract: Any, last: bool) -> tuple[Value, list[int]]:
-            """[batch, free, contracted], or with `last` [batch, contracted, free], one axis of each; and free sizes."""
+        def laid_out(value: Value, batch: Any, contract: Any, last: bool) -> Value:
+            """[batch, free, contracted], or with `last` [batch, contracted, free], one axis of each."""
+            shape = value.shape
             free = [axis for axis in range(len(value.shape)) if axis not in (*batch, *contract)]
             order = [*batch, *contract, *free] if last else [*batch, *free, *contract]
-            sizes = [value.shape[axis] for axis in free]
             if order != list(range(len(order))):
-                value = self.add([value.shape[axis] for axis in order], "Transpose", value, perm=order)
-            inner, outer = math.prod(shape[axis] for axis in contract), math.prod(sizes)
+                value = self.add([shape[axis] for axis in order], "Transpose", value, perm=order)
+            inner, outer = (math.prod(shape[axis] for axis in axes) for axes in (contract, free))
             ends = (inner, outer) if last else (outer, inner)
-            return self.reshaped(value, (*(shape[axis] for axis in batch), *ends)), sizes
+            return self.reshaped(value, (*(shape[axis] for axis in batch), *ends))
 
-        shape = shapes[0]
-        x, free_x = laid_out(x, batch_x, contract_x, False)
-        shape = shapes[1]
-        y, free_y = laid_out(y, batch_y, contract_y, True)
+        x, y = laid_out(x, batch_x, contract_x, False), laid_out(y, batch_y, contract_y, True)
         product = self.add((*x.shape[:-1], y.shape[-1]), "MatMul", x, y)
         return self.reshaped(product, tuple(output.shape))
 
@@ -268,6 +265,12 @@ class _Writer:
         if pads.any():  # negative ones cut
             name = self.graph.add("Pad", name, pads.ravel(), fill)
         return Value(tuple(output.shape), name)
+
+    def _rev(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
+        steps = [-1 if axis in given["dimensions"] else 1 for axis in range(len(shapes[0]))]
+        far = np.iinfo(np.int64).max
+        starts, ends = zip(*((-1, -far) if step < 0 else (0, far) for step in steps), strict=True)
+        return Value(tuple(output.shape), self.cut(x.name, starts, ends, steps))
 
     def _cummax(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
         """As a maximum over a window as long as the axis; of numbers that float32 knows exactly."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from music_synth.errors import UserError
+
+if TYPE_CHECKING:
+    from music_synth.midi.notes import Note
 
 SAMPLE_RATE = 16000  # samples a second
 HOP_LENGTH = 320  # samples a frame
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # 50 frames a second
+RING_OUT_SECONDS = 1.0  # what is kept of a played piece after the end of its last note
 STEPS_PER_SECOND = 100  # resolution of event times
 STEPS_PER_FRAME = STEPS_PER_SECOND // FRAME_RATE
 # Note tokens of a segment are padded to the next of these, so that a model compiles a few times at most.
@@ -33,6 +40,16 @@ def num_frames(seconds: float) -> int:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"a piece cannot last {seconds} seconds")
     return math.floor(seconds * SAMPLE_RATE) // HOP_LENGTH + 1
+
+
+def frames_of(notes: Sequence[Note]) -> int:
+    """Counts the frames of a piece, which ends `RING_OUT_SECONDS` after its last note.
+
+    The published code keeps the whole last segment instead. UserError if there are no notes.
+    """
+    if not notes:
+        raise UserError("no notes to play")
+    return math.ceil((max(note.offset for note in notes) + RING_OUT_SECONDS) * FRAME_RATE)
 
 
 def segment_lengths(num_frames: int, segment_frames: int) -> np.ndarray:

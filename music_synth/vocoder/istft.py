@@ -27,16 +27,15 @@ import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, log_mel, scale_mel
 from music_synth.errors import check_range
+from music_synth.vocoder.source import SOURCE_FLOOR, SOURCE_HOPS
 from music_synth.vocoder.stft import frames_of, magnitude, overlap_add, project_to_mel, scaled, windowed
 
 Array = jax.Array
 WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
 NUM_BINS = WINDOW // 2 + 1
-SOURCE_HOPS = 3  # of a source beyond the frames: one before, two after, as far as synthesis frames reach
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
 LOG_FLOOR = 3e-3  # magnitude that counts as silence
-SOURCE_FLOOR = 1e-2  # magnitude of a source that counts as silence; a partial of the softest note is ten times louder
 INFORMED_STEPS = (13, 0.6)  # projections, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
 FINE_RANGE = (-5.0, 3.0)  # natural-log magnitude of a bin of the source over that of its mel filters
 MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some

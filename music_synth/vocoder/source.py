@@ -17,8 +17,9 @@ import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, SAMPLE_RATE
 from music_synth.midi.notes import Note
-from music_synth.vocoder.istft import SOURCE_HOPS
 
+SOURCE_HOPS = 3  # beyond the frames: one before, two after, as far as synthesis frames reach
+SOURCE_FLOOR = 1e-2  # magnitude that counts as silence; a partial of the softest note is ten times louder
 MAX_HZ = SAMPLE_RATE / 2
 TABLE = 8192  # samples of a period; a line between two of them is within 0.3 % of a sine of 200 periods a table
 ATTACK = 0.002  # seconds

@@ -13,8 +13,7 @@ import numpy as np
 
 from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, NUM_MELS, log_mel
 from music_synth.midi.notes import Note
-from music_synth.vocoder.istft import SOURCE_FLOOR
-from music_synth.vocoder.source import source_of_frames
+from music_synth.vocoder.source import SOURCE_FLOOR, source_of_frames
 
 TRIED = (-30.0, -15.0, 0.0, 15.0, 30.0)  # cents
 MEMORY = 400  # frames in which what was heard counts for 1/e

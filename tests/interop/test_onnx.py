@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from music_synth.audio.mel import HOP_LENGTH
+from music_synth.audio.mel import HOP_LENGTH, hann_window
 from music_synth.errors import UserError
 from music_synth.interop import onnx_graph
 from music_synth.interop.onnx import export_onnx
-from music_synth.interop.onnx_graph import Graph
+from music_synth.interop.onnx_graph import Graph, Transform
 from music_synth.midi.notes import Note
 from music_synth.runs import load_inverter
 from music_synth.vocoder.istft import DepthwiseConv, ISTFTGenerator
@@ -77,15 +77,16 @@ def test_exported_istft_equals_jax(tmp_path):
     assert (tmp_path / "more.onnx").stat().st_size == (tmp_path / "istft.onnx").stat().st_size
 
 
-def test_exported_note_informed_istft_equals_jax(tmp_path):
+@pytest.mark.parametrize("source", [True, False], ids=["learned", "by rule"])
+def test_exported_note_informed_istft_equals_jax(tmp_path, source):
     steps = {"num_consistency_steps": 0, "num_projections": 2}
-    generator = ISTFTGenerator(8, 16, 1, width=5, ahead=1, source=True, **steps)
+    generator = ISTFTGenerator(8, 16, 1, width=5, ahead=1, source=source, **steps)
     params = trained(generator.init)
-    export_onnx(generator, params, tmp_path / "istft.onnx")
+    export_onnx(generator, params, tmp_path / "istft.onnx", notes=True)
     inverter, own = load_inverter(str(tmp_path / "istft.onnx")), NeuralInverter(generator, params)
     mel, notes = random_mel(40), [Note(60, 100, 0, 0.1, 0.6), Note(38, 90, 0, 0.3, 0.4, is_drum=True)]
     played = []
-    for given in (notes, None):
+    for given in (notes, None) if source else (notes, [Note(72, 100, 0, 0.1, 0.6)]):
         audio, expected = inverter(mel, given), own(mel, given)
         np.testing.assert_allclose(audio, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
         played.append(audio)
@@ -137,16 +138,24 @@ def test_layers_equal_flax(check, num_frames):
 
 
 @pytest.mark.parametrize("length, size", [(640, 1024), (1280, 1280), (16, 16)])
-def test_fourier_matrices(length, size):
-    window = RNG.uniform(0.1, 1, length)
-    frames = normal(5, length)
-    spectrum = np.fft.rfft(frames * window, size)
-    both = frames @ onnx_graph.rfft_matrix(window, size)
-    np.testing.assert_allclose(both, np.concatenate([spectrum.real, spectrum.imag], 1), atol=1e-4)
-    other = normal(5, 2 * (size // 2 + 1))
-    real, imaginary = np.split(other, 2, axis=1)
-    expected = np.fft.irfft(real + 1j * imaginary, size)[:, :length] * window
-    np.testing.assert_allclose(other @ onnx_graph.irfft_matrix(window, size), expected, atol=1e-6)
+def test_transforms_equal_those_of_numpy(check, length, size):
+    """Of frames turned so that their middle is sample 0, whose other half the zeros between come before."""
+    window = hann_window(length)
+    frames = normal(1, 5, length)
+
+    def turned(x):
+        padded = np.zeros((*x.shape[:-1], size), x.dtype)
+        padded[..., : length // 2], padded[..., size - length // 2 :] = np.split(x, 2, axis=-1)[::-1]
+        return padded
+
+    spectrum = np.fft.rfft(turned(frames * window))
+    both = np.concatenate([spectrum.real, spectrum.imag], -1)
+    check(lambda graph, x: Transform(graph, window, size).spectra(graph, x), frames, both, atol=1e-4)
+    other = normal(1, 5, 2 * (size // 2 + 1))
+    real, imaginary = np.split(other, 2, axis=-1)
+    made = np.fft.irfft(real + 1j * imaginary, size)
+    expected = window * np.concatenate([made[..., size - length // 2 :], made[..., : length // 2]], -1)
+    check(lambda graph, x: Transform(graph, window, size).frames(graph, x), other, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_hops", [4, 5, 21])
