@@ -103,7 +103,8 @@ def main_of(words: list[str]):
     assert program == "python", f"unknown program {program}: add it to OTHER_PROGRAMS"
     if words[1] == "-m":
         if not words[2].startswith("music_synth"):
-            assert importlib.util.find_spec(words[2].partition(".")[0]), f"no module {words[2]}"
+            module = words[2].partition(".")[0]  # T5X is on no package index
+            assert module == "t5x" or importlib.util.find_spec(module), f"no module {words[2]}"
             return None
         return importlib.import_module(words[2]).main, words[3:]
     return script(words[1]).main, words[2:]
