@@ -247,20 +247,18 @@ class _Writer:
         return self.reshaped(product, tuple(output.shape))
 
     def _pad(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
-        config = given["padding_config"]
+        config, sizes = given["padding_config"], list(shapes[0])
         name, fill = x.name, self.name(others[0])
         for axis, (_, _, inside) in enumerate(config):
             if inside:  # a row of fill after each, of which the last go
-                size = shapes[0][axis]
                 apart = self.graph.add("Unsqueeze", name, np.array([axis + 1]))
                 pads = np.zeros((2, len(config) + 1), np.int64)
                 pads[1, axis + 1] = inside
                 apart = self.graph.add("Pad", apart, pads.ravel(), fill)
-                shape = [0] * axis + [size * (1 + inside)] + [0] * (len(config) - axis - 1)
-                joined = self.graph.add("Reshape", apart, np.array(shape, np.int64))
-                ends = [np.iinfo(np.int64).max] * len(config)
-                ends[axis] = size * (1 + inside) - inside
-                name = self.cut(joined, [0] * len(config), ends)
+                sizes[axis] *= 1 + inside
+                joined = self.graph.add("Reshape", apart, np.array(sizes, np.int64))
+                sizes[axis] -= inside
+                name = self.cut(joined, [0] * len(config), sizes)
         pads = np.array([[low for low, _, _ in config], [high for _, high, _ in config]], np.int64)
         if pads.any():  # negative ones cut
             name = self.graph.add("Pad", name, pads.ravel(), fill)
