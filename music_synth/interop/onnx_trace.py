@@ -183,6 +183,8 @@ class _Writer:
             return self.add(x.shape, "Mul", x, x)
         if name == "rsqrt":
             return self.add(x.shape, "Reciprocal", self.add(x.shape, "Sqrt", x))
+        if name == "rem":
+            return self.add(np.broadcast_shapes(*(v.shape for v in values)), "Mod", *values, fmod=1)
         if name in ("log1p", "expm1"):
             one, both = np.float32(1), ("Add", "Log") if name == "log1p" else ("Exp", "Sub")
             first = self.add(x.shape, both[0], x, *[one] * (name == "log1p"))
@@ -199,6 +201,16 @@ class _Writer:
         if name in REDUCTIONS:
             axes = np.array(given["axes"], np.int64)
             return self.add(output.shape, REDUCTIONS[name], whole, axes, keepdims=0)
+        if name in ("reduce_and", "reduce_or"):
+            numbers = self.add(shapes[0], "Cast", whole, to=TYPES["int32"])
+            operator = "ReduceMin" if name == "reduce_and" else "ReduceMax"
+            reduced = self.add(output.shape, operator, numbers, np.array(given["axes"], np.int64), keepdims=0)
+            return self.add(output.shape, "Cast", reduced, to=TYPES["bool"])
+        if name in ("argmin", "argmax"):
+            (axis,) = given["axes"]
+            numbers = self.add(shapes[0], "Cast", whole, to=TYPES["float32"])
+            found = self.add(output.shape, "ArgMin" if name == "argmin" else "ArgMax", numbers, axis=axis, keepdims=0)
+            return self.add(output.shape, "Cast", found, to=_type(output.dtype))
         if name == "transpose":
             return self.add(output.shape, "Transpose", whole, perm=list(given["permutation"]))
         if name == "slice":
