@@ -7,7 +7,6 @@ The files are written by `convert RUN decoder.onnx --to onnx` and `convert shipp
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -84,7 +83,6 @@ def play(notes: Sequence[Note], decoder: OnnxDecoder, inverter: Any, seed: int =
 
 def main(argv: list[str]) -> None:
     parser = errors.ArgumentParser("python -m music_synth.interop.onnx_player", __doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", type=Path, help="MIDI file")
     parser.add_argument("--decoder", type=Path, required=True, help=".onnx file of a decoder")
     parser.add_argument("--inverter", type=Path, required=True, help=".onnx file of an inverter")

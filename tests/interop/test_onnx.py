@@ -74,7 +74,8 @@ def test_exported_istft_equals_jax(tmp_path):
 
     more = ISTFTGenerator(8, 16, 1, num_consistency_steps=16, num_projections=48)
     export_onnx(more, params, tmp_path / "more.onnx")
-    assert (tmp_path / "more.onnx").stat().st_size == (tmp_path / "istft.onnx").stat().st_size
+    sizes = [(tmp_path / name).stat().st_size for name in ("istft.onnx", "more.onnx")]
+    assert abs(sizes[1] - sizes[0]) < 100  # the two counts, which may be kept once or twice
 
 
 @pytest.mark.parametrize("source", [True, False], ids=["learned", "by rule"])
