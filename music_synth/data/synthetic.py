@@ -6,6 +6,9 @@ A piece is a pure function of the seed, the split and its number: seed -> MIDI b
 MIDI file is the only source of both, so labels and sound cannot drift apart.
 
     python -m music_synth.data.synthetic --kind piano --seed 3 --seconds 30 --out piece.mid
+
+Version 1.0.0 is a narrow composer: velocities around 85, 3/4 and 4/4, steady volumes. Editions whose names end in
+"_wide" are by the wider one (`composer.wide`), which starts from the same kinds.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.audio.soundfont import RENDER_RATE, render_midi
 from music_synth.data.composer.ensembles import ENSEMBLES
 from music_synth.data.composer.score import to_midi
+from music_synth.data.composer.wide import PACES, widened
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import MANIFEST, write_folder
@@ -79,6 +83,7 @@ class PieceSpec:
     seed: str
     seconds: float  # asked for; the piece ends with a whole phrase
     reverb: bool = True
+    wide: bool = False  # composed by the wider composer
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -127,12 +132,14 @@ class Casting:
         return tuple(programs)
 
 
-def plan_split(split: str, minutes: float, seed: int = 0, half_dry: bool = False) -> list[PieceSpec]:
+def plan_split(
+    split: str, minutes: float, seed: int = 0, half_dry: bool = False, wide: bool = False
+) -> list[PieceSpec]:
     """The pieces of a split of the data set whose training split lasts about `minutes`.
 
     Validation and test, an eighth of it each, take their casts from training pieces of the same kind, so
     they are played by instruments heard in training, but every piece is composed anew. half_dry: half of the
-    pieces have no reverb.
+    pieces have no reverb. wide: by the wider composer.
 
     Raises:
       UserError: `minutes` is not between 0 and 100,000, or an unknown split.
@@ -152,7 +159,7 @@ def plan_split(split: str, minutes: float, seed: int = 0, half_dry: bool = False
             programs = rng.choice([cast for other, cast in train if other == kind])
         name = f"{split}-{index:03d}-{kind}"
         reverb = not half_dry or index // len(KINDS) % 2 == 0  # each kind in turn with and without
-        specs.append(PieceSpec(name, kind, programs, f"{seed}/{name}", rng.uniform(*PIECE_SECONDS), reverb))
+        specs.append(PieceSpec(name, kind, programs, f"{seed}/{name}", rng.uniform(*PIECE_SECONDS), reverb, wide))
     return specs
 
 
@@ -164,41 +171,44 @@ def _kinds(minutes: float) -> list[str]:
 class Edition:
     """A size of the data set; its name says all of it.
 
-    Minutes of music in the training split (validation and test: an eighth each), the composer's seed, and whether half
-    of the pieces have no reverb, for training inverters.
+    Minutes of music in the training split (validation and test: an eighth each), the composer's seed, whether half of
+    the pieces have no reverb, for training inverters, and whether the wider composer makes them.
     """
 
     minutes: float = DEFAULT_MINUTES
     seed: int = 0
     half_dry: bool = False
+    wide: bool = False
 
     def __post_init__(self):
         self.plan("train")  # complains about sizes that make no sense
 
     @property
     def name(self) -> str:
-        return f"{self.minutes:g}min" + (f"-seed{self.seed}" if self.seed else "") + "-halfdry" * self.half_dry
+        seed = f"-seed{self.seed}" if self.seed else ""
+        return f"{self.minutes:g}min{seed}" + "-halfdry" * self.half_dry + "-wide" * self.wide
 
     @property
     def description(self) -> str:
-        return f"{self.minutes:g} minutes, seed {self.seed}" + ", half of it without reverb" * self.half_dry
+        further = ", half of it without reverb" * self.half_dry + ", by the wider composer" * self.wide
+        return f"{self.minutes:g} minutes, seed {self.seed}{further}"
 
     @classmethod
     def named(cls, name: str) -> Edition:
         """Gives the edition that a name describes, with hyphens or underscores; "": the default. UserError: none."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)min(?:-seed(\d+))?(-halfdry)?", name.replace("_", "-"))
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)min(?:-seed(\d+))?(-halfdry)?(-wide)?", name.replace("_", "-"))
         if name and not match:
             raise UserError(f"no data set of the size {name!r}: it reads as in synthetic:5min or synthetic:5min_seed1")
-        return cls(float(match[1]), int(match[2] or 0), bool(match[3])) if match else cls()
+        return cls(float(match[1]), int(match[2] or 0), bool(match[3]), bool(match[4])) if match else cls()
 
     def plan(self, split: str) -> list[PieceSpec]:
         """Plans the pieces of a split."""
-        return plan_split(split, self.minutes, self.seed, self.half_dry)
+        return plan_split(split, self.minutes, self.seed, self.half_dry, self.wide)
 
     def pieces(self, split: str, bar: tqdm) -> Iterator[tuple[str, list[Note], np.ndarray]]:
         """Makes the pieces of a split in order, as (id, notes, audio as of `render`); `bar` counts them."""
         for spec, midi, audio in make_pieces(self.plan(split), workers=min(4, os.cpu_count() or 1)):
-            yield spec.id, read_midi(midi, as_published=True), audio
+            yield spec.id, read_midi(midi, as_published=not spec.wide), audio  # else with channels' volumes
             bar.update()
 
     def bar(self, progress: bool = True) -> tqdm:
@@ -238,7 +248,11 @@ def _piece(made: tuple[str, list[Note], np.ndarray]) -> Piece:
 def compose(spec: PieceSpec) -> bytes:
     """The piece as the bytes of a MIDI file."""
     rng = random.Random(spec.seed)
-    return to_midi(ENSEMBLES[spec.kind](rng, spec.programs, spec.seconds), rng)
+    if not spec.wide:
+        return to_midi(ENSEMBLES[spec.kind](rng, spec.programs, spec.seconds, False), rng)
+    pace = rng.uniform(*PACES)
+    score = ENSEMBLES[spec.kind](rng, spec.programs, spec.seconds * pace, True)
+    return to_midi(widened(score, rng, pace), rng)
 
 
 def render(midi: bytes, reverb: bool = True, soundfont: Path | None = None) -> np.ndarray:
@@ -277,6 +291,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--kind", required=True, help=f"one of {', '.join(KINDS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=30.0, help="about how long (default 30)")
+    parser.add_argument("--wide", action="store_true", help="by the wider composer")
     parser.add_argument("--out", type=Path, required=True, help="MIDI file to write")
     args = parser.parse_args(argv)
     if args.kind not in KINDS:
@@ -284,7 +299,8 @@ def main(argv: list[str]) -> None:
     if not args.out.parent.is_dir():
         raise UserError(f"cannot write {args.out}: there is no folder {args.out.parent}")
     programs = Casting(random.Random(f"{args.seed}/casting")).cast(args.kind)
-    spec = PieceSpec(args.out.stem, args.kind, programs, f"{args.seed}/{args.kind}", args.seconds)
+    name, seed = args.out.stem, f"{args.seed}/{args.kind}"
+    spec = PieceSpec(name, args.kind, programs, seed, args.seconds, wide=args.wide)
     args.out.write_bytes(compose(spec))
 
 

@@ -5,13 +5,14 @@ import itertools
 import random
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.data import synthetic
-from music_synth.data.composer import lines, score, theory
+from music_synth.data.composer import ensembles, lines, score, theory, wide
 from music_synth.data.composer.instruments import pitch_range
 from music_synth.data.synthetic import KINDS, SPLITS, PieceSpec, compose, plan_split, render
 from music_synth.errors import UserError
@@ -156,6 +157,84 @@ def test_music_is_tonal(notes, specs):
         assert np.sort(classes)[-8:].sum() > 0.97 * classes.sum(), spec.id
 
 
+class Heard(NamedTuple):
+    """What there is in pieces, of all of them together."""
+
+    velocities: list[int]
+    programs: set[int]
+    strokes: set[int]  # of drums
+    volumes: set[int]
+    swells: int  # pieces with expression
+    silences: list[float]  # the longest in each piece, seconds
+    densities: list[float]  # notes a second of each piece
+    tempi: list[float]
+    changing: int  # pieces with a change of tempo by a fifth and more
+
+    @classmethod
+    def of(cls, specs):
+        heard = cls([], set(), set(), set(), 0, [], [], [], 0)
+        for spec in specs:
+            midi = compose(spec)
+            notes = read_midi(midi)
+            events = [event for track in smf.parse(midi).tracks for event in track]
+            controls = [event for event in events if event.kind == smf.CONTROL_CHANGE]
+            ends = np.maximum.accumulate([note.offset for note in notes])
+            heard.velocities.extend(note.velocity for note in notes)
+            heard.programs.update(note.program for note in notes if not note.is_drum)
+            heard.strokes.update(note.pitch for note in notes if note.is_drum)
+            heard.volumes.update(event.b for event in controls if event.a == score.CC_VOLUME)
+            heard.silences.append(max(np.array([note.onset for note in notes[1:]]) - ends[:-1]))
+            heard.densities.append(len(notes) / ends[-1])
+            tempi = [60e6 / event.a for event in events if event.kind == smf.TEMPO]
+            heard.tempi.extend(tempi)
+            heard = heard._replace(
+                swells=heard.swells + any(event.a == score.CC_EXPRESSION for event in controls),
+                changing=heard.changing + any(not 5 / 6 < b / a < 1.2 for a, b in itertools.pairwise(tempi)),
+            )
+        return heard
+
+
+def test_the_wider_composer_is_wider():
+    specs, wide_specs = (plan_split("train", 9, wide=wider) for wider in (False, True))
+    assert [dataclasses.replace(spec, wide=False) for spec in wide_specs] == specs and len(specs) == 12
+    plain, wider = Heard.of(specs), Heard.of(wide_specs)
+    assert np.std(wider.velocities) > 1.8 * np.std(plain.velocities)
+    assert min(wider.velocities) < 20 and max(wider.velocities) > 115
+    assert len(wider.volumes) > 3 * len(plain.volumes) and wider.swells >= 6 > plain.swells
+    assert np.median(wider.silences) > 3 > max(plain.silences)
+    assert min(wider.densities) < 0.9 * min(plain.densities) and max(wider.densities) > 1.1 * max(plain.densities)
+    assert len(wider.strokes) > 2 * len(plain.strokes)
+    assert max(wider.tempi) > 1.2 * max(plain.tempi) and wider.changing >= 3 > plain.changing
+
+
+def test_the_wider_composer_uses_all_meters_and_programs():
+    meters = {ensembles.make_plan(random.Random(seed), 30, (60, 90), wider=True).meter for seed in range(60)}
+    assert meters == {2, 3, 4, 5, 6, 7}
+    programs = set()
+    for seed in range(5000):
+        part = score.Part(40, tones=[score.Tone(0.0, 1.0, 60)])
+        wide._recast(part, random.Random(seed))
+        programs.add(part.program)
+    assert programs == set(range(128))
+
+
+def test_the_wider_composer_repeats_itself_byte_for_byte():
+    """As in the version that data sets are named after: another composer needs another version."""
+    composed = {spec.id: compose(spec) for spec in plan_split("test", MINUTES, wide=True)}
+    digest = hashlib.sha256(b"".join(composed.values())).hexdigest()
+    assert synthetic.VERSION == "1.0.0" and digest.startswith("e5b7e7cbf2da51dc")
+    for name, midi in composed.items():
+        for note in parse_midi(midi)[0]:
+            low, high = (35, 81) if note.is_drum else pitch_range(note.program)
+            assert low - 8 <= note.pitch <= high, (name, note)
+
+
+def test_editions_by_the_wider_composer_have_names_of_their_own():
+    edition = synthetic.Edition.named("0.5min_seed1_wide")
+    assert edition == synthetic.Edition(0.5, 1, wide=True) and edition.name == "0.5min-seed1-wide"
+    assert all(spec.wide for spec in edition.plan("train"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_render_short_piece(kind):
     spec = next(spec for spec in plan_split("train", MINUTES) if spec.kind == kind)
@@ -249,7 +328,7 @@ def test_bars_are_full():
         for bar in [*(bar for bars in moods.values() for bar in bars), *lines.LAST_BARS[meter]]:
             assert sum(map(abs, bar)) == meter
     for line in (line for groove in lines.GROOVES.values() for line in groove.values()):
-        assert len(line) in (12, 16) and set(line) <= set("xX.")
+        assert len(line) in (8, 12, 16, 20, 24, 28) and set(line) <= set("xX.")
 
 
 def test_unison_of_one_program_is_one_note():

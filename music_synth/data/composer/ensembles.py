@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from music_synth.data.composer import lines
+from music_synth.data.composer import lines, wide
 from music_synth.data.composer.instruments import (
     ARPEGGIO,
     BASS,
@@ -47,9 +47,18 @@ class Plan:
 
 
 def make_plan(
-    rng: random.Random, seconds: float, bpm: tuple[float, float], meters: Sequence[int] = (4, 4, 3), sevenths=0.1
+    rng: random.Random,
+    seconds: float,
+    bpm: tuple[float, float],
+    meters: Sequence[int] = (4, 4, 3),
+    sevenths: float = 0.1,
+    wider: bool = False,
 ) -> Plan:
-    """Chooses key, tempo, form and harmony of a piece of about `seconds` (whole phrases of four bars)."""
+    """Chooses key, tempo, form and harmony of a piece of about `seconds` (whole phrases of four bars).
+
+    wider: with any meter, and with long pauses.
+    """
+    meters, pauses = (wide.METERS, wide.PAUSES) if wider else (meters, (0, 0, 0, 1, 2))
     key = Key(rng.randrange(12), rng.choice(("major", "major", "minor")))
     tempo, meter = rng.uniform(*bpm), rng.choice(meters)
     beats = seconds * tempo / 60
@@ -63,7 +72,7 @@ def make_plan(
         local_key = key.relative() if letter in "BD" else key
         harmony_rng = random.Random(seeds[letter])
         phrases.append(harmonize(harmony_rng, local_key, letter, start, meter, closed, sevenths))
-        start = phrases[-1].end + rng.choice((0, 0, 0, 1, 2)) * (index < count - 1)
+        start = phrases[-1].end + rng.choice(pauses) * (index < count - 1)
     phrases.append(Phrase("-", start, meter, (key.chord(0, start, ending_beats),), True, is_ending=True))
     return Plan(tempo, meter, tuple(phrases), seeds)
 
@@ -86,9 +95,9 @@ def make_score(rng: random.Random, plan: Plan, parts: list[Part], rubato: float)
     return Score(tempos, dynamics, parts)
 
 
-def piano(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
+def piano(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
     """Writes a melody over broken or struck chords, both hands on one instrument, with pedal."""
-    plan = make_plan(rng, seconds, (66, 126), sevenths=0.15)
+    plan = make_plan(rng, seconds, (66, 126), sevenths=0.15, wider=wider)
     part = Part(programs[0], volume=112, spread=0.007)
     pedalled = programs[0] not in (6, 7) and rng.random() < 0.85
     for phrase in plan.phrases:
@@ -133,9 +142,9 @@ def _pedalling(rng: random.Random, phrase: Phrase) -> list[tuple[float, int]]:
     return events
 
 
-def guitar(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
+def guitar(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
     """Writes finger picking, strumming, or a tune over a bass."""
-    plan = make_plan(rng, seconds, (76, 132), sevenths=0.25)
+    plan = make_plan(rng, seconds, (76, 132), sevenths=0.25, wider=wider)
     part = Part(programs[0], volume=110, spread=0.007)
     for phrase in plan.phrases:
         texture = rng.choice(("picked", "picked", "tune", "strummed"))
@@ -158,19 +167,21 @@ def guitar(rng: random.Random, programs: Sequence[int], seconds: float) -> Score
     return make_score(rng, plan, [part], rubato=0.03)
 
 
-def strings(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
+def strings(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
     """Writes for a string ensemble: see `chamber`."""
-    return chamber(rng, programs, seconds, (60, 120))
+    return chamber(rng, programs, seconds, (60, 120), wider)
 
 
-def winds(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
+def winds(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
     """Woodwinds, brass or saxophones: see `chamber`."""
-    return chamber(rng, programs, seconds, (72, 132))
+    return chamber(rng, programs, seconds, (72, 132), wider)
 
 
-def chamber(rng: random.Random, programs: Sequence[int], seconds: float, bpm: tuple[float, float]) -> Score:
+def chamber(
+    rng: random.Random, programs: Sequence[int], seconds: float, bpm: tuple[float, float], wider: bool
+) -> Score:
     """Writes for single voices, highest first: one has the tune, the last the bass, the others fill in."""
-    plan = make_plan(rng, seconds, bpm)
+    plan = make_plan(rng, seconds, bpm, wider=wider)
     count = len(programs)
     parts = [
         Part(program, volume=104, pan=_pan(i, count), loudness=-6, spread=0.009) for i, program in enumerate(programs)
@@ -222,14 +233,21 @@ STYLES = {
 }  # fmt: skip
 
 
-def band(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
+GROOVES = {  # of each meter, where the style does not say
+    2: ("two",), 3: ("waltz",), 4: ("pop", "bossa", "march", "ballad"), 5: ("five",), 6: ("six",), 7: ("seven",),
+}  # fmt: skip
+
+
+def band(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
     """Drums, bass, chords, pad and lead; programs are (lead, chords, pad, bass)."""
     style = STYLES[rng.choice(sorted(STYLES))]
-    plan = make_plan(rng, seconds, style.bpm, (style.meter,), sevenths=0.4 if style.swing else 0.15)
+    plan = make_plan(rng, seconds, style.bpm, (style.meter,), 0.4 if style.swing else 0.15, wider)
     lead, chords, pad, bass = (Part(p, pan=x) for p, x in zip(programs, (70, 44, 84, 64), strict=True))
     kit = Part(0, is_drum=True, volume=92, spread=0.004)
     lead.volume, lead.loudness, chords.volume, pad.volume, pad.loudness = 104, 8, 88, 78, -10
     groove, bass_style, strum = (rng.choice(x) for x in (style.grooves, style.bass, style.strums))
+    if plan.meter != style.meter:
+        groove, strum = rng.choice(GROOVES[plan.meter]), rng.choice(sorted(lines.STRUMS[plan.meter]))
     intro = rng.random() < 0.4
     for index, phrase in enumerate(plan.phrases):
         full = index > 0 or not intro
@@ -261,12 +279,12 @@ def _middle(program: int) -> tuple[int, int]:
     return low, min(high, low + 22)
 
 
-def mixed(rng: random.Random, programs: Sequence[int], seconds: float) -> Score:
+def mixed(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
     """Instruments of many families take turns in the roles they are good for; some pieces have drums."""
-    plan = make_plan(rng, seconds, (72, 128), sevenths=0.2)
+    plan = make_plan(rng, seconds, (72, 128), sevenths=0.2, wider=wider)
     parts = [Part(p, volume=100, pan=_pan(i, len(programs)), spread=0.008) for i, p in enumerate(programs)]
     kit = Part(0, is_drum=True, volume=84, spread=0.004)
-    groove = rng.choice(("pop", "bossa", "march", "ballad")) if plan.meter == 4 else "waltz"
+    groove = rng.choice(GROOVES[plan.meter]) if plan.meter == 4 else GROOVES[plan.meter][0]
     drummed = rng.random() < 0.35
     turns = {role: _Turns(rng, [p for p in parts if p.program in able]) for role, able in ROLES.items()}
     for phrase in plan.phrases:
@@ -355,6 +373,6 @@ PLAYERS: dict[str, Callable[[random.Random, Phrase, int], list[Tone]]] = {
     "counter": _play_counter, "strokes": _play_strokes, "color": _play_color,
 }  # fmt: skip
 
-ENSEMBLES: dict[str, Callable[[random.Random, Sequence[int], float], Score]] = {
+ENSEMBLES: dict[str, Callable[[random.Random, Sequence[int], float, bool], Score]] = {
     "piano": piano, "guitar": guitar, "strings": strings, "winds": winds, "band": band, "mixed": mixed,
 }  # fmt: skip

@@ -37,7 +37,10 @@ RHYTHMS: dict[int, dict[str, tuple[tuple[float, ...], ...]]] = {
         ),
     },
 }  # fmt: skip
-LAST_BARS = {4: ((2, -2), (3, -1), (1, 2, -1), (2.5, -1.5)), 3: ((2, -1), (1.5, -1.5), (1, 1, -1))}
+LAST_BARS: dict[int, tuple[tuple[float, ...], ...]] = {
+    4: ((2, -2), (3, -1), (1, 2, -1), (2.5, -1.5)),
+    3: ((2, -1), (1.5, -1.5), (1, 1, -1)),
+}
 MOODS = ("calm", "flowing", "flowing", "lively")  # as often as they stand here
 
 # Beats of a bar on which a chord is struck, with lengths.
@@ -59,6 +62,27 @@ STRUMS = {
         "folk": ((0, 1), (1, 0.5), (1.5, 0.5), (2, 0.5), (2.5, 0.5)),
     },
 }
+# Meters of two, five, six and seven beats, the last three put together of shorter ones.
+RHYTHMS[2] = {
+    "calm": ((2,), (1, 1)),
+    "flowing": ((1, 1), (1.5, 0.5), (1, 0.5, 0.5)),
+    "lively": ((0.5,) * 4, (0.75, 0.25, 1)),
+}
+LAST_BARS[2] = ((1, -1), (1.5, -0.5))
+STRUMS[2] = {
+    "held": ((0, 2),), "beats": ((0, 1), (1, 1)), "folk": ((0, 1), (1, 0.5), (1.5, 0.5)), "waltz": ((1, 0.8),),
+}  # fmt: skip
+for _first, _second in ((3, 2), (3, 3), (4, 3)):
+    _meter = _first + _second
+    RHYTHMS[_meter] = {
+        mood: tuple(a + b for a, b in itertools.product(bars, RHYTHMS[_second][mood]))
+        for mood, bars in RHYTHMS[_first].items()
+    }
+    LAST_BARS[_meter] = tuple((_first, *bar) for bar in LAST_BARS[_second])
+    STRUMS[_meter] = {
+        name: (*STRUMS[_first].get(name, ((1, 0.8),)), *((_first + at, length) for at, length in hits))
+        for name, hits in STRUMS[_second].items()
+    } | {"held": ((0, _meter),)}
 # Orders in which the tones of a chord are broken, as indices from the lowest (0 is the bass).
 BROKEN = {
     "alberti": (0, 2, 1, 2),
@@ -82,6 +106,14 @@ GROOVES = {
     "march": {36: "X.......X.......", 38: "..x.X.xx..x.X.xx", 54: "....x.......x..."},
     "swing": {51: "X..X.xX..X.x", 44: "...x.....x..", 36: "x.....x....."},
     "waltz": {36: "X...........", 38: "....x...x...", 42: "x.x.x.x.x.x."},
+    "two": {36: "X...x...", 38: "....X...", 42: "x.x.x.x."},
+    "five": {36: "X...........x.......", 38: "....x...x.......X...", 51: "x...x...x...x...x..."},
+    "six": {36: "X...........X.......x...", 38: "............X...........", 42: "X...x...x...X...x...x..."},
+    "seven": {
+        36: "X.......x.......X...........",
+        38: "....X.......X.......X.......",
+        42: "x.x.x.x.x.x.x.x.X...X...X...",
+    },
 }
 CRASH, KICK, SNARE, TOMS = 49, 36, 38, (50, 48, 47, 45, 43, 41)
 

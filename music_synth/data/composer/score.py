@@ -17,7 +17,7 @@ MIN_SECONDS = 0.05  # of a note, and between two onsets of one pitch
 GAP_SECONDS = 0.01  # between a note and the next of its pitch
 VELOCITIES = (25, 120)  # the softest and the loudest note
 VELOCITY_SPREAD = 3.0  # standard deviation
-CC_VOLUME, CC_PAN, CC_PEDAL = 7, 10, 64
+CC_VOLUME, CC_PAN, CC_EXPRESSION, CC_PEDAL = 7, 10, 11, 64
 
 
 class Tone(NamedTuple):
@@ -39,6 +39,7 @@ class Part:
     spread: float = 0.006  # standard deviation of onsets, seconds
     tones: list[Tone] = field(default_factory=list)
     pedals: list[tuple[float, int]] = field(default_factory=list)  # (beat, CC64 value)
+    controls: list[tuple[float, int, int]] = field(default_factory=list)  # (beat, controller, value)
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Score:
     tempos: list[tuple[float, float]]  # (beat, beats a minute), the first at beat 0
     dynamics: list[tuple[float, float]]  # (beat, velocity), interpolated
     parts: list[Part]
+    velocities: tuple[int, int] = VELOCITIES
 
     def dynamic(self, beat: float) -> float:
         index = bisect.bisect_right(self.dynamics, (beat, 1e9)) - 1
@@ -79,7 +81,8 @@ def perform(score: Score, rng: random.Random) -> list[Played]:
             start = max(0, round(beat * TICKS_PER_BEAT + late * rate))
             end = start + round(max(length * TICKS_PER_BEAT, MIN_SECONDS * rate))
             velocity = score.dynamic(beat) + part.loudness + accent + rng.gauss(0.0, VELOCITY_SPREAD)
-            velocity = round(max(VELOCITIES[0], min(VELOCITIES[1], velocity)))
+            softest, loudest = score.velocities
+            velocity = round(max(softest, min(loudest, velocity)))
             played.append(Played(start, end, pitch, velocity, index))
     return _without_overlaps(score, played)
 
@@ -120,7 +123,7 @@ def to_midi(score: Score, rng: random.Random) -> bytes:
 
 
 def _track(part: Part, channel: int, notes: list[Played]) -> list[smf.Event]:
-    """Program, volume and place, then notes and pedal in order of time."""
+    """Program, volume and place, then notes, pedal and other controls in order of time."""
     setup = [
         smf.Event(0, smf.PROGRAM_CHANGE, channel, part.program, 0),
         smf.Event(0, smf.CONTROL_CHANGE, channel, CC_VOLUME, part.volume),
@@ -129,6 +132,10 @@ def _track(part: Part, channel: int, notes: list[Played]) -> list[smf.Event]:
     events = [
         smf.Event(round(beat * TICKS_PER_BEAT), smf.CONTROL_CHANGE, channel, CC_PEDAL, value)
         for beat, value in part.pedals
+    ]
+    events += [
+        smf.Event(round(beat * TICKS_PER_BEAT), smf.CONTROL_CHANGE, channel, controller, value)
+        for beat, controller, value in part.controls
     ]
     for start, end, pitch, velocity, _ in notes:
         events.append(smf.Event(start, smf.NOTE_ON, channel, pitch, velocity))

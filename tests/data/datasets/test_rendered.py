@@ -10,6 +10,7 @@ from music_synth import prepare_data
 from music_synth.audio.soundfont import default_soundfont
 from music_synth.data.datasets import reading
 from music_synth.data.datasets.rendered import CORPUS, find_renderings
+from music_synth.data.prepared import read_manifest
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes, read_midi
 
@@ -169,4 +170,6 @@ def test_from_files_to_a_prepared_folder(folder, tmp_path, capsys):
     notes, audio = CORPUS.read(plain)
     assert pieces[plain.id].notes == notes
     np.testing.assert_allclose(pieces[plain.id].audio, audio, atol=0.6 / 32768)
-    assert (tmp_path / "prepared" / "manifest.json").exists()
+    stored = [piece for split in read_manifest(tmp_path / "prepared").values() for piece in split]
+    assert {piece.id for piece in stored} == set(pieces)
+    assert {piece.timbre for piece in [*stored, *pieces.values()]} == {"TimGM6mb"}
