@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from music_synth.audio.soundfont import Room
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
 
-KINDS = ("programs", "transposition", "tempo", "gains", "tuning", "room", "equalizer")
+KINDS = ("programs", "transposition", "tempo", "gains", "tuning", "room", "equalizer", "vibrato")
 FAMILY = 8  # programs of a General MIDI family
 SAME_PROGRAM = 0.5  # chance that a program stays
 MAX_TRANSPOSITION = 5  # semitones, up and down
@@ -21,6 +22,9 @@ MAX_GAIN = 6.0  # dB, of a channel, louder or softer
 MAX_TUNING = 15.0  # cents, up and down
 DRY = 0.25  # chance of no room at all
 MAX_EQUALIZER = 4.0  # dB, at each of EQUALIZER_BANDS
+MAX_VIBRATO = 30.0  # cents, up and down, of a channel, where pitch bends reach over two semitones
+VIBRATO = 0.3  # chance that a channel has some
+BEND = 1 << 13  # of a pitch bend, the value that bends nothing; twice as much is 200 cents up
 EQUALIZER_BANDS = (60, 250, 1000, 4000, 8000)  # Hz
 
 
@@ -35,6 +39,7 @@ class Variation:
     tuning: float = 0.0  # cents
     room: Room | bool = True
     equalizer: tuple[float, ...] = (0.0,) * len(EQUALIZER_BANDS)  # dB
+    vibrato: tuple[float, ...] = (0.0,) * 16  # cents, of each channel; drums stay
 
     @classmethod
     def draw(cls, seed: str, kinds: Collection[str] = KINDS) -> Variation:
@@ -62,11 +67,13 @@ def _draw(kind: str, rng: random.Random):
     if kind == "room":
         room = Room(rng.uniform(0.1, 0.9), rng.uniform(0.0, 0.8), rng.uniform(0.2, 1.0), rng.uniform(0.2, 0.9))
         return room if rng.random() >= DRY else False
+    if kind == "vibrato":
+        return tuple(rng.uniform(0, MAX_VIBRATO) if rng.random() < VIBRATO else 0.0 for _ in range(16))
     return tuple(rng.uniform(-MAX_EQUALIZER, MAX_EQUALIZER) for _ in EQUALIZER_BANDS)
 
 
 def vary(midi: smf.MidiFile, variation: Variation) -> smf.MidiFile:
-    """The file with what a variation changes of its events: programs, pitches, tempo and channel volumes."""
+    """The file with what a variation changes of its events: programs, pitches, tempo, channel volumes and bends."""
     pitches = [pitch for pitch, _, _, _, _, is_drum, _ in players.sounds(midi) if not is_drum]
     shift = variation.transposition
     if pitches:  # the whole piece by so much that it stays within the keys
@@ -74,9 +81,14 @@ def vary(midi: smf.MidiFile, variation: Variation) -> smf.MidiFile:
     channels = [players.Channel(number) for number in range(16)]
     first = [smf.Event(0, smf.TEMPO, 0, _tempo(smf.DEFAULT_TEMPO, variation), 0), *_start(0, channels, variation)]
     tracks: list[list[smf.Event]] = [[] for _ in midi.tracks]
+    bends, wobble, points = [BEND] * 16, list[smf.Event](), 0
+    step = max(1, midi.division // 24 or round(0.02 / midi.tick_seconds))  # ticks; 20 ms at 125 beats a minute
     for track, event in players.in_order(midi):
         tick, kind, number, a, b = event
         channel = channels[number]
+        while any(variation.vibrato) and points * step < tick:
+            wobble += _bent(points, step, channels, bends, variation)
+            points += 1
         later: list[smf.Event] = []
         if kind in (smf.NOTE_ON, smf.NOTE_OFF) and not channel.is_drum:
             a += shift
@@ -91,15 +103,35 @@ def vary(midi: smf.MidiFile, variation: Variation) -> smf.MidiFile:
             a = a if channel.is_drum else variation.programs[a]
         elif kind == smf.RHYTHM_PART:
             channel.set_rhythm_part(bool(a))
+        elif kind == smf.PITCH_BEND:
+            bends[number] = a | b << 7
         elif kind == smf.TEMPO:
             a = _tempo(a, variation)
         elif kind == smf.RESET:
             for every in channels:
                 every.reset(a)
+            bends = [BEND] * 16
             later = _start(tick, channels, variation)
         tracks[track] += [smf.Event(tick, kind, number, a, b), *later]
     tick_seconds = midi.tick_seconds / variation.tempo
-    return midi._replace(tracks=[first, *tracks], ends=[0, *midi.ends], tick_seconds=tick_seconds)
+    if wobble:
+        tracks, ends = [wobble, *tracks], [wobble[-1].tick, *midi.ends]
+    else:
+        ends = midi.ends
+    return midi._replace(tracks=[first, *tracks], ends=[0, *ends], tick_seconds=tick_seconds)
+
+
+def _bent(
+    point: int, step: int, channels: list[players.Channel], bends: list[int], variation: Variation
+) -> list[smf.Event]:
+    """Pitch bends of the channels at a point of their vibrato, ten of which are a cycle, on top of the piece's own."""
+    events = []
+    for channel, bend, cents in zip(channels, bends, variation.vibrato, strict=True):
+        if cents and not channel.is_drum:
+            value = bend + round(cents / 200 * BEND * math.sin(2 * math.pi * point / 10))
+            value = min(max(value, 0), 2 * BEND - 1)
+            events.append(smf.Event(point * step, smf.PITCH_BEND, channel.number, value & 127, value >> 7))
+    return events
 
 
 def _tempo(microseconds: int, variation: Variation) -> int:

@@ -17,7 +17,7 @@ from music_synth.data.datasets.variation import (
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
 from music_synth.midi.notes import Note
-from music_synth.midi.smf import CONTROL_CHANGE, NOTE_OFF, NOTE_ON, PROGRAM_CHANGE, TEMPO, Event
+from music_synth.midi.smf import CONTROL_CHANGE, NOTE_OFF, NOTE_ON, PITCH_BEND, PROGRAM_CHANGE, TEMPO, Event
 
 
 def piece(*events):
@@ -93,6 +93,18 @@ def test_gains_are_in_the_effective_velocity():
     # 40 log10 of the velocities' ratio is the gain
     for before, after, gain in zip(notes(SONG), louder, (-6, 6, 0), strict=True):
         assert 40 * np.log10(after.velocity / before.velocity) == pytest.approx(gain, abs=0.4)
+
+
+def test_vibrato_goes_around_the_bends_of_the_piece():
+    bent = piece(*SONG.tracks[0], (100, PITCH_BEND, 1, 0, 80))
+    varied = vary(bent, Variation(vibrato=(25.0, 10.0, *(50.0,) * 14)))
+    assert notes(varied) == notes(bent)
+    bends = [event for track in varied.tracks for event in track if event.kind == PITCH_BEND]
+    assert {event.channel for event in bends} == {*range(16)} - {9}
+    for channel, center, depth in ((0, 8192, 25), (1, 80 << 7, 10)):
+        values = [event.a | event.b << 7 for event in bends if event.channel == channel and event.tick > 100]
+        cents = (np.array(values) - center) / 8192 * 200
+        assert np.abs(cents).max() == pytest.approx(depth, rel=0.06) and abs(np.mean(cents)) < depth / 4
 
 
 def test_a_reset_keeps_the_variation():
