@@ -27,7 +27,7 @@ from music_synth.gin_files import (
     read_values,
     statements,
 )
-from music_synth.making import OPTIMIZERS, PARTS, Maker, nearest, parameter_missing
+from music_synth.making import OPTIMIZERS, PARTS, RETIRED, Maker, nearest, parameter_missing
 
 __all__ = ["CONFIGURABLES", "CONFIG_FILE", "ENTRIES", "build", "find", "load_run", "parse", "read_values", "run_text"]
 
@@ -139,6 +139,8 @@ def _bind(maker: Maker, statement: Any) -> None:
         _parameters(maker, name)
         return
     if dot and parameter not in (names := _parameters(maker, name)):
+        if statement.value == RETIRED.get(f"{name}.{parameter}", ...):
+            return
         raise UserError(parameter_missing(name, parameter, names))
     for reference in _leaves(statement.value, Reference):
         _parameters(maker, reference.name.rsplit("/", 1)[-1])

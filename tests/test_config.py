@@ -83,6 +83,15 @@ def test_recipes_are_found_where_the_package_is_installed(tmp_path, monkeypatch)
     assert config.find("diffusion.gin") == installed / "configs" / "diffusion.gin"
 
 
+def test_a_recipe_may_say_what_is_retired_where_that_did_nothing(tmp_path):
+    recipe = tmp_path / "old.gin"
+    recipe.write_text("include 'diffusion.gin'\nDiffusion.distilled = False\nwarmup_cosine.final_fraction = 0.0\n")
+    config.parse([recipe])
+    recipe.write_text("include 'diffusion.gin'\nDiffusion.distilled = True\n")
+    with pytest.raises(UserError, match="Diffusion has no parameter 'distilled'"):
+        config.parse([recipe])
+
+
 def test_setup_ships_every_config():
     text = (ROOT / "setup.py").read_text()
     assert '"music_synth.configs": "configs"' in text
