@@ -68,7 +68,9 @@ class _Writer:
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *given), strict=True))
 
         def value_of(variable: Any) -> Value:
-            return constant(variable.val) if isinstance(variable, Literal) else known[variable]
+            if isinstance(variable, Literal):
+                return constant(np.asarray(variable.val, variable.aval.dtype))  # which may be a float of Python
+            return known[variable]
 
         for equation in jaxpr.eqns:
             values = [value_of(variable) for variable in equation.invars]
