@@ -58,10 +58,11 @@ def read_t5x(
         check_inside(found.parent, found.name)
     find = included_around if gin_file else included_beside
     given = {} if found is None else read_values(found, find)
+    assumed: list[str] = []
     try:
         if found is not None and OURS in given:
             maker = Maker(read(found, find), PARTS, str(found))
-            model, tokenizer, assumed = maker.value(OURS), maker.value("task.tokenizer"), []
+            model, tokenizer = maker.value(OURS), maker.value("task.tokenizer")
         else:
             model, tokenizer, assumed = published.model_of(checkpoint.params, given, checkpoint.folder, num_heads)
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:  # of values that nothing here expects

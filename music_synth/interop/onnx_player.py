@@ -39,8 +39,9 @@ class OnnxDecoder:
         if said is None or not {"note_tokens", "noise"} <= self.shapes.keys():
             raise UserError(f"{path} is no decoder: python -m music_synth.convert RUN decoder.onnx --to onnx makes one")
         try:
-            settings: dict[str, Any] = json.loads(said)
-            self.tokenizer = Tokenizer(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+            given: dict[str, Any] = json.loads(said)
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+            self.tokenizer = Tokenizer(**settings)
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: its settings of a tokenizer do not parse ({error})") from error
 
@@ -64,9 +65,9 @@ class OnnxDecoder:
                 drawn = noise(number, shape)
             given = {"note_tokens": pad_tokens(tokens, self.shapes["note_tokens"][1])[None], "noise": drawn}
             if context_frames:
-                known = before is not None
-                given["context_mel"] = before if known else np.zeros(self.shapes["context_mel"], np.float32)
-                given["context_mask"] = np.full(self.shapes["context_mask"], known, np.float32)
+                none = np.zeros(self.shapes["context_mel"], np.float32)
+                given["context_mel"] = none if before is None else before
+                given["context_mask"] = np.full(self.shapes["context_mask"], before is not None, np.float32)
             try:
                 mel = self.session.run([MEL], given)[0]
             except Exception as error:

@@ -69,7 +69,8 @@ class _Writer:
 
         def value_of(variable: Any) -> Value:
             if isinstance(variable, Literal):
-                return constant(np.asarray(variable.val, variable.aval.dtype))  # which may be a float of Python
+                aval: Any = variable.aval
+                return constant(np.asarray(variable.val, aval.dtype))  # which may be a float of Python
             return known[variable]
 
         for equation in jaxpr.eqns:
@@ -102,8 +103,9 @@ class _Writer:
             return [self.reshaped(values[0], tuple(shape))]
         size = max(math.prod(output.shape) for output in outputs)
         largest = max((math.prod(value.shape) for value in values), default=size)
-        if all(value.array is not None for value in values) and (size <= LARGEST_FOLDED or size <= largest):
-            arrays = [np.broadcast_to(v.array, shape) for v, shape in zip(values, shapes, strict=True)]
+        known = [value.array for value in values if value.array is not None]
+        if len(known) == len(values) and (size <= LARGEST_FOLDED or size <= largest):
+            arrays = [np.broadcast_to(array, shape) for array, shape in zip(known, shapes, strict=True)]
             made = equation.primitive.bind(*arrays, **given)
             return [constant(one) for one in (made if equation.primitive.multiple_results else [made])]
         if name in ("split", "stack"):

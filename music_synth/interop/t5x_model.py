@@ -92,9 +92,12 @@ class DecoderModel(BaseModel):
     ) -> tuple[Array, Any]:
         """Computes the loss of a batch, and its metrics or (metrics, flax_mutables); dropout_rng None: no dropout."""
         train = dropout_rng is not None
-        key = typed(dropout_rng) if train else jax.random.fold_in(jax.random.key(0), jnp.sum(batch["note_tokens"]))
+        if dropout_rng is not None:
+            key = typed(dropout_rng)
+        else:
+            key = jax.random.fold_in(jax.random.key(0), jnp.sum(batch["note_tokens"]))
         loss, found = self.decoder.loss(with_mutables(params, flax_mutables), batch, key, train)
-        statistics = found.pop("statistics", {})
+        statistics: Any = found.pop("statistics", {})
         metrics = {
             name: clu.metrics.Average.from_model_output(value[None]) for name, value in ({"loss": loss} | found).items()
         }
