@@ -109,8 +109,6 @@ CASES = [
     ("synthesize {w}/prepared --checkpoint={w}/run --out={w}/all", "no MIDI file", "prepared"),
     ("synthesize {w}/in.mid --checkpoint={w}/autoregressive --out={w}/out.wav --steps=20", "num_steps"),
     ("synthesize", "midi"),
-    ("synthesize {w}/in.mid --out={w}/out.wav", "--checkpoint"),
-    ("synthesize {w}/in.mid --checkpoint={w}/run", "--out"),
     ("synthesize {w}/in.mid --checkpoint={w}/run --out={w}/out.mp3", "out.mp3", ".wav"),
     ("synthesize {w}/in.mid --checkpoint={w}/run --out={w}/out", "/out"),
     ("synthesize {w}/in.mid --checkpoint={w}/run --out={w}/no/out.wav", "/no"),
