@@ -246,7 +246,8 @@ def test_a_missing_argument_is_named(tmp_path):
 
 def test_every_name_stands_for_something():
     for name in (*config.CONFIGURABLES, *config.ENTRIES):
-        assert config._parameters(config.Maker({}, config.CONFIGURABLES), name), name
+        parameters = config._parameters(config.Maker({}, config.CONFIGURABLES), name)  # imports it
+        assert parameters or name == "CosineSchedule", name  # which has none
 
 
 def test_what_is_built_are_the_plain_classes(recipe):

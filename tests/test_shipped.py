@@ -101,7 +101,9 @@ def level(mel: np.ndarray) -> float:
     return float(10 * np.log10(np.mean(np.exp(2.0 * mel[: 4 * FRAME_RATE]))))
 
 
-@pytest.mark.xfail(strict=True, reason="the weights of 2026-11-29 follow 4 of 18 dB: they heard few velocities below 70")
+@pytest.mark.xfail(
+    strict=True, reason="the weights of 2026-11-29 follow 4 of 18 dB: they heard few velocities below 70"
+)
 @with_weights
 @every_decoder
 def test_loudness_is_that_of_the_recording(name):
