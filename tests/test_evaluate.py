@@ -96,13 +96,14 @@ def test_scores_are_those_of_the_data(evaluated):
 
 
 def test_the_report_holds_everything_and_asks_for_nothing(evaluated):
-    """Rows, plots, and both pieces as every system plays them; no address but data in the page itself."""
+    """Rows, plots, and both pieces as every system plays them; no address but data in the page, and the studio's."""
     folder, printed = evaluated
     page = (folder / "scores" / "report.html").read_text()
     assert str(folder / "scores" / "report.html") in printed
     assert "viewport" in page and page.count("<tr") == 1 + len(ROWS)
     sources = re.findall(r'(?:src|href)="(.{20})', page)
-    assert len(sources) > 10 and all(source.startswith("data:") for source in sources)
+    assert len(sources) > 10 and all(source.startswith(("data:", "http://127.0.0.1:")) for source in sources)
+    assert 'src="http' not in page  # the studio is a link, nothing that the page loads
     sounds = re.findall(r'src="data:audio/flac;base64,([^"]+)"', page)
     assert len(sounds) == 2 * (1 + 4 + 1)  # target, two models and their means, inverter
     audio, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0])))

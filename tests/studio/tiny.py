@@ -50,7 +50,7 @@ SEGMENT = 256 * 320  # samples
 def decoder(scale: float = 4.0) -> Decoder:
     """An untrained decoder of the kind that ships; its samples are noise that heeds the notes."""
     schedule = LogNormalSchedule()
-    model = Diffusion(NETWORK, schedule, "v", "v", "l2", "none", condition_dropout=0.0, sampler=SAMPLER)
+    model = Diffusion(NETWORK, schedule, "v", "v", "l2", condition_dropout=0.0, sampler=SAMPLER)
     params = tiny_runs.random_like(model.init)
     params = jax.tree.map(lambda leaf: leaf * np.float32(scale), params)
     return Decoder(model, params, Tokenizer(max_tokens=128))
