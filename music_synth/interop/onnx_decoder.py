@@ -29,7 +29,6 @@ from music_synth.models.base import Params
 
 MAX_TOKENS = 512  # of a segment, unless said; what attention costs grows with their square
 MAX_STEPS = 64  # of a sampler, as they are written one by one
-STOCHASTIC = ("ddpm", "dpmpp_2m_sde")
 
 
 def export_decoder(model: Any, params: Params, tokenizer: Tokenizer, path: Path, max_tokens: int | None = None) -> None:
@@ -49,7 +48,7 @@ def export_decoder(model: Any, params: Params, tokenizer: Tokenizer, path: Path,
             f"Sampler.num_steps = {sampler.num_steps}: as ONNX at most {MAX_STEPS}; set fewer in its config"
         )
     count = min(max_tokens or MAX_TOKENS, network.max_tokens)
-    noises = 1 + (sampler.num_steps if sampler.name in STOCHASTIC else 0)
+    noises = 1 + (sampler.num_steps if sampler.name == "ddpm" else 0)
     shapes = {"note_tokens": (1, count), "noise": (1, noises, network.target_frames, network.num_mels)}
     if network.context_frames:
         shapes |= {"context_mel": (1, network.context_frames, network.num_mels)}

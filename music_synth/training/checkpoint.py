@@ -225,9 +225,8 @@ def _items(state: TrainState) -> dict[str, Any]:
     items = {"params": state.params}
     if state.ema_params is not None:
         items["ema_params"] = state.ema_params
-    opt_state = unflatten_dict(
-        _paths(state.opt_state), sep="/"
-    )  # named tuples as dictionaries: files outlive optax's classes
+    # Named tuples as dictionaries: files outlive optax's classes.
+    opt_state = unflatten_dict(_paths(state.opt_state), sep="/")
     items["progress"] = {"step": state.step, "rng": state.rng, "opt_state": opt_state}
     return items
 
