@@ -18,6 +18,7 @@ from music_synth.files import replacing
 WRITABLE = {".wav": "WAV", ".flac": "FLAC"}
 MIN_RATE, MAX_RATE, MAX_SECONDS = 1000, 768_000, 24 * 3600  # that a file may say of itself: Hz, Hz, s
 BLOCK = 1 << 18  # samples of each channel that are read at a time
+MAX_PEAK = 0.99  # to which louder renderings are turned down
 MAX_WAV_SAMPLES = (2**32 - 64) // 2  # its header counts bytes in 32 bits
 
 
@@ -76,6 +77,12 @@ def _resampled(blocks: Iterable[np.ndarray], source_rate: float, target_rate: fl
         yield mono if stream is None else stream.resample_chunk(mono)
     if stream is not None and size:
         yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def turned_down(audio: np.ndarray) -> np.ndarray:
+    """Turns audio [S] down so far that its peak is at most `MAX_PEAK`; what is no louder stays as it is."""
+    peak = np.abs(audio).max(initial=0.0)
+    return audio if peak <= MAX_PEAK else audio * np.float32(MAX_PEAK / peak)
 
 
 def audio_to_int16(audio: np.ndarray) -> np.ndarray:

@@ -182,11 +182,7 @@ class Recording(NamedTuple):
     def notes_from(self, start: int, num_frames: int) -> list[Note]:
         """The notes of the frames from sample `start` on, with those that still ring there; seconds from there."""
         first, end = start / SAMPLE_RATE, (start + (num_frames + SOURCE_HOPS) * HOP_LENGTH) / SAMPLE_RATE
-        return [
-            note._replace(onset=note.onset - first, offset=note.offset - first)
-            for note in self.notes
-            if note.onset < end and note.offset > first - RELEASE_SECONDS
-        ]
+        return [note.since(first) for note in self.notes if note.onset < end and note.offset > first - RELEASE_SECONDS]
 
     def frames(self, start: int, count: int) -> np.ndarray:
         """float32 [count, 128], the stored mel from sample `start` on; after its end silence."""

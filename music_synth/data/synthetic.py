@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from music_synth import errors
-from music_synth.audio.io import audio_from_int16, audio_to_int16, resample
+from music_synth.audio.io import audio_from_int16, audio_to_int16, resample, turned_down
 from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.audio.soundfont import RENDER_RATE, render_midi
 from music_synth.data.composer.ensembles import ENSEMBLES
@@ -48,7 +48,6 @@ KINDS = tuple(ENSEMBLES)  # they take turns, so a third of the time is piano and
 HELD_OUT_SHARE = 1 / 8  # of the training minutes, for validation and for test
 PIECE_SECONDS = (36, 54)  # drawn evenly; pieces end with a whole phrase, so they come out 30 to 60 s long
 MEAN_SECONDS = 46  # with the release of the last notes
-MAX_PEAK = 0.99  # the rare louder piece is turned down to it
 
 PIANOS = (0, 0, 0, 0, 1, 2, 4, 5, 6)
 GUITARS = (24, 24, 24, 25, 25, 25, 26, 26, 27)
@@ -257,9 +256,7 @@ def compose(spec: PieceSpec) -> bytes:
 
 def render(midi: bytes, reverb: bool = True, soundfont: Path | None = None) -> np.ndarray:
     """The sound of a piece: float32 [S], 16 kHz, mono, peak at most 0.99, until the last release ends."""
-    audio = resample(render_midi(midi, soundfont, reverb=reverb), RENDER_RATE, SAMPLE_RATE)
-    peak = np.abs(audio).max()
-    return audio if peak <= MAX_PEAK else audio * np.float32(MAX_PEAK / peak)
+    return turned_down(resample(render_midi(midi, soundfont, reverb=reverb), RENDER_RATE, SAMPLE_RATE))
 
 
 def make_pieces(specs: Iterable[PieceSpec], workers: int = 2) -> Iterator[tuple[PieceSpec, bytes, np.ndarray]]:

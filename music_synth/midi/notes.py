@@ -37,6 +37,10 @@ class Note(NamedTuple):
     is_drum: bool = False
     instrument: int = 0
 
+    def since(self, origin: float) -> Note:
+        """Counts the note's times from `origin`, in seconds."""
+        return self._replace(onset=self.onset - origin, offset=self.offset - origin)
+
 
 class Pedal(NamedTuple):
     """A sustain pedal movement of one instrument: down from value 64 on, else up."""

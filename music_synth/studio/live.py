@@ -204,7 +204,7 @@ class LivePlayer:
         mel = decoder.sample_one([tokens], self._number, 0, context)[:FRAMES]
         timeline.replace(frame, mel, len(context))
         origin = (frame - RUN_UP) / FRAME_RATE
-        shifted = [note._replace(onset=note.onset - origin, offset=note.offset - origin) for note in notes]
+        shifted = [note.since(origin) for note in notes]
         clip = timeline.before(frame + FRAMES, RUN_UP + FRAMES)
         wanted = RUN_UP + FRAMES - LOOK_AHEAD
         if isinstance(self.inverter, NeuralInverter):

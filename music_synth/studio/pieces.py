@@ -71,12 +71,13 @@ def changes(edit: Edit) -> bool:
 
 def edit_notes(notes: Iterable[Note], edit: Edit) -> list[Note]:
     """Changes notes part by part; those that leave the range of MIDI are gone, and so are muted parts."""
-    alone = {number for number, part in edit.parts.items() if part.solo}
+    notes = list(notes)
+    heard = {number for number in {note.instrument for note in notes} if edit.hears(number)}
     result = []
     for note in notes:
-        part = edit.parts.get(note.instrument, PartEdit())
-        if part.mute or (alone and note.instrument not in alone):
+        if note.instrument not in heard:
             continue
+        part = edit.parts.get(note.instrument, PartEdit())
         is_drum = note.is_drum if part.drum is None else part.drum
         pitch = note.pitch if is_drum else note.pitch + edit.transpose
         if not 0 <= pitch <= 127:

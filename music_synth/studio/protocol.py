@@ -74,6 +74,11 @@ class Edit:
     transpose: int = 0  # semitones, of what is not a drum
     tempo: float = 1.0  # times as fast
 
+    def hears(self, part: int) -> bool:
+        """Tells whether a part is heard: it is not mute, and where any are solo it is one of them."""
+        own, alone = self.parts.get(part, PartEdit()), any(other.solo for other in self.parts.values())
+        return not own.mute and (own.solo or not alone)
+
 
 @dataclass(frozen=True)
 class Voice:

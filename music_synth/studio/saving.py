@@ -82,12 +82,11 @@ def write_audio(target: Path, voice: Voice, piece: StudioPiece, edit: Edit, voic
 
 def stems(piece: StudioPiece, edit: Edit) -> Iterator[tuple[str, Edit]]:
     """Yields (name of a file, the edit in which that part is alone) of every part that is heard."""
-    alone = {number for number, part in edit.parts.items() if part.solo}
     for part in piece.describe()["parts"]:
         number = part["part"]
-        own = edit.parts.get(number, PartEdit())
-        if own.mute or (alone and number not in alone):
+        if not edit.hears(number):
             continue
+        own = edit.parts.get(number, PartEdit())
         others = {other: dataclasses.replace(change, solo=False) for other, change in edit.parts.items()}
         program = part["program"] if own.program is None else own.program
         drum = part["drum"] if own.drum is None else own.drum

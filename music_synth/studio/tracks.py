@@ -96,11 +96,7 @@ def decoded(
     begin = first * frames - run_up
     origin = begin / FRAME_RATE
     if begin:
-        notes = [
-            note._replace(onset=note.onset - origin, offset=note.offset - origin)
-            for note in notes
-            if note.offset > origin - REACH_SECONDS
-        ]
+        notes = [note.since(origin) for note in notes if note.offset > origin - REACH_SECONDS]
     position, wanted = begin * HOP_LENGTH, first * frames * HOP_LENGTH
     for audio in stream_audio(inverter, mels(), notes):
         yield from new

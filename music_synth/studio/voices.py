@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from music_synth.audio.io import audio_to_int16, resample
-from music_synth.audio.mel import SAMPLE_RATE
-from music_synth.audio.soundfont import RENDER_RATE, render_midi
+from music_synth.audio.io import audio_to_int16
+from music_synth.data.synthetic import render
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import TOKEN_BUCKETS
@@ -29,7 +28,6 @@ from music_synth.vocoder.inverter import Inverter
 
 WARM_STRETCHES = 2  # of audio: the first and one like all others
 WARM_BUCKETS = 5  # numbers of note tokens, from the fewest
-LOUDEST = 0.99  # to which a rendering is turned down that would be louder than audio can be
 
 
 @dataclass(eq=False, repr=False)  # printing the parameters would take seconds
@@ -135,9 +133,7 @@ class Voices:
 
 
 def _rendering(midi: bytes, soundfont: Path | None) -> np.ndarray:
-    audio = resample(render_midi(midi, soundfont), RENDER_RATE, SAMPLE_RATE)
-    peak = float(np.abs(audio).max(initial=0.0))
-    return audio_to_int16(audio if peak <= LOUDEST else audio * np.float32(LOUDEST / peak))
+    return audio_to_int16(render(midi, soundfont=soundfont))
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from music_synth.audio import io
 from music_synth.audio.mel import SAMPLE_RATE, log_mel
 from music_synth.data import synthetic
 from music_synth.data.composer import ensembles, lines, score, theory, wide
@@ -241,7 +242,7 @@ def test_render_short_piece(kind):
     short = PieceSpec(spec.id, kind, spec.programs, "short", 6.0)
     midi = compose(short)
     audio = render(midi)
-    assert audio.dtype == np.float32 and 0.05 < np.abs(audio).max() <= synthetic.MAX_PEAK
+    assert audio.dtype == np.float32 and 0.05 < np.abs(audio).max() <= io.MAX_PEAK
     end = max(n.offset for n in read_midi(midi, as_published=True))
     assert end < len(audio) / SAMPLE_RATE < end + 8 and end < 25
     assert np.abs(audio[-800:]).max() < 0.001, "everything has rung out"

@@ -233,7 +233,7 @@ def write_pictures(folder: Path, checks: Sequence[Check]) -> list[Path]:
         start = max(0.0, min(note.onset for note in notes) - 1.0)
         first, end = round(start * FRAME_RATE), round((start + PICTURE_SECONDS) * SAMPLE_RATE)
         mel = mel_of(read_audio(pair.files[0])[:end])[first:]
-        shown = [note._replace(onset=note.onset - start, offset=note.offset - start) for note in notes]
+        shown = [note.since(start) for note in notes]
         path = folder / f"{pair.id[:100]}.png"
         plot_piece(
             path, {"log-mel": mel}, shown, title=f"{pair.id}, from {start:.1f} s. {check.reason or check.remark}"

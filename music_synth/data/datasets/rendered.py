@@ -21,10 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.io import resample
+from music_synth.audio.io import resample, turned_down
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.audio.soundfont import RENDER_RATE, default_soundfont, render_midi
 from music_synth.data.datasets.corpus import Content, Found, Measured, Recording, check, split_by_chance
@@ -35,7 +34,6 @@ from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.wad import is_wad, read_wad
 
 GAIN = 0.5  # FluidSynth's; full arrangements then peak below 1
-MAX_PEAK = 0.99  # the rare louder piece is turned down to it
 MAX_MINUTES = 60  # of a piece
 
 
@@ -88,8 +86,7 @@ class Rendered:
             midi, recording.files[1], RENDER_RATE, reverb=change.room, gain=recording.gain, tuning=change.tuning
         )
         audio = equalize(resample(audio, RENDER_RATE, SAMPLE_RATE), SAMPLE_RATE, change.equalizer)
-        peak = np.abs(audio).max(initial=0.0)
-        return check(recording, notes, audio if peak <= MAX_PEAK else audio * np.float32(MAX_PEAK / peak))
+        return check(recording, notes, turned_down(audio))
 
     def _variation(self, recording: Rendering) -> Variation:
         return Variation.draw(recording.seed, recording.kinds) if recording.seed else Variation()
