@@ -47,7 +47,6 @@ import numpy as np
 from music_synth import config, errors
 from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE, log_mel, scale_mel
 from music_synth.compilation import keep_compiled
-from music_synth.diffusion import sampler as samplers
 from music_synth.diffusion.process import to_x_0
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
@@ -269,7 +268,8 @@ class Plain:
             output = decode(*encodings)
             if guidance_scale != 1.0:
                 output = guidance_scale * output + (1.0 - guidance_scale) * decode(*nothing)
-            return samplers.clip(to_x_0(output, x_t, log_snr, model.prediction_type), model.sampler)
+            x_0 = to_x_0(output, x_t, log_snr, model.prediction_type)
+            return jnp.clip(x_0, -1.0, 1.0) if model.sampler.clip_x_0 else x_0
 
         return functools.partial(denoise, self.params, self.x_t, self.t, encodings, nothing)
 
