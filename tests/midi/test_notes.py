@@ -242,7 +242,7 @@ def test_ten_thousand_notes_read_quickly():
     notes = [Note(int(rng.integers(128)), 80, int(rng.integers(8)), t, t + 0.3) for t in onsets]
     data = midi_bytes(notes, [Pedal(float(t), 0, 127 * (t % 2)) for t in range(600)])
     seconds = []
-    for _ in range(3):  # the best of three by this thread's clock: other work in the process and beside it does not count
+    for _ in range(3):  # the best of three by this thread's clock: other work does not count
         start = time.thread_time()
         notes = read_midi(data, as_published=True)
         seconds.append(time.thread_time() - start)
