@@ -65,21 +65,6 @@ class Row:
     after: bool = False  # whether it takes the clips of another row, which come first
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A row with its numbers."""
-
-    name: str
-    kind: str
-    mode: str
-    failed: str  # why the clips could not be made
-    cells: dict[str, Cell]
-    drift: dict[str, list[dict[str, float]]]  # measure -> the k-th 5.12 s
-    folder: str  # of its clips
-    against: str  # folder of the row that it should be no worse than, or ""
-    about: dict[str, Any]
-
-
 def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverters: Mapping[str, str]) -> list[Row]:
     """Lists the rows beside the models; `inverters` are checksums of their files, by name."""
     mean = Row(
@@ -181,8 +166,8 @@ def score(
     group_size: int = 8,
     beam_options: Sequence[str] | None = None,
     progress: bool = False,
-) -> Iterator[Scored]:
-    """Makes and measures the clips; yields the rows with their numbers, in order.
+) -> Iterator[dict[str, Any]]:
+    """Makes and measures the clips; yields the rows with their numbers, as of `summarized`, in order.
 
     Args:
       rows: one that takes the clips of another comes after it.
@@ -211,16 +196,29 @@ def score(
             yield summarized(row, targets, tools)
 
 
-def summarized(row: Row, targets: Targets, tools: Tools) -> Scored:
-    """Makes the cells of a row from the scores of its clips."""
+def summarized(row: Row, targets: Targets, tools: Tools) -> dict[str, Any]:
+    """Makes what scores.json says of a row, from the scores of its clips.
+
+    {name, kind, mode, about: of `Row`; folder of its clips; against: that of the row it should be no worse than, or "";
+    failed: why the clips could not be made, or ""; cells: of `measures.as_json`; drift: {measure: of `measures.drift`}}
+    """
     scores = [row.folder.read_json(name, SCORES) for name in targets.names]
     failed = next((own["failed"] for own in scores if "failed" in own), "")
     cells = {} if failed else measures.summarize(row.folder, targets.folder, targets.names, tools)
     if isinstance(row.source, Recording) and not targets.have_audio:
         cells = {"log_mel": Cell(missing="needs recordings: prepare_data --audio keeps them")}
     drifts = {} if failed else {key: measures.drift(row.folder, targets.names, key) for key in ("log_mel", "stft")}
-    against = row.against.path.name if row.against else ""
-    return Scored(row.name, row.kind, row.mode, failed, cells, drifts, row.folder.path.name, against, dict(row.about))
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "mode": row.mode,
+        "failed": failed,
+        "cells": measures.as_json(cells),
+        "drift": drifts,
+        "folder": row.folder.path.name,
+        "against": row.against.path.name if row.against else "",
+        "about": dict(row.about),
+    }
 
 
 def spread(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -21,8 +20,6 @@ from music_synth.playing import piece_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from music_synth.midi.notes import Note
 
 NO_WORSE = "no worse than the reference"
 
@@ -142,28 +139,8 @@ EXCERPT_FRAMES = 10 * FRAME_RATE  # of an example
 MAX_MODELS = 6  # that an example shows beside the target
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """A part of a clip as one system makes it."""
-
-    name: str
-    mel: np.ndarray  # log-mel [T, M]
-    audio: np.ndarray  # [S]
-
-
-@dataclass(frozen=True)
-class Example:
-    """An excerpt of a piece: what was to sound, and what each system made of it, the target first."""
-
-    title: str
-    notes: list[Note]  # times from the excerpt's beginning
-    seconds: float
-    sounds: list[Excerpt]
-    link: str = ""  # the same moment in the studio, as `studio_command` starts it
-
-
-def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], title: str = "Evaluation") -> None:
-    """One file with everything in it: the table with intervals, plots, and examples to be seen and heard.
+def write_html(path: Path, scores: dict[str, Any], examples: Sequence[dict], title: str = "Evaluation") -> None:
+    """One file with everything in it: the table with intervals, plots, and examples, as of `make_examples`.
 
     UserError if jinja2 is not installed or the file cannot be written.
     """
@@ -182,22 +159,7 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[Example], 
         rows=rows,
         plots=[(name, data_uri(png(figure), "image/png")) for name, figure in plots(scores)],
         studio=studio_command(scores),
-        examples=[
-            {
-                "title": example.title,
-                "link": example.link,
-                "roll": piano_roll_svg(example.notes, example.seconds),
-                "sounds": [
-                    {
-                        "name": sound.name,
-                        "image": data_uri(mel_webp(sound.mel), "image/webp"),
-                        "audio": data_uri(flac(sound.audio), "audio/flac"),
-                    }
-                    for sound in example.sounds
-                ],
-            }
-            for example in examples
-        ],
+        examples=examples,
     )
     try:
         write_whole(path, page)
@@ -211,8 +173,11 @@ def interval_text(cell: dict[str, Any], digits: int) -> str:
     return f"R² {cell['r_squared']:.2f}" if "r_squared" in cell else ""
 
 
-def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> list[Example]:
-    """Excerpts of the clips in turn, from their beginnings first, as the target and the first few models play them."""
+def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> list[dict[str, Any]]:
+    """Excerpts of the clips in turn, from their beginnings first, as the target and the first few models play them.
+
+    Each is {title, link to the same moment in the studio, roll of its notes, sounds: of `excerpt`, the target first}.
+    """
     whole = [row for row in scores["rows"] if row["kind"] == "model"]
     whole = [row for row in whole if row["mode"] == whole[0]["mode"]][:MAX_MODELS]
     shown = [*whole, *(row for row in scores["rows"][-1:] if row["kind"] == "ceiling")]  # the ground truth, inverted
@@ -231,20 +196,29 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
         frames, samples = (
             slice(first * step, (first + EXCERPT_FRAMES) * step) for step in (1, SAMPLE_RATE // FRAME_RATE)
         )
-        sounds = [Excerpt("target", target.mel[frames], target.audio[samples])]
+        sounds = [excerpt("target", target.mel[frames], target.audio[samples])]
         for system, folder in systems:
             sound = folder.find_sound(name)
             if sound is not None and sound.audio is not None:
-                sounds.append(Excerpt(system, sound.mel[frames], sound.audio[samples]))
-        seconds, start = len(sounds[0].mel) / FRAME_RATE, first / FRAME_RATE
+                sounds.append(excerpt(system, sound.mel[frames], sound.audio[samples]))
+        seconds, start = len(target.mel[frames]) / FRAME_RATE, first / FRAME_RATE
         notes = [
             note._replace(onset=max(note.onset - start, 0.0), offset=min(note.offset - start, seconds))
             for note in target.notes
             if note.offset > start and note.onset < start + seconds
         ]
-        link = studio_link(scores, target.id, start)
-        made.append(Example(f"{target.id}, from {start:.0f} s", notes, seconds, sounds, link))
+        said = {"title": f"{target.id}, from {start:.0f} s", "link": studio_link(scores, target.id, start)}
+        made.append({**said, "roll": piano_roll_svg(notes, seconds), "sounds": sounds})
     return made
+
+
+def excerpt(name: str, mel: np.ndarray, audio: np.ndarray) -> dict[str, str]:
+    """Makes {name, image, audio}, to be seen and heard, of log-mel [T, M] and audio [S]."""
+    return {
+        "name": name,
+        "image": data_uri(mel_webp(mel), "image/webp"),
+        "audio": data_uri(flac(audio), "audio/flac"),
+    }
 
 
 # --- the same in the studio ----------------------------------------------------------------------------------------

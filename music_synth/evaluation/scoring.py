@@ -20,7 +20,7 @@ from music_synth.errors import UserError
 from music_synth.evaluation import evaluator, measures, report
 from music_synth.evaluation.clips import file_checksum
 from music_synth.evaluation.embeddings import load_embeddings
-from music_synth.evaluation.evaluator import MODEL, Row, Scored
+from music_synth.evaluation.evaluator import MODEL, Row
 from music_synth.evaluation.measures import Column, Tools
 from music_synth.evaluation.pieces import mean_log_mel, rendered, store_targets, take
 from music_synth.evaluation.sources import WHOLE, Checkpoint
@@ -121,8 +121,7 @@ def evaluate(
     beam = [*options, f"--runner={beam_runner}"] if beam_runner else None
     order = sorted(rows, key=lambda row: row.after)  # what takes the clips of others comes after them
     made = evaluator.score(order, targets, open_tools, batch_size, beam, progress=True)
-    by_folder = {row.folder: row for row in made}
-    scored = [by_folder[row.folder.path.name] for row in rows]
+    by_folder = {row["folder"]: row for row in made}
     columns = measures.columns(list(tools.embeddings))
     scores: dict[str, Any] = {
         "task": task if soundfont is None else f"the embedded test pieces by {Path(soundfont).name}",
@@ -136,7 +135,7 @@ def evaluate(
         "note": "Intervals of 95 % over clips.",
         "clips": targets.names,
         "columns": [dataclasses.asdict(column) for column in columns],
-        "rows": [as_json(row, by_folder, columns) for row in scored],
+        "rows": [judged(by_folder[row.folder.path.name], by_folder, columns) for row in rows],
     }
     try:
         write_whole(folder / "scores.json", json.dumps(scores, indent=1))
@@ -277,25 +276,23 @@ def held_against(row: Row, models: Sequence[Row]) -> Row:
 def is_no_worse(cells: Mapping[str, Any], reference: Mapping[str, Any], columns: Sequence[Column]) -> bool:
     """Tells whether every number of quality lies inside the reference's 95 % interval, or is better."""
     for column in columns:
-        own, other = cells.get(column.key), reference.get(column.key)
+        own, other = cells.get(column.key, {}), reference.get(column.key, {})
         if not column.essential or column is measures.COST or column.higher_is_better is None:
             continue
-        if own is None or other is None or own.value is None or other.value is None:
+        if "value" not in own or "value" not in other:
             continue
-        limit = other.low if column.higher_is_better else other.high
-        limit = other.value if limit is None else limit
-        if own.value < limit if column.higher_is_better else own.value > limit:
+        limit = other.get("low" if column.higher_is_better else "high", other["value"])
+        if own["value"] < limit if column.higher_is_better else own["value"] > limit:
             return False
     return True
 
 
-def as_json(row: Scored, rows: Mapping[str, Scored], columns: Sequence[Column]) -> dict[str, Any]:
-    """Says a row for scores.json, with what it is no worse than."""
-    said = dataclasses.asdict(row) | {"cells": measures.as_json(row.cells)}
-    if row.against and not row.failed:
-        other = rows[row.against]
-        said["no_worse"] = not other.failed and is_no_worse(row.cells, other.cells, columns)
-    return said
+def judged(row: dict[str, Any], rows: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+    """Says of a row whether it is no worse than the one, of `rows` by folder, that it is held against."""
+    if not row["against"] or row["failed"]:
+        return row
+    other = rows[row["against"]]
+    return row | {"no_worse": not other["failed"] and is_no_worse(row["cells"], other["cells"], columns)}
 
 
 def cheapest(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -92,7 +92,7 @@ def score(model, pieces, folder, batch_size=8, seed=0, **settings):
 
 
 def errors(rows):
-    return [row.cells["log_mel"].value if row.cells else None for row in rows]
+    return [row["cells"]["log_mel"].get("value") if row["cells"] else None for row in rows]
 
 
 def test_a_perfect_model_scores_zero_and_the_mean_spectrum_does_not(tmp_path):
@@ -109,7 +109,7 @@ def test_a_perfect_model_scores_zero_and_the_mean_spectrum_does_not(tmp_path):
 def test_errors_add_up_over_whole_pieces_but_not_over_single_segments(tmp_path):
     rows = score(Staircase(2.0), [staircase_piece("a", 14)], tmp_path)  # 4 segments, the last of 2 frames
     # Chained, segment j is j too high; with its true context every one but the first is 1 too high.
-    assert [row.mode for row in rows] == ["", WHOLE, SINGLE, "", "", ""]
+    assert [row["mode"] for row in rows] == ["", WHOLE, SINGLE, "", "", ""]
     assert errors(rows)[1] == pytest.approx(DB * (0 * 4 + 1 * 4 + 2 * 4 + 3 * 2) / 14)
     assert errors(rows)[2] == pytest.approx(DB * 10 / 14)
 
@@ -134,8 +134,8 @@ def test_drift_is_told_by_the_kth_stretch_of_a_piece(tmp_path):
     mel[256:512], mel[512:] = 3.0, 5.0
     pieces = [Piece("long", [], mel), Piece("short", [], mel[:300])]
     whole = score(level, pieces, tmp_path)[1]
-    assert [point["clips"] for point in whole.drift["log_mel"]] == [2, 2, 1]
-    assert [point["value"] for point in whole.drift["log_mel"]] == pytest.approx([DB, 2 * DB, 4 * DB])
+    assert [point["clips"] for point in whole["drift"]["log_mel"]] == [2, 2, 1]
+    assert [point["value"] for point in whole["drift"]["log_mel"]] == pytest.approx([DB, 2 * DB, 4 * DB])
 
 
 def test_the_recording_is_compared_with_the_mel(tmp_path):
@@ -151,14 +151,14 @@ def test_the_recording_is_compared_with_the_mel(tmp_path):
 
 def test_without_recordings_their_row_says_so(tmp_path):
     recording = score(Staircase(0.0), [staircase_piece("a", 10)], tmp_path)[3]
-    assert "needs recordings" in recording.cells["log_mel"].missing and len(recording.cells) == 1
+    assert "needs recordings" in recording["cells"]["log_mel"]["missing"] and len(recording["cells"]) == 1
 
 
 def test_what_was_made_is_not_made_again(tmp_path):
     pieces = [staircase_piece(name, 10) for name in "abc"]
     first = score(Staircase(1.0), pieces, tmp_path)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npz")}
-    lost = [path for path in made if path.parent.name == first[1].folder][:1]
+    lost = [path for path in made if path.parent.name == first[1]["folder"]][:1]
     for path in lost:
         path.unlink()
     again = score(Staircase(1.0), pieces, tmp_path)
@@ -199,10 +199,12 @@ def test_calibration_and_change_tell_a_generator_from_a_regression_and_from_nois
 
     for spread, calibration, change in ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (3.0, 3 / 5**0.5, 3.0)):
         whole, single = score(Gaussian(spread), pieces, tmp_path / str(spread))[1:3]
-        assert whole.cells["calibration"].value == pytest.approx(calibration, abs=0.02)
-        assert whole.cells["change"].value == pytest.approx(change, abs=0.03)
-        assert whole.cells["change"].low <= whole.cells["change"].value <= whole.cells["change"].high
-        assert "calibration" not in single.cells and single.cells["change"].value == pytest.approx(change, abs=0.03)
+        assert whole["cells"]["calibration"]["value"] == pytest.approx(calibration, abs=0.02)
+        assert whole["cells"]["change"]["value"] == pytest.approx(change, abs=0.03)
+        assert whole["cells"]["change"]["low"] <= whole["cells"]["change"]["value"] <= whole["cells"]["change"]["high"]
+        assert "calibration" not in single["cells"] and single["cells"]["change"]["value"] == pytest.approx(
+            change, abs=0.03
+        )
 
 
 def test_noise_laid_on_a_mean_has_the_covariance_of_its_error(tmp_path):
@@ -217,7 +219,9 @@ def test_noise_laid_on_a_mean_has_the_covariance_of_its_error(tmp_path):
     _, scored = evaluator.score([mean, floor], targets, lambda: tools)
     made = np.concatenate([floor.folder.read_sound(name).mel for name in targets.names]) - 1.0  # the level
     np.testing.assert_allclose(np.cov(made.T), mix @ mix.T, atol=0.12 * np.diag(mix @ mix.T).mean())
-    assert scored.name == "it plus Gaussian noise" and scored.cells["change"].value == pytest.approx(1, abs=0.02)
+    assert scored["name"] == "it plus Gaussian noise" and scored["cells"]["change"]["value"] == pytest.approx(
+        1, abs=0.02
+    )
     again = evaluator.noisy_row(mean, targets, tmp_path, SUMS, 1)
     assert again.folder != floor.folder
 
@@ -227,7 +231,7 @@ def test_a_floor_of_a_model_that_failed_says_so(tmp_path):
     targets = chosen.store_targets([staircase_piece("a", 12)], tmp_path, tools, SUMS)
     mean = evaluator.model_rows(functools.partial(checkpoint, Staircase(np.nan)), tmp_path, SUMS, 0, 8)[0]
     _, floor = evaluator.score([mean, evaluator.noisy_row(mean, targets, tmp_path, SUMS, 0)], targets, lambda: tools)
-    assert "is gone or damaged" in floor.failed
+    assert "is gone or damaged" in floor["failed"]
 
 
 def test_every_inverter_plays_the_truth_and_what_was_sampled_once(tmp_path):
@@ -250,11 +254,15 @@ def test_every_inverter_plays_the_truth_and_what_was_sampled_once(tmp_path):
     ceilings = evaluator.reference_rows(np.zeros(128, np.float32), tmp_path, sums)[3:]
     assert [row.name for row in ceilings] == ["ground truth through first", "ground truth through second"]
     rows = list(evaluator.score([*models, *ceilings], targets, lambda: tools))
-    assert rows[2].against == rows[0].folder and rows[4].against == rows[3].folder and not rows[1].against
+    assert (
+        rows[2]["against"] == rows[0]["folder"] and rows[4]["against"] == rows[3]["folder"] and not rows[1]["against"]
+    )
     heard = [row.folder.read_sound(targets.names[0]).audio[0] for row in (*models, *ceilings)]
     assert heard == pytest.approx([0, 0, 0.1, 0, 0.1], abs=1e-4)
-    assert rows[2].cells["log_mel"].value == rows[0].cells["log_mel"].value
-    assert rows[2].cells["stft"].value != rows[0].cells["stft"].value and rows[4].cells["cost"].value > 0
+    assert rows[2]["cells"]["log_mel"]["value"] == rows[0]["cells"]["log_mel"]["value"]
+    assert (
+        rows[2]["cells"]["stft"]["value"] != rows[0]["cells"]["stft"]["value"] and rows[4]["cells"]["cost"]["value"] > 0
+    )
     assert len(calls) <= 4  # traced for whole pieces and for single segments, and no more for the second inverter
 
 
@@ -311,8 +319,8 @@ def test_a_model_without_context_is_scored_too(tmp_path):
 
 def test_a_model_that_writes_no_numbers_fails_alone(tmp_path):
     mean, whole, single, *_ = score(Staircase(np.nan), [staircase_piece("a", 12)], tmp_path)
-    assert "segment 1" in whole.failed and "not finite" in whole.failed and "not finite" in single.failed
-    assert not whole.cells and mean.cells
+    assert "segment 1" in whole["failed"] and "not finite" in whole["failed"] and "not finite" in single["failed"]
+    assert not whole["cells"] and mean["cells"]
     assert errors(score(Staircase(1.0), [staircase_piece("a", 12)], tmp_path))[1] == 0
 
 
@@ -328,7 +336,9 @@ def peak_of(num_clips, folder):
     targets = chosen.store_targets(pieces, folder, tools, {"noise": "0"})
     decoder = Decoder(Dice(LONG), {}, Tokenizer(segment_frames=500, max_tokens=64))
     rows = evaluator.model_rows(lambda: Checkpoint("it", decoder), folder, {"noise": "0"}, 0, 4)
-    assert all(row.cells["log_mel"].clips == num_clips for row in evaluator.score(rows, targets, lambda: tools, 4))
+    assert all(
+        row["cells"]["log_mel"]["clips"] == num_clips for row in evaluator.score(rows, targets, lambda: tools, 4)
+    )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from music_synth import playing
 from music_synth.evaluation import report
+from music_synth.pictures import piano_roll_svg
 from tests.test_pictures import NOTES
 
 
@@ -83,8 +84,10 @@ def test_of_what_should_be_one_the_nearest_is_best():
 def write_page(path):
     rng = np.random.default_rng(0)
     mel = rng.normal(-4, 2, (500, 128)).astype(np.float32)
-    sounds = [report.Excerpt(name, mel, rng.normal(0, 0.1, 160_000)) for name in ("target", "first <model>")]
-    report.write_html(path, scores(), [report.Example(f"piece {k}", NOTES, 10.0, sounds) for k in range(2)])
+    sounds = [report.excerpt(name, mel, rng.normal(0, 0.1, 160_000)) for name in ("target", "first <model>")]
+    roll = piano_roll_svg(NOTES, 10.0)
+    examples = [{"title": f"piece {k}", "link": "", "roll": roll, "sounds": sounds} for k in range(2)]
+    report.write_html(path, scores(), examples)
     return path.read_text()
 
 
