@@ -36,6 +36,7 @@ DECODERS = {
     SHIPPED: "diffusion",
     "autoregressive": "autoregressive",
 }  # that ship, by name: their folders in SHIPPED_DIR
+OPTIONAL_PARTS = {"timbre", "harmonics"}  # that a network may have
 SHIPPED_DIR = Path(__file__).with_name("shipped")
 
 
@@ -197,7 +198,7 @@ class InitialCheckpoint:
         if self.path is None:
             return None
         trained = read(self.path, num_heads=model.network.num_heads if kind_of(self.path) == "t5x" else None)
-        params = with_or_without_timbre(trained.params, model)
+        params = with_optional_parts(trained.params, model)
         same_kind = isinstance(trained.model, type(model))
         if not same_kind:
             params = shared_by_kinds(params, model, self.path)
@@ -209,12 +210,19 @@ class InitialCheckpoint:
         return params
 
 
-def with_or_without_timbre(params: Params, model: Any) -> Params:
-    """Leaves out the embeddings of timbres where `model` has none, or adds untrained ones, which change nothing."""
-    wanted = jax.eval_shape(model.init, jax.random.key(0))
-    if "timbre" not in wanted or "timbre" in params:
-        return {name: part for name, part in params.items() if name in wanted or name != "timbre"}
-    return params | {"timbre": jax.device_get(jax.jit(model.init)(jax.random.key(0))["timbre"])}
+def with_optional_parts(params: Params, model: Any) -> Params:
+    """Leaves out timbres and harmonics where `model` has none, or adds untrained ones; such timbres change nothing."""
+    if jax.tree.structure(jax.eval_shape(model.init, jax.random.key(0))) == jax.tree.structure(params):
+        return params
+
+    def fit(theirs: Any, ours: Any) -> Any:
+        if not isinstance(ours, dict) or not isinstance(theirs, dict):
+            return theirs
+        kept = {name: part for name, part in theirs.items() if name in ours or name not in OPTIONAL_PARTS}
+        kept = {name: fit(part, ours.get(name)) for name, part in kept.items()}
+        return kept | {name: ours[name] for name in OPTIONAL_PARTS & (ours.keys() - kept.keys())}
+
+    return fit(params, jax.device_get(jax.jit(model.init)(jax.random.key(0))))
 
 
 def shared_by_kinds(params: Params, model: Any, where: Any) -> Params:

@@ -286,7 +286,7 @@ def test_a_run_with_timbres_begins_where_one_without_was():
     vocabulary = Vocabulary(timbres=("hall", "room"))
     plain, named = Diffusion(network), Diffusion(dataclasses.replace(network, vocabulary=vocabulary))
     params = tiny_runs.random_like(plain.init)
-    more = runs.with_or_without_timbre(params, named)
+    more = runs.with_optional_parts(params, named)
     assert more.keys() - params.keys() == {"timbre"}
     checkpoint.check_shapes(more, named, "it")
     notes = [vocabulary.velocity_id + 1, vocabulary.program_id, vocabulary.pitch_id + 60, 1]
@@ -298,8 +298,12 @@ def test_a_run_with_timbres_begins_where_one_without_was():
 
     before = roll(plain, params, vocabulary.end_id + 1)
     np.testing.assert_allclose(roll(named, more, vocabulary.end_id + 1), before, atol=1e-5)
-    back = runs.with_or_without_timbre(more, plain)
+    back = runs.with_optional_parts(more, plain)
     jax.tree.map(np.testing.assert_array_equal, back, params)
+    harmonic = Diffusion(dataclasses.replace(network, roll_harmonics=4))
+    more = runs.with_optional_parts(params, harmonic)
+    checkpoint.check_shapes(more, harmonic, "it")
+    jax.tree.map(np.testing.assert_array_equal, runs.with_optional_parts(more, plain), params)
 
 
 def test_saved_models_ask_for_trust(tmp_path):

@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_synth.audio.mel import MIN_LOG_MEL, NUM_MELS
+from music_synth.audio.mel import DB_PER_NEPER, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import pad_tokens
 from music_synth.midi.tokenizer import Events, OnOverflow, Tokenizer
+from music_synth.midi.vocabulary import Vocabulary
 
 Row = dict[str, np.ndarray]  # of a batch
 Batch = dict[str, np.ndarray]
@@ -56,6 +57,9 @@ class SegmentSettings(FeedSettings):
     played begins without context; among windows drawn evenly from pieces of 2,000 frames one in 2,000 does, too few to
     learn from. The published setting is 0. timbre_dropout is the share of those with a timbre that do not say which.
 
+    quieter_db is by how much a training example is made quieter, at most, in velocities and mel alike (`quieter`): the
+    notes of most data sets are loud, and what is never heard soft is not played soft.
+
     rehearsal is another task, a share of the training examples, so that a model that is tuned does not forget what it
     could before; what is held out is that of `task` alone.
     """
@@ -64,6 +68,7 @@ class SegmentSettings(FeedSettings):
     context: bool = True  # whether batches have context_mel and context_mask
     empty_context: float = 0.1
     timbre_dropout: float = 0.15
+    quieter_db: float = 0.0
     rehearsal: str | None = None
     rehearsal_share: float = 0.25
     cache_dir: str | None = None  # folder of seqio's offline cache of the task
@@ -74,6 +79,11 @@ class SegmentSettings(FeedSettings):
             raise UserError(f"Feed.empty_context = {self.empty_context}: must be in [0, 1]")
         if not 0 <= self.timbre_dropout <= 1:
             raise UserError(f"Feed.timbre_dropout = {self.timbre_dropout}: must be in [0, 1]")
+        if not 0 <= self.quieter_db <= 60 or (self.quieter_db and self.tokenizer.velocity_bins == 1):
+            raise UserError(
+                f"Feed.quieter_db = {self.quieter_db}: must be in [0, 60], and 0 where Tokenizer.velocity_bins = 1,"
+                " as such tokens do not tell loudness"
+            )
         if not 0 < self.rehearsal_share < 1:
             raise UserError(f"Feed.rehearsal_share = {self.rehearsal_share}: must be between 0 and 1")
 
@@ -185,6 +195,21 @@ def blank_example(tokenizer: Tokenizer, context_frames: int) -> Row:
 def stack(examples: list[Row]) -> Batch:
     """Rows to a batch [B, ...]."""
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def quieter(batch: Batch, decibels: np.ndarray, vocabulary: Vocabulary) -> Batch:
+    """Makes each row of a batch quieter by decibels [B], in mel, context and the velocities of its notes.
+
+    A velocity v sounds 40 log10(v / 127) dB below full scale (SoundFont 2.04, default modulator; docs/midi.md).
+    """
+    tokens, first, bins = batch["note_tokens"], vocabulary.velocity_id, vocabulary.velocity_bins
+    loudness = 10.0 ** (-decibels[:, None] / 40.0)
+    lower = first + np.ceil((tokens - first - 0.5) * loudness).astype(tokens.dtype)  # of the middle of a bin
+    changed = {"note_tokens": np.where((tokens > first) & (tokens <= first + bins), lower, tokens)}
+    for name in {"mel", "context_mel"} & batch.keys():
+        changed[name] = np.maximum(batch[name] - decibels[:, None, None] / DB_PER_NEPER, MIN_LOG_MEL)
+        changed[name] = changed[name].astype(np.float32)
+    return batch | changed
 
 
 def evaluation_batches(

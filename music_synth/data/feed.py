@@ -8,9 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from music_synth.data import synthetic
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.examples import NO_CONTEXT, Batch, Piece, SegmentSettings, data_set_of, evaluation_batches
+from music_synth.data.examples import (
+    NO_CONTEXT,
+    Batch,
+    Piece,
+    SegmentSettings,
+    data_set_of,
+    evaluation_batches,
+    quieter,
+)
 from music_synth.data.mixture import Mixture, members_of
 from music_synth.data.prepared import MANIFEST, PreparedWindows
 from music_synth.errors import UserError, needing
@@ -19,6 +29,7 @@ from music_synth.midi.tokenizer import Tokenizer
 __all__ = ["Batch", "Feed", "Piece", "open_feed"]
 
 log = logging.getLogger(__name__)
+QUIETER_STREAM = 3  # random stream of a seed, besides those of `prepared` and `mixture`
 
 
 class Windows(Protocol):
@@ -79,7 +90,13 @@ class Feed(SegmentSettings):
 
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Makes batches without end; batch k depends on the seed and k alone, so a run resumes exactly."""
-        return self._trained.train_batches(start_step)
+        for step, batch in enumerate(self._trained.train_batches(start_step), start_step):
+            if not self.quieter_db:
+                yield batch
+                continue
+            rng = np.random.default_rng([self.seed, QUIETER_STREAM, step])
+            decibels = rng.uniform(0.0, self.quieter_db, len(batch["note_tokens"]))
+            yield quieter(batch, decibels, self.tokenizer.vocabulary)
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
         """Makes all consecutive segments of a split with their true context, in fixed order."""

@@ -46,6 +46,7 @@ class NetworkConfig:
     context_positions: str = "terminal_relative"  # or "regular": position ids of the context, 3.14.2
     cross_attention: str = "concat"  # or "sum": one attention over tokens and context together, or one each
     note_roll: bool = False  # let the decoder start from `note_roll.NoteRoll`; False: as published
+    roll_harmonics: int = 0  # of each note, that the note roll gives learned magnitudes beside a free spectrum
     vocabulary: Vocabulary = field(default_factory=Vocabulary)  # of the tokens that the note roll reads
     num_prior_layers: int = 0  # of `prior.PriorNetwork` on the note roll; 0: no prior, as published
     decoder: str = "transformer"  # or "convolutional", which needs a prior
@@ -74,6 +75,7 @@ class NetworkConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
         check_range(self, 0, 512, "num_prior_layers")
+        check_range(self, 0, 512, "roll_harmonics")
         if self.num_prior_layers and not self.note_roll:
             raise ValueError(f"NetworkConfig.num_prior_layers = {self.num_prior_layers}: needs note_roll = True")
         if self.decoder == "convolutional" and not self.num_prior_layers:

@@ -10,6 +10,7 @@ of it: `NetworkConfig.note_roll` = False.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from music_synth.audio.mel import MIN_LOG_MEL, scale_mel
+from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, hann_window, mel_matrix, scale_mel
 from music_synth.midi.segments import STEPS_PER_FRAME
 from music_synth.midi.tokenizer import NUM_PITCHES, Vocabulary
 from music_synth.models.layers import Dense, NetworkConfig, partitioned
@@ -28,6 +29,7 @@ TIED_AGE = 20.0  # frames that a tied note, whose beginning the segment does not
 DECAY_FRAMES = (2.0, 8.0, 32.0, 128.0)  # time constants after the onset, to begin with: they are learned
 RELEASE_FRAMES = (4.0, 16.0, 64.0)  # and after the offset
 MEAN_LOG_MEL, STD_LOG_MEL = -5.0, 2.0  # of the spectra of untrained notes
+HARMONIC_LOG_MEL = -5.0  # of an untrained note's first harmonic; harmonic k has 1 / k of it
 VELOCITY_EXPONENT = 2.0  # of a SoundFont's default attenuation, 40 log10(127 / velocity) dB; to begin with
 TIED_VELOCITY = 0.6  # of 1, as tied notes are taken to have
 NUM_ENVELOPES = 2 + len(DECAY_FRAMES) + len(RELEASE_FRAMES)
@@ -40,6 +42,7 @@ class TimedNotes(NamedTuple):
     is_drum: Array  # bool
     program: Array  # int32, token id of the program in force
     velocity: Array  # int32, token id of the velocity in force; of bin 0 where a note is tied, which does not tell it
+    pitch: Array  # int32, of a drum that of its key
     onset: Array  # float32, frames since the start of the segment
     offset: Array  # float32; `end` where the segment does not tell it
     timbre: Array  # int32 [B, 1], token id of the segment's timbre; 0 where it is unknown
@@ -69,14 +72,17 @@ def read_notes(tokens: Array, vocabulary: Vocabulary, end: float) -> TimedNotes:
     ends = (kind[:, :, None] == kind[:, None, :]) & (positions[:, None, :] > positions[:, :, None])  # [B, N, N]
     offset = jnp.min(jnp.where(ends, time[:, None, :], float(end)), axis=2)
     timbre = jnp.max(jnp.where(v.is_timbre(tokens), tokens, 0), axis=1, keepdims=True)
-    return TimedNotes(is_note, is_drum, program, velocity, jnp.where(tied, -TIED_AGE, time), offset, timbre)
+    pitch = jnp.clip(tokens - jnp.where(is_drum, v.drum_id, v.pitch_id), 0, NUM_PITCHES - 1)
+    return TimedNotes(is_note, is_drum, program, velocity, pitch, jnp.where(tied, -TIED_AGE, time), offset, timbre)
 
 
 class NoteRoll(nn.Module):
     """Encoded notes [B, N, D] -> a first guess at the mel, [B, T, M] in the model's range, silence = 0.
 
     Each note has a learned spectrum for each envelope of its age: while it sounds, decaying from its onset, decaying
-    from its offset, and in the frame before its onset, which the analysis window of the mel already overlaps.
+    from its offset, and in the frame before its onset, which the analysis window of the mel already overlaps. With
+    `NetworkConfig.roll_harmonics` a pitched note's spectrum also has so many harmonics of its pitch, whose magnitudes
+    are learned and whose places are known (additive synthesis; Engel et al. 2020, DDSP).
     Magnitudes add up; the logarithm comes last, as in a mel.
     """
 
@@ -91,6 +97,8 @@ class NoteRoll(nn.Module):
         spectra = Dense(NUM_ENVELOPES * c.num_mels, ("embed", "mel"), name="spectra")(encoded)
         spectra = jnp.exp(MEAN_LOG_MEL + STD_LOG_MEL * jnp.clip(spectra.astype(jnp.float32), -10.0, 10.0))
         spectra = spectra.reshape(*spectra.shape[:2], NUM_ENVELOPES, c.num_mels).swapaxes(1, 2)  # [B, E, N, M]
+        if c.roll_harmonics:
+            spectra = spectra + self._partials(encoded, notes)
         if c.vocabulary.velocity_bins > 1:
             init = partitioned(constant(VELOCITY_EXPONENT), "envelope")
             exponents = self.param("velocity_exponent", init, (NUM_ENVELOPES,))
@@ -101,6 +109,17 @@ class NoteRoll(nn.Module):
             magnitude = magnitude + self._fading(frames, c.num_mels) * tail[:, None]
         return scale_mel(jnp.log(magnitude + np.exp(MIN_LOG_MEL))) + 1.0
 
+    def _partials(self, encoded: Array, notes: TimedNotes) -> Array:
+        """[B, E, N, M]: what the harmonics of each note's pitch bring, each of them with a learned magnitude."""
+        count = self.config.roll_harmonics
+        small = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+        levels = Dense(NUM_ENVELOPES * count, ("embed", "mel"), init=small, name="harmonics")(encoded)
+        levels = jnp.clip(levels.astype(jnp.float32), -10.0, 10.0).reshape(*levels.shape[:2], NUM_ENVELOPES, count)
+        first = HARMONIC_LOG_MEL - np.log(np.arange(1, count + 1, dtype=np.float32))[None, None, None]
+        magnitudes = jnp.exp(first + STD_LOG_MEL * levels)
+        magnitudes = jnp.where(notes.is_drum[..., None, None], 0.0, magnitudes)
+        return jnp.einsum("bnek,bnkm->benm", magnitudes, jnp.asarray(harmonic_mels(count))[notes.pitch])
+
     def _fading(self, num_frames: int, num_mels: int) -> Array:
         """[1, T, M]: how much of each bin of the frame before the segment is left in frame t."""
         shares = self.param("tail_log_shares", partitioned(constant(np.log(0.2)), "envelope", "mel"), (3, num_mels))
@@ -108,6 +127,22 @@ class NoteRoll(nn.Module):
         age = jnp.arange(1.0, num_frames + 1.0)[:, None]
         decays = jnp.exp(-age / jnp.exp(tau)[None])  # [T, 3]
         return (decays @ jnp.exp(shares))[None]
+
+
+@functools.cache
+def harmonic_mels(count: int) -> np.ndarray:
+    """Computes the mel of each pitch's first `count` harmonics, float32 [128, count, M]; the loudest bin of each is 1.
+
+    Those beyond 8 kHz are 0.
+    """
+    hz = 440.0 * 2.0 ** ((np.arange(NUM_PITCHES) - 69.0) / 12.0)
+    hz = hz[:, None] * np.arange(1, count + 1)  # [P, count]
+    audible = hz < SAMPLE_RATE / 2
+    seconds, filters = np.arange(FRAME_LENGTH) / SAMPLE_RATE, mel_matrix()
+    sines = np.exp(2j * np.pi * hz[audible, None] * seconds) * hann_window()
+    mels = np.zeros((*hz.shape, filters.shape[1]), np.float32)
+    mels[audible] = np.abs(np.fft.fft(sines, FFT_SIZE)[:, : len(filters)]) @ filters
+    return mels / np.maximum(mels.max(axis=2, keepdims=True), 1e-6)
 
 
 def gains(notes: TimedNotes, exponents: Array, vocabulary: Vocabulary) -> Array:

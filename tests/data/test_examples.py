@@ -5,15 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from music_synth.audio.mel import MIN_LOG_MEL
+from music_synth.audio.mel import DB_PER_NEPER, MIN_LOG_MEL
 from music_synth.data.examples import (
     blank_example,
     cut_window,
     evaluation_batches,
     num_strata,
     pad_window,
+    quieter,
     stratified_start,
 )
+from music_synth.midi.notes import Note
 from music_synth.midi.segments import OverlongSegmentWarning, SegmentTooLong
 from music_synth.midi.tokenizer import Events, Tokenizer
 
@@ -161,3 +163,27 @@ def test_evaluation_batches_are_the_segments_in_order(made):
     for row in rows[len(expected) :]:
         for name in row:
             np.testing.assert_array_equal(row[name], blank[name])
+
+
+def test_quieter_examples_have_the_velocities_and_the_mel_of_softer_playing():
+    """12 dB are a velocity of half; what falls below silence is silence."""
+    tokenizer, mel = Tokenizer(velocity_bins=32), np.zeros((256, 128), np.float32)
+    mel[:, 64:] = MIN_LOG_MEL + 0.5
+
+    def example(divisor):
+        notes = [
+            Note(60 + i, velocity // divisor, 0, i * 0.1, 5, i > 3) for i, velocity in enumerate((126, 80, 40, 70, 90))
+        ]
+        window = cut_window(mel, Events.from_notes(notes), tokenizer, 0, 0, timbre="")
+        return pad_window(window, tokenizer, 0, training=True)
+
+    decibels = 40 * np.log10(2)
+    loud, soft = example(1), example(2)
+    made = quieter({name: value[None] for name, value in loud.items()}, np.array([decibels]), tokenizer.vocabulary)
+    np.testing.assert_allclose(made["note_tokens"][0], soft["note_tokens"], atol=1)  # a bin, as tokens know bins alone
+    ids = tokenizer.vocabulary
+    is_velocity = (soft["note_tokens"] > ids.velocity_id) & (soft["note_tokens"] <= ids.velocity_id + 32)
+    np.testing.assert_array_equal(made["note_tokens"][0][~is_velocity], loud["note_tokens"][~is_velocity])
+    np.testing.assert_allclose(made["mel"][0, :, 0], -decibels / DB_PER_NEPER, rtol=1e-6)
+    np.testing.assert_array_equal(made["mel"][0, :, 64], np.float32(MIN_LOG_MEL))
+    assert "context_mel" not in made and made["mel"].dtype == np.float32

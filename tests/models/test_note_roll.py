@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from music_synth.audio.mel import log_mel
 from music_synth.midi.notes import Note, trim_overlaps
 from music_synth.midi.tokenizer import Tokenizer, Vocabulary
 from music_synth.models import note_roll
@@ -80,7 +81,7 @@ def timed(onset, offset, is_drum=False, is_note=True):
 
     ids = one(0, jnp.int32)
     return note_roll.TimedNotes(
-        one(is_note, bool), one(is_drum, bool), ids, ids, one(onset, jnp.float32), one(offset, jnp.float32), ids
+        one(is_note, bool), one(is_drum, bool), ids, ids, ids, one(onset, jnp.float32), one(offset, jnp.float32), ids
     )
 
 
@@ -169,11 +170,33 @@ def test_a_note_sounds_as_loud_as_a_soundfont_plays_its_velocity():
     ids = Vocabulary(velocity_bins=32)
     notes = jax.tree.map(lambda a: jnp.asarray(a)[None], note_roll.TimedNotes(
         np.ones(3, bool), np.zeros(3, bool), np.zeros(3, np.int32), ids.velocity_id + np.array([32, 16, 0], np.int32),
-        np.zeros(3, np.float32), np.ones(3, np.float32), np.zeros(1, np.int32),
+        np.zeros(3, np.int32), np.zeros(3, np.float32), np.ones(3, np.float32), np.zeros(1, np.int32),
     ))  # fmt: skip
     gains = note_roll.gains(notes, jnp.full(note_roll.NUM_ENVELOPES, note_roll.VELOCITY_EXPONENT), ids)
     expected = 1, 10 ** (-40 * np.log10(2) / 20), note_roll.TIED_VELOCITY**2
     np.testing.assert_allclose(gains[0], np.tile(expected, (note_roll.NUM_ENVELOPES, 1)), rtol=1e-5)
+
+
+def test_harmonics_lie_where_a_tone_of_their_frequency_has_its_mel():
+    mels = note_roll.harmonic_mels(8)
+    for pitch, number in ((45, 1), (69, 3), (100, 2)):
+        hz = 440 * 2 ** ((pitch - 69) / 12) * number
+        tone = np.exp(log_mel(np.sin(2 * np.pi * hz * np.arange(16_000) / 16_000).astype(np.float32), np)[10:40])
+        of_tone = tone.mean(axis=0) / tone.mean(axis=0).max()
+        np.testing.assert_allclose(mels[pitch, number - 1], of_tone, atol=0.02)
+    assert not mels[127, 1:].any()  # beyond 8 kHz
+
+
+def test_harmonics_sound_at_the_pitch_of_their_note_and_not_in_drums():
+    notes, encoded = timed(0.0, 8.0)._replace(pitch=jnp.full((1, 1), 69)), jnp.zeros((1, 1, CONFIG.model_dim))
+    drum = notes._replace(is_drum=jnp.full((1, 1), True))
+    roll = note_roll.NoteRoll(dataclasses.replace(CONFIG, roll_harmonics=4))
+    params = roll.init(jax.random.key(0), encoded, notes)
+    free = note_roll.NoteRoll(CONFIG)
+    added = np.asarray(roll.apply(params, encoded, notes) - free.apply(params, encoded, notes))[0, 4]
+    peaks = note_roll.harmonic_mels(4)[69].argmax(axis=1)
+    assert added.argmax() == peaks[0] and all(added[peak] > added[peak + 4] for peak in peaks)
+    np.testing.assert_array_equal(roll.apply(params, encoded, drum), free.apply(params, encoded, drum))
 
 
 def test_a_tied_note_tells_no_velocity():
