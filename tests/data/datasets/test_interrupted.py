@@ -4,8 +4,6 @@ import contextlib
 import functools
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,11 +16,11 @@ from music_synth.data.feed import open_feed
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
+from tests.data.datasets.builds import ANY_TIME, records, started
 from tests.data.datasets.raw_musicnet import write_musicnet
 
 IDS = ("1727", "1788", "1789", "1792", "1793", "1805", "1733", "1776")  # six of training, then validation, test
 SECONDS = 40  # 2.6 MB a recording while it waits, 1.3 MB as a record: see LIMITS
-ANY_TIME = 240  # seconds, which nothing here takes
 
 
 @pytest.fixture(scope="module")
@@ -38,37 +36,19 @@ def arguments(source, data_dir, *more):
     return ["musicnet", f"--source={source}", f"--data_dir={data_dir}", "--skip_bad", *more]  # most of it is missing
 
 
-def started(argv, **settings):
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "music_synth.prepare_data", *argv]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
-
-
-def records(data_dir):
-    """Every split of the data set, in order."""
-    made = builder.open_built("musicnet", data_dir)
-    return {
-        split: [
-            (r["id"], r["audio"].tobytes(), r["sequence"], r["programs"].tolist())
-            for r in made.as_dataset(split=split).as_numpy_iterator()
-        ]
-        for split in made.info.splits
-    }
-
-
 @pytest.fixture(scope="module")
 def expected(source, tmp_path_factory):
     """The records of a build in one process that nothing disturbed."""
     folder = tmp_path_factory.mktemp("expected")
     prepare_data.main(arguments(source, folder, "--workers=1"))
-    made = records(folder)
+    made = records("musicnet", folder)
     assert [r[0].decode() for split in made.values() for r in split] == list(IDS)
     return made
 
 
 def test_two_workers_equal_one(source, expected, tmp_path):
     prepare_data.main(arguments(source, tmp_path, "--workers=2"))
-    assert records(tmp_path) == expected
+    assert records("musicnet", tmp_path) == expected
 
 
 @pytest.mark.slow
@@ -78,7 +58,7 @@ def test_two_processes_of_beam_equal_one(source, expected, tmp_path, capfd):
     options = "--beam_options=direct_num_workers=2,--direct_running_mode=multi_processing"
     prepare_data.main(arguments(source, tmp_path, runner, options))
     assert capfd.readouterr().err.count("Python sdk harness starting") == 2
-    assert records(tmp_path) == expected
+    assert records("musicnet", tmp_path) == expected
 
 
 @pytest.mark.slow
@@ -105,7 +85,7 @@ def test_a_killed_build_goes_on(source, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "load_all", load_all)
     prepare_data.main(arguments(source, tmp_path, "--workers=1"))
     assert len(later) == len(IDS) and done.items() <= later.items()  # those were not read again
-    assert records(tmp_path) == expected
+    assert records("musicnet", tmp_path) == expected
     assert not list(tmp_path.glob(".musicnet*")) and [path.name for path in (tmp_path / "musicnet").iterdir()] == [
         "1.0.0"
     ]
@@ -147,7 +127,7 @@ def test_a_disk_that_fills(source, expected, tmp_path):
         prepare_data.main(argv)
     assert not builder.is_built("musicnet", data) and len(list(data.glob(".musicnet-*/[!.]*.npz"))) == len(IDS)
     prepare_data.main(arguments(archive, data))
-    assert records(data) == expected
+    assert records("musicnet", data) == expected
     with no_file_above(300_000), pytest.raises(UserError, match=f"cannot write {out}: .* written; make room"):
         prepare_data.main(argv)
     assert not out.exists()

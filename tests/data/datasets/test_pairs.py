@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 import unicodedata
 
 import numpy as np
@@ -12,13 +13,14 @@ import soundfile
 from music_synth import prepare_data
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.data.alignment import fit, mel_of
-from music_synth.data.datasets import pairs, pairs_check
+from music_synth.data.datasets import builder, pairs, pairs_check
 from music_synth.data.datasets.pairs import CORPUS, Instrument, find_pairs
 from music_synth.data.datasets.pairs_check import ELSEWHERE, SHORT, SILENT, accepted, examine
 from music_synth.data.prepared import read_manifest
 from music_synth.errors import UserError
 from music_synth.midi import smf
 from music_synth.midi.notes import Note, midi_bytes, read_midi
+from tests.data.datasets.builds import ANY_TIME, records, started
 
 pytestmark = pytest.mark.filterwarnings("ignore::music_synth.midi.smf.MidiWarning")
 SECONDS = 20
@@ -332,6 +334,19 @@ def test_a_folder_with_bad_files(twenty, tmp_path, capsys):
     assert sum(map(len, splits.values())) == 17 and all(splits.values())
     (late,) = [piece for pieces in splits.values() for piece in pieces if piece.id == "take_07"]
     assert late.read_notes()[0].onset == pytest.approx(tune(7)[0].onset + 0.3, abs=0.02)
+
+    again = tmp_path / "again"
+    argv = ["pairs", f"--source={twenty}", f"--data_dir={again}", "--workers=1", "--skip_bad"]
+    killed = started(argv, start_new_session=True)
+    deadline = time.monotonic() + ANY_TIME
+    while len(done := list(again.glob(".pairs-*/[!.]*.npz"))) < 2:
+        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate(timeout=ANY_TIME)
+    assert len(done) < 17 and not builder.is_built("pairs", again)
+    prepare_data.main(argv)
+    assert records("pairs", again) == records("pairs", tmp_path)
 
 
 def test_flags_that_cannot_be(tmp_path):
