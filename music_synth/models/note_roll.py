@@ -118,7 +118,7 @@ class NoteRoll(nn.Module):
         first = HARMONIC_LOG_MEL - np.log(np.arange(1, count + 1, dtype=np.float32))[None, None, None]
         magnitudes = jnp.exp(first + STD_LOG_MEL * levels)
         magnitudes = jnp.where(notes.is_drum[..., None, None], 0.0, magnitudes)
-        return jnp.einsum("bnek,bnkm->benm", magnitudes, jnp.asarray(harmonic_mels(count))[notes.pitch])
+        return jnp.einsum("bnek,bnkm->benm", magnitudes, jnp.take(harmonic_mels(count), notes.pitch, axis=0))
 
     def _fading(self, num_frames: int, num_mels: int) -> Array:
         """[1, T, M]: how much of each bin of the frame before the segment is left in frame t."""

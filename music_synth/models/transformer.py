@@ -147,7 +147,8 @@ class Timbre(nn.Module):
             mean = jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1.0)
             heard = Dense(c.model_dim, ("embed", "mel"), name="query")(mean)
             mixture = (nn.softmax(heard @ table.T) @ table)[:, None]
-        return jnp.where(known[..., None], table[jnp.where(known, ids - c.vocabulary.end_id, 0)], mixture)
+        told = jnp.take(table, jnp.where(known, ids - c.vocabulary.end_id, 0), axis=0)
+        return jnp.where(known[..., None], told, mixture)
 
 
 class ContextEncoder(LayerStack):

@@ -25,18 +25,17 @@ from music_synth.interop.onnx_trace import trace
 from music_synth.interop.runtimes import open_onnx
 from music_synth.midi.notes import Note
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.midi.vocabulary import Vocabulary
 from music_synth.models.layers import NetworkConfig
 from music_synth.playing import Decoder
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.neural import NeuralInverter
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-TOKENIZER = Tokenizer(velocity_bins=32, segment_frames=64, max_tokens=96)
+TOKENIZER = Tokenizer(velocity_bins=32, segment_frames=64, max_tokens=96, timbres=("hall", "room"))
 NETWORK = NetworkConfig(
     model_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1, max_tokens=96,
-    target_frames=64, context_frames=64, dropout_rate=0.0, vocabulary=Vocabulary(32), note_roll=True,
-    num_prior_layers=1, decoder="convolutional",
+    target_frames=64, context_frames=64, dropout_rate=0.0, vocabulary=TOKENIZER.vocabulary, note_roll=True,
+    roll_harmonics=4, num_prior_layers=1, decoder="convolutional",
 )  # fmt: skip
 PUBLISHED = dataclasses.replace(NETWORK, note_roll=False, num_prior_layers=0, decoder="transformer")
 RESIDUAL = Diffusion(
