@@ -136,8 +136,7 @@ class Timbre(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, context: Array | None, mask: Any) -> Array:
-        c = self.config
-        zeros = partitioned(nn.initializers.zeros_init(), None, "embed")
+        c, zeros = self.config, partitioned(nn.initializers.zeros_init(), None, "embed")
         table = self.param("embedding", zeros, (NUM_EXTRA_IDS, c.model_dim))
         known, table = ids > 0, table[: len(c.vocabulary.timbres)]
         mixture = jnp.mean(table, axis=0)[None, None]
@@ -147,8 +146,8 @@ class Timbre(nn.Module):
             mean = jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1.0)
             heard = Dense(c.model_dim, ("embed", "mel"), name="query")(mean)
             mixture = (nn.softmax(heard @ table.T) @ table)[:, None]
-        told = jnp.take(table, jnp.where(known, ids - c.vocabulary.end_id, 0), axis=0)
-        return jnp.where(known[..., None], told, mixture)
+        rows = jnp.where(known, ids - c.vocabulary.end_id, 0)
+        return jnp.where(known[..., None], jnp.take(table, rows, axis=0), mixture)
 
 
 class ContextEncoder(LayerStack):
