@@ -56,7 +56,11 @@ class DecoderModel(BaseModel):
     """
 
     def __init__(self, decoder: SpectrogramModel, optimizer_def: Any = None):
-        """optimizer_def: of T5X; None: the model is not to be trained."""
+        """optimizer_def: of T5X; None: the model is not to be trained. UserError: there is one, and no T5X."""
+        if optimizer_def is not None and BaseModel is object:
+            raise UserError(
+                "T5X is not installed: pip install git+https://github.com/google-research/t5x, or train here"
+            )
         self.decoder, self.optimizer_def = decoder, optimizer_def
         self.FEATURE_CONVERTER_CLS = functools.partial(FeatureConverter, context=decoder.network.context_frames > 0)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -137,6 +138,12 @@ def test_a_checkpoint_of_its_run_is_read(tmp_path):
     np.testing.assert_array_equal(loaded.params["prior"]["covariance"], covariance)
     del params["prior"]["covariance"], loaded.params["prior"]["covariance"]
     jax.tree.map(np.testing.assert_array_equal, loaded.params, jax.tree.map(np.asarray, params))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("t5x") is not None, reason="T5X is installed")
+def test_without_t5x_nothing_is_trained_by_it():
+    with pytest.raises(UserError, match="T5X is not installed: pip install"):
+        DecoderModel(DIFFUSION, optimizer_def=object())
 
 
 @jax.numpy_dtype_promotion("standard")
