@@ -102,7 +102,7 @@ class Timeline:
 class LivePlayer:
     """A client's live mode; a job of the worker that goes before the others."""
 
-    urgent = True
+    urgent, patient = True, False
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from music_synth import __version__
 from music_synth.errors import UserError, one_line
-from music_synth.midi.notes import Note
 from music_synth.studio import limits, pieces, protocol, saving
 from music_synth.studio.access import Guard
 from music_synth.studio.outbox import Outbox
@@ -56,20 +55,20 @@ class Studio:
     saves: int = 0  # files that are being made
 
     def start(self) -> None:
-        """Starts the worker, which first compiles what the first piece takes."""
+        """Starts the worker, which compiles what the first piece takes, then, while nobody plays, what others take."""
         self.worker.start()
-        first = next(iter(self.library.fixed.values()))
-        self.worker.wants_turn(Task(self._warm(list(first.notes)), self._warmed, self.worker))
+        notes = list(next(iter(self.library.fixed.values())).notes)
 
-    def _warm(self, notes: list[Note]) -> Iterator[None]:
-        yield from self.voices.warm(notes)
-        self._say_ready()
-        yield from self.voices.warm_others(notes)
+        def warmed(error: Exception | None) -> None:
+            if error is not None:
+                log.error("warming up failed: %s", error)  # what is wrong is said to whoever plays
 
-    def _warmed(self, error: Exception | None) -> None:
-        if error is not None:
-            log.error("warming up failed: %s", error)
-            self._say_ready()  # what is wrong is said to whoever plays
+        def first_warmed(error: Exception | None) -> None:
+            warmed(error)
+            self._say_ready()
+            self.worker.wants_turn(Task(self.voices.warm_others(notes), warmed, self.worker, patient=True))
+
+        self.worker.wants_turn(Task(self.voices.warm(notes), first_warmed, self.worker))
 
     def _say_ready(self) -> None:
         self.ready = True

@@ -59,6 +59,7 @@ class Session:
     library: Library
     worker: Worker
     urgent: bool = False
+    patient: bool = False
     plan: Plan | None = None
     live: LivePlayer | None = None
     _memories: dict[tuple[str, Voice], Memory] = field(default_factory=dict)

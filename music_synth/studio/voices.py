@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from music_synth.audio.io import audio_to_int16
+from music_synth.audio.mel import MIN_LOG_MEL, NUM_MELS
 from music_synth.data.synthetic import render
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
@@ -24,9 +25,8 @@ from music_synth.studio import limits
 from music_synth.studio.pieces import StudioPiece
 from music_synth.studio.protocol import Edit, Voice
 from music_synth.studio.tracks import Memory, Stretch, decoded, recorded
-from music_synth.vocoder.inverter import Inverter
+from music_synth.vocoder.inverter import Inverter, stream_audio
 
-WARM_STRETCHES = 2  # of audio: the first and one like all others
 WARM_BUCKETS = 5  # numbers of note tokens, from the fewest
 
 
@@ -113,12 +113,16 @@ class Voices:
             return self._rendered[midi]
 
     def warm(self, notes: Sequence[Note]) -> Iterator[None]:
-        """Compiles, step by step, what the first decoder takes to play `notes`."""
-        played = decoded(self.decoders[0][1], self.inverter, notes, 0, 0, Memory(), False)
-        heard = 0
-        while heard < WARM_STRETCHES and (stretch := next(played, None)) is not None:
-            heard += stretch.audio is not None
+        """Compiles, step by step, what the first decoder takes to play `notes`, and the inverter at the same time."""
+        self._renderer.submit(self._invert_silence, notes[:1])
+        for stretch in decoded(self.decoders[0][1], self.inverter, notes, 0, 0, Memory(), False):
+            if stretch.audio is not None:
+                return
             yield
+
+    def _invert_silence(self, notes: Sequence[Note]) -> None:
+        silence = np.full((self.decoders[0][1].tokenizer.segment_frames, NUM_MELS), MIN_LOG_MEL, np.float32)
+        next(stream_audio(self.inverter, [silence], notes), None)
 
     def warm_others(self, notes: Sequence[Note]) -> Iterator[None]:
         """Compiles, step by step, what it takes to play pieces of other numbers of notes, by all decoders."""

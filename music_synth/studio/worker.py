@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
+PATIENCE = 2.0  # seconds
 
 
 class Job(Protocol):
     """What the worker gives turns to. Compared by identity."""
 
     urgent: bool  # before all that are not
+    patient: bool  # only where nobody has wanted a turn for `PATIENCE` seconds
 
     def turn(self) -> bool:
         """Does a little, at most a segment; returns whether there is more to do now."""
@@ -80,13 +82,21 @@ class Worker:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def _hurried(self) -> bool:
+        """Whether somebody wants a turn now, or the end has come."""
+        return self._ended or any(not job.patient for job in self._waiting)
+
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
+                self._changed.wait_for(self._hurried, PATIENCE)
                 if self._ended:
                     return
-                job = self._waiting.popleft()
+                if not self._waiting:
+                    continue
+                job = next((job for job in self._waiting if not job.patient), self._waiting[0])
+                self._waiting.remove(job)
             begin = time.perf_counter()
             try:
                 more = job.turn()
@@ -108,8 +118,10 @@ class Task:
 
     urgent = False
 
-    def __init__(self, steps: Iterator[Any], done: Callable[[Exception | None], None], worker: Worker):
-        self._steps, self._done, self._worker = steps, done, worker
+    def __init__(
+        self, steps: Iterator[Any], done: Callable[[Exception | None], None], worker: Worker, patient: bool = False
+    ):
+        self._steps, self._done, self._worker, self.patient = steps, done, worker, patient
         self._cancelled = False
 
     def turn(self) -> bool:
