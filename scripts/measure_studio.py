@@ -106,8 +106,12 @@ def long_piece(source: Path, target: Path, seconds: float) -> None:
 
 
 def start(checkpoint: str, piece: Path, env: dict[str, str]) -> subprocess.Popen:
+    """Starts the studio, and returns when it has said its address."""
     command = [sys.executable, "-m", "music_synth", "studio", str(piece), "--port", str(PORT)]
-    return subprocess.Popen([*command, "--checkpoint", checkpoint], env=env)
+    server = subprocess.Popen([*command, "--checkpoint", checkpoint], env=env, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    server.stdout.readline()  # which says where the page is
+    return server
 
 
 def open_browser() -> Any:
@@ -121,16 +125,8 @@ def open_browser() -> Any:
 
 
 def wait_for_sound(browser: Any) -> None:
-    """Opens the page as soon as it is there, and plays."""
-    from selenium.common.exceptions import WebDriverException
-
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        try:
-            browser.get(f"http://127.0.0.1:{PORT}/")
-            break
-        except WebDriverException:
-            time.sleep(0.1)
+    """Opens the page and plays."""
+    browser.get(f"http://127.0.0.1:{PORT}/")
     until(browser, "window.studio && !document.getElementById('play').disabled", 300)
     browser.execute_script("studio.play(true)")
     until(browser, "studio.state.at > 0", 300)

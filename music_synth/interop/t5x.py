@@ -29,7 +29,6 @@ import flax.serialization
 import jax
 import ml_dtypes
 import numpy as np
-import optax
 import tensorstore
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -358,9 +357,10 @@ def to_opt_state(moments: Tree, step: int, opt_state: Any) -> Any:
     Raises:
         UserError: the moments are of other shapes.
     """
+    from optax import FactoredState
 
     def is_factored(node: Any) -> bool:
-        return isinstance(node, optax.FactoredState)
+        return isinstance(node, FactoredState)
 
     def fill(node: Any) -> Any:
         if not is_factored(node):

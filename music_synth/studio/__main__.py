@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_limits
 from music_synth import errors, runs
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError
-from music_synth.playing import Decoder
+from music_synth.midi.notes import Note
+from music_synth.playing import Decoder, compile_inverter
 from music_synth.studio import limits
 
 PORT = 8765
@@ -49,8 +50,11 @@ def main(argv: list[str]) -> None:
     threadpool_limits(1, "blas")  # its threads spin while they wait: live mode took three times as long
     listening = listen(flags.host, flags.port)
     token = None if is_loopback(flags.host) else secrets.token_urlsafe(24)
+    inverter = runs.load_inverter(flags.inverter, flags.trust)
+    # Compiled beside all that follows: the decoders are loaded and compiled in as much time.
+    threading.Thread(target=compile_inverter, args=(inverter, [Note(60, 80, 0, 0.0, 1.0)]), daemon=True).start()
     decoders = open_decoders(flags.checkpoint or [runs.SHIPPED], flags.step)
-    voices = Voices(decoders, runs.load_inverter(flags.inverter, flags.trust), flags.soundfont)
+    voices = Voices(decoders, inverter, flags.soundfont)
     library = Library(choose_pieces(flags.midi, flags.task, flags.split, decoders[0][1].tokenizer))
     studio = Studio(voices, library)
     address = f"http://{flags.host if ':' not in flags.host else f'[{flags.host}]'}:{listening.getsockname()[1]}/"

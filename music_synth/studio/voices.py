@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from music_synth.audio.io import audio_to_int16
-from music_synth.audio.mel import MIN_LOG_MEL, NUM_MELS
 from music_synth.data.synthetic import render
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
@@ -25,7 +24,7 @@ from music_synth.studio import limits
 from music_synth.studio.pieces import StudioPiece
 from music_synth.studio.protocol import Edit, Voice
 from music_synth.studio.tracks import Memory, Stretch, decoded, recorded
-from music_synth.vocoder.inverter import Inverter, stream_audio
+from music_synth.vocoder.inverter import Inverter
 
 WARM_BUCKETS = 5  # numbers of note tokens, from the fewest
 
@@ -113,16 +112,11 @@ class Voices:
             return self._rendered[midi]
 
     def warm(self, notes: Sequence[Note]) -> Iterator[None]:
-        """Compiles, step by step, what the first decoder takes to play `notes`, and the inverter at the same time."""
-        self._renderer.submit(self._invert_silence, notes[:1])
+        """Compiles, step by step, what the first decoder takes to play `notes`."""
         for stretch in decoded(self.decoders[0][1], self.inverter, notes, 0, 0, Memory(), False):
             if stretch.audio is not None:
                 return
             yield
-
-    def _invert_silence(self, notes: Sequence[Note]) -> None:
-        silence = np.full((self.decoders[0][1].tokenizer.segment_frames, NUM_MELS), MIN_LOG_MEL, np.float32)
-        next(stream_audio(self.inverter, [silence], notes), None)
 
     def warm_others(self, notes: Sequence[Note]) -> Iterator[None]:
         """Compiles, step by step, what it takes to play pieces of other numbers of notes, by all decoders."""
