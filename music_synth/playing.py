@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from music_synth.models.base import Batch, Params, SpectrogramModel
 from music_synth.vocoder.inverter import Inverter, stream_audio
 from music_synth.vocoder.neural import NeuralInverter
 
+_compiled: set[Any] = set()  # generators
 Tokens = Sequence[np.ndarray]  # of a piece: int32 [n] a segment, unpadded, as `Tokenizer.encode` gives them
 
 
@@ -81,6 +82,7 @@ class Decoder:
 
     def __post_init__(self):
         self.tokenizer.check_timbre(self.timbre)
+        object.__setattr__(self, "params", jax.device_put(self.params))  # once, not in every call
 
     # --- sampling ------------------------------------------------------------------------------------------------
 
@@ -245,8 +247,9 @@ class Decoder:
 
 
 def compile_inverter(inverter: Inverter, notes: Sequence[Note]) -> None:
-    """Plays a frame of silence to an inverter of ours, which compiles what it needs for a stream with notes."""
-    if isinstance(inverter, NeuralInverter):
+    """Plays a frame of silence to an inverter of ours, once, which compiles what it needs for a stream with notes."""
+    if isinstance(inverter, NeuralInverter) and inverter.generator not in _compiled:
+        _compiled.add(inverter.generator)
         with contextlib.suppress(Exception):  # it comes again where the inverter is needed
             list(inverter.stream([np.full((1, NUM_MELS), MIN_LOG_MEL, np.float32)], notes))
 

@@ -212,8 +212,11 @@ def load_exported(path: Path, step: int | None) -> tuple[Any, int]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="flax") as file:  # NumPy's knows no bfloat16
+        with safe_open(str(path), framework="numpy") as file:
             meta = file.metadata() or {}
+            types = {file.get_slice(key).get_dtype() for key in file.keys()}
+        # NumPy's reader is ten times as fast, but knows no bfloat16.
+        with safe_open(str(path), framework="flax" if "BF16" in types else "numpy") as file:
             tensors = {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error

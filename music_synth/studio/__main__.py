@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     listening = listen(flags.host, flags.port)
     token = None if is_loopback(flags.host) else secrets.token_urlsafe(24)
     inverter = runs.load_inverter(flags.inverter, flags.trust)
-    # Compiled beside all that follows: the decoders are loaded and compiled in as much time.
+    # Compiled beside all that follows.
     threading.Thread(target=compile_inverter, args=(inverter, [Note(60, 80, 0, 0.0, 1.0)]), daemon=True).start()
     decoders = open_decoders(flags.checkpoint or [runs.SHIPPED], flags.step)
     voices = Voices(decoders, inverter, flags.soundfont)

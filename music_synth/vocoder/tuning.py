@@ -1,19 +1,29 @@
 """How far music is out of tune with its notes, read off the mel as it comes.
 
-Partials that lie elsewhere than the source's lift the filters next to those that the source lifts. So the source is
-made at a few tunings, and the one whose log-mel has the fine structure of the mel's is right: on tones 20 cents sharp
+Partials that lie elsewhere than the source's lift the filters next to those that the source lifts. So the mel of the
+source is told for a few tunings, and the one that has the fine structure of the mel is right: on tones 20 cents sharp
 the correlation peaks within 2 cents of the truth.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE, MIN_LOG_MEL, NUM_MELS, log_mel
+from music_synth.audio.mel import (
+    FFT_SIZE,
+    FRAME_LENGTH,
+    FRAME_RATE,
+    MIN_LOG_MEL,
+    NUM_MELS,
+    SAMPLE_RATE,
+    hann_window,
+    mel_matrix,
+)
 from music_synth.midi.notes import Note
-from music_synth.vocoder.source import SOURCE_FLOOR, source_of_frames
+from music_synth.vocoder.source import RELEASE, RELEASE_SECONDS, SOURCE_FLOOR, tone
 
 TRIED = (-30.0, -15.0, 0.0, 15.0, 30.0)  # cents
 MEMORY = 400  # frames in which what was heard counts for 1/e
@@ -42,8 +52,8 @@ class Tuning:
         """Takes the next frames of the mel, [t, 128]."""
         if not len(mel):
             return
-        sources = [source_of_frames(self.pitched, self.heard, len(mel), cents) for cents in TRIED]
-        expected = [np.log(np.exp(log_mel(source, np)[1:-2]) + SOURCE_FLOOR) for source in sources]
+        levels = levels_of(self.pitched, self.heard, len(mel))
+        expected = [np.log(levels @ tone_mels(cents) + SOURCE_FLOOR) for cents in TRIED]
         loudness = np.exp(0.5 * np.maximum(mel, MIN_LOG_MEL))
         fine = mel @ FINE
         curves = [other @ FINE for other in expected]
@@ -64,6 +74,27 @@ class Tuning:
         frames = np.array([note.onset for note in notes], np.float64) * FRAME_RATE
         places = np.nan_to_num(frames).clip(0, len(self.cents)).astype(np.int64) + LEAD
         return self.cents[np.minimum(places, len(self.cents) - 1)].tolist()
+
+
+def levels_of(notes: Sequence[Note], first_frame: int, num_frames: int) -> np.ndarray:
+    """How loud the source plays each pitch in the middle of each frame, float32 [num_frames, 128]."""
+    middles = (first_frame + np.arange(num_frames) + 0.5 * FRAME_LENGTH * FRAME_RATE / SAMPLE_RATE) / FRAME_RATE
+    levels = np.zeros((num_frames, 128), np.float32)
+    for note in notes:
+        if np.isfinite((note.onset, note.offset)).all():
+            end = max(note.offset, note.onset)
+            first, last = np.searchsorted(middles, (note.onset, end + RELEASE_SECONDS))
+            decay = np.exp(np.minimum((end - middles[first:last]) / RELEASE, 0.0))
+            levels[first:last, note.pitch] += (note.velocity / 127) ** 2 * decay
+    return levels
+
+
+@functools.cache
+def tone_mels(cents: float) -> np.ndarray:
+    """The mel of the source's tone of each pitch at full level, so far out of tune: float32 [128, 128]."""
+    t = 1.0 + np.arange(FRAME_LENGTH) / SAMPLE_RATE  # long after the attack
+    tones = np.stack([tone(Note(pitch, 127, 0, 0.0, 10.0), t, cents) for pitch in range(128)])
+    return (np.abs(np.fft.rfft(tones * hann_window(), FFT_SIZE)) @ mel_matrix()).astype(np.float32)
 
 
 def best_tuning(sums: np.ndarray) -> float:
