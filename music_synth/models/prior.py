@@ -46,16 +46,17 @@ class Prior(NamedTuple):
 
     def lasting(self, noise: Array) -> Array:
         """White noise [B, T, M] of unit variance -> a process of first order, of unit variance and this persistence."""
+        frames = noise.shape[1]
 
-        def step(before: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
-            persistence, new = given
-            frame = persistence * before + new
-            return frame, frame
+        def earlier(x: Array, count: int) -> Array:
+            return jnp.pad(x, ((0, 0), (count, 0), (0, 0)))[:, :frames]
 
-        new = jnp.sqrt(1.0 - jnp.square(self.persistence)) * noise
-        by_time = self.persistence.swapaxes(0, 1), new.swapaxes(0, 1)
-        # A loop: as `associative_scan` it took 9 times as long on a CPU, and a second to compile.
-        return jax.lax.scan(step, jnp.zeros_like(new[:, 0]), by_time)[1].swapaxes(0, 1)
+        x, left = jnp.sqrt(1.0 - jnp.square(self.persistence)) * noise, self.persistence
+        for count in (1 << i for i in range((frames - 1).bit_length())):
+            # x has what the last `count` frames bring, `left` says what is left of a frame after so many (Hillis and
+            # Steele 1986): it compiles in half the time of `jax.lax.associative_scan`.
+            x, left = x + left * earlier(x, count), left * earlier(left, count)
+        return x
 
 
 class PriorNetwork(nn.Module):
