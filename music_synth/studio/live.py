@@ -29,9 +29,9 @@ from music_synth.studio.worker import Worker
 from music_synth.vocoder.inverter import Inverter
 from music_synth.vocoder.neural import NeuralInverter
 
-FRAMES = 64  # of a stretch of mel
+FRAMES = 42  # of a stretch of mel
 RUN_UP = 32  # frames before it that the inverter is given
-LOOK_AHEAD = 36  # of its last frames, which only help the inverter; so it lasts 0.56 s
+LOOK_AHEAD = 14  # of its last frames, which only help the inverter; so it lasts 0.56 s
 RENEW_SECONDS = 0.2  # before what is made runs out
 HELD_SECONDS = 10.0  # that a key which is down is taken to last on
 FORGOTTEN_SECONDS = 3.0  # after its end, when nothing of a note is heard
@@ -197,7 +197,7 @@ class LivePlayer:
     def _play(
         self, decoder: Decoder, notes: list[Note], frame: int, timeline: Timeline
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The mel [64, 128] and the audio of a stretch that begins at `frame`."""
+        """The mel [42, 128] and the audio of a stretch that begins at `frame`."""
         self._number += 1
         context = timeline.before(frame, max(decoder.model.network.context_frames, RUN_UP))
         tokens = decoder.tokenizer.encode_window(Events.from_notes(notes), frame, FRAMES, timbre=decoder.timbre)

@@ -6,7 +6,7 @@ a spectrum a frame, and overlapping inverse transforms are the audio. Two things
 - Phases by recurrence. A convolutional generator turns a mel that stands still into audio that repeats with every
   hop: a tone can only have multiples of 50 Hz. Here the phasor of each bin turns from frame to frame by a frequency
   that the network reads off the mel, and is set anew where it says so: z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k.
-- Mel projections (`stft.project_to_mel`): the last steps pull the audio to the mel that was asked for.
+- Mel projections (`stft.project_to_mel`; `pull_to_mel` looks less ahead): they pull the audio to the mel asked for.
 
 Where the notes are known, a third: phases from a plain signal made of them (`vocoder.source`). A bin takes the source's
 phase where that explains what the mel has, else the recurrence holds. Magnitudes stay those of the mel: a wrong note
@@ -27,8 +27,20 @@ import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, log_mel, scale_mel
 from music_synth.errors import check_range
+from music_synth.vocoder.convnext import ConvNeXtBlock, context
 from music_synth.vocoder.source import SOURCE_FLOOR, SOURCE_HOPS
-from music_synth.vocoder.stft import frames_of, magnitude, overlap_add, project_to_mel, scaled, windowed
+from music_synth.vocoder.stft import (
+    PULL_AHEAD,
+    Pull,
+    frames_of,
+    magnitude,
+    no_pull,
+    overlap_add,
+    project_to_mel,
+    pull_to_mel,
+    scaled,
+    windowed,
+)
 
 Array = jax.Array
 WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
@@ -36,44 +48,14 @@ NUM_BINS = WINDOW // 2 + 1
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
 LOG_FLOOR = 3e-3  # magnitude that counts as silence
-INFORMED_STEPS = (13, 0.6)  # projections, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
+INFORMED_PULL = (3, 0.5)  # steps a hop, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
 FINE_RANGE = (-5.0, 3.0)  # natural-log magnitude of a bin of the source over that of its mel filters
 MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some
 
 
-class DepthwiseConv(nn.Module):
-    """Convolution over time of each channel alone, [B, T, D] to [B, T, D]; XLA's own is slow on CPUs."""
-
-    width: int
-    ahead: int  # of the width, frames that come later
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.width, x.shape[-1]))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        padded = jnp.pad(x, ((0, 0), (self.width - 1 - self.ahead, self.ahead), (0, 0)))
-        taps = (kernel[i][None, None] * padded[:, i : i + x.shape[1]] for i in range(self.width))
-        return bias[None, None] + sum(taps)
-
-
-class ConvNeXtBlock(nn.Module):
-    mlp_dim: int
-    width: int
-    ahead: int
-    scale: float  # of what the block adds, at the start
-
-    @nn.compact
-    def __call__(self, x: Array, exists: Array) -> Array:
-        y = DepthwiseConv(self.width, self.ahead, name="conv")(x * exists)
-        y = y.reshape(-1, x.shape[-1])  # [B T, D]: XLA's gradient of a matrix product is twice as fast so on CPUs
-        y = nn.LayerNorm(name="norm")(y)
-        y = nn.gelu(nn.Dense(self.mlp_dim, name="wi")(y))
-        y = nn.Dense(x.shape[-1], name="wo")(y).reshape(x.shape)
-        return x + y * self.param("scale", nn.initializers.constant(self.scale), (x.shape[-1],))[None, None]
-
-
 class ISTFTNetwork(nn.Module):
     config: ISTFTGenerator
+    seen: tuple[int, ...]  # frames that each layer sees ahead
 
     @nn.compact
     def __call__(
@@ -85,10 +67,11 @@ class ISTFTNetwork(nn.Module):
         if c.source:
             excited = jnp.log(jnp.exp(log_mel(source)[:, 1:-2]) + SOURCE_FLOOR)  # [B, T, M]
             seen = jnp.concatenate([seen, scale_mel(excited, clip=False) * exists], axis=-1)
-        x = nn.Dense(c.dim, name="embed")(context(seen, c.width, c.frames_ahead))  # [B, T, D]
+        x = nn.Dense(c.dim, name="embed")(context(seen, c.width, c.frames_ahead, self.seen[0]))  # [B, T, D]
         x = nn.LayerNorm(name="norm")(x)
         for i in range(c.num_layers):
-            x = ConvNeXtBlock(c.mlp_dim, c.width, c.frames_ahead, 1 / c.num_layers, name=f"layers_{i}")(x, exists)
+            sizes = c.mlp_dim, c.width, c.frames_ahead, self.seen[i + 1]
+            x = ConvNeXtBlock(*sizes, scale=1 / c.num_layers, name=f"layers_{i}")(x, exists)
         x = nn.LayerNorm(name="final_norm")(x).reshape(-1, c.dim)
 
         def head(name: str, bias: float = 0.0) -> Array:
@@ -135,9 +118,11 @@ class ISTFTGenerator:
     num_layers: int = 6
     width: int = 7  # frames under each convolution
     ahead: int | None = None  # of them, those that come later; None: half of them
+    max_ahead: int = 6  # frames that all layers together see ahead when it plays; more gain nothing
     source: bool = False  # whether the network itself is given the signal made of the notes
     num_consistency_steps: int = 16  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
     num_projections: int = 32  # then towards the mel, when it plays
+    pull_steps: int = 0  # of each hop of audio (`stft.pull_to_mel`), then: they look less ahead
     consistency_momentum: float = 0.99  # of the steps (Perraudin et al. 2013), and of the projections:
     projection_momentum: float = 0.85  # beyond 0.9 noise grows between the partials (validation split)
     training_steps: tuple[int, int] = (1, 2)  # of the two where a loss looks at the audio; the less, the faster
@@ -145,7 +130,7 @@ class ISTFTGenerator:
     def __post_init__(self):
         check_range(self, 1, 256, "num_layers", "width")
         check_range(self, 1, 2**14, "dim", "mlp_dim")
-        check_range(self, 0, 10_000, "num_consistency_steps", "num_projections")
+        check_range(self, 0, 10_000, "num_consistency_steps", "num_projections", "pull_steps", "max_ahead")
         if self.width % 2 == 0 and self.ahead is None:
             raise ValueError(f"ISTFTGenerator.width = {self.width}: must be odd, or say how many of them are ahead")
         if not 0 <= self.frames_ahead < self.width:
@@ -158,29 +143,40 @@ class ISTFTGenerator:
 
     @property
     def module(self) -> ISTFTNetwork:
-        return ISTFTNetwork(self)
+        """The network as it plays."""
+        return ISTFTNetwork(self, self.layers_ahead)
 
     @property
     def frames_ahead(self) -> int:
         return self.width // 2 if self.ahead is None else self.ahead
 
     @property
+    def layers_ahead(self) -> tuple[int, ...]:
+        """Frames that each layer sees ahead when it plays: the first ones all of theirs, until `max_ahead` is spent."""
+        left = (max(0, self.max_ahead - self.frames_ahead * i) for i in range(self.num_layers + 1))
+        return tuple(min(self.frames_ahead, frames) for frames in left)
+
+    @property
     def network_reach(self) -> tuple[int, int]:
         """Frames before and after that the network sees; the recurrence apart."""
-        layers = self.num_layers + 1
-        return layers * (self.width - 1 - self.frames_ahead), layers * self.frames_ahead
+        return (self.num_layers + 1) * (self.width - 1 - self.frames_ahead), sum(self.layers_ahead)
 
     @property
     def reach(self) -> tuple[int, int]:
-        """Frames before and after on which a frame of audio depends, apart from the recurrence."""
+        """Frames before and after that must be given to play a frame, besides the state that is carried along."""
         behind, ahead = self.network_reach
         steps = 3 * self.num_consistency_steps + self.num_projections
-        return behind + 2 + steps, ahead + 1 + steps
+        return max(1, behind + 2 + steps - self.lead), ahead + 1 + steps + self.hops_pulled
 
     @property
-    def state_size(self) -> int:
-        """Complex numbers that go over from one stretch of a long mel to the next."""
-        return NUM_BINS
+    def lead(self) -> int:
+        """Frames before the first one of a piece at which playing begins."""
+        return PULL_AHEAD if self.pull_steps else 0
+
+    @property
+    def hops_pulled(self) -> int:
+        """Hops after one of audio of which a first estimate is needed to make it."""
+        return PULL_AHEAD + 1 if self.pull_steps else 0
 
     takes_notes = True
 
@@ -188,50 +184,55 @@ class ISTFTGenerator:
         """The generator as it plays where notes are known: good phases need fewer steps, and so less of the future."""
         if self.source:
             return self
-        projections, momentum = INFORMED_STEPS
-        return replace(self, num_consistency_steps=0, num_projections=projections, projection_momentum=momentum)
+        steps, momentum = INFORMED_PULL
+        pulled = replace(self, pull_steps=steps, projection_momentum=momentum)
+        return replace(pulled, num_consistency_steps=0, num_projections=0)
+
+    def no_state(self, rows: int) -> State:
+        """What is carried along, before a piece begins."""
+        return State(no_phasor(rows), no_pull(rows))
 
     def init(self, rng: Array):
         mel, one = jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool)
         source = jnp.zeros((1, (8 + SOURCE_HOPS) * HOP_LENGTH)) if self.source else None
-        return self.module.init(rng, mel, one, jnp.zeros(1, jnp.int32), no_state(1), 0, source)["params"]
+        return self.module.init(rng, mel, one, jnp.zeros(1, jnp.int32), no_phasor(1), 0, source)["params"]
 
     def generate(
         self, params, mel: Array, exists: Array, first_frame: Array, source: Array | None = None
     ) -> tuple[Array, Spectra]:
         """Audio [B, 320 T] for a loss, with few consistency steps, and the spectra that the network wrote."""
-        state = no_state(len(mel))
-        spectra: Any = self.module.apply({"params": params}, mel, exists, first_frame, state, 0, source)
+        network = ISTFTNetwork(self, (self.frames_ahead,) * (self.num_layers + 1))
+        phasor = no_phasor(len(mel))
+        spectra: Any = network.apply({"params": params}, mel, exists, first_frame, phasor, 0, source)
         return self._audio(spectra, mel, exists, *self.training_steps), spectra
 
     def play(
-        self,
-        params,
-        mel: Array,
-        exists: Array,
-        first_frame: Array,
-        source: Array | None = None,
-        state: Array | None = None,
-        start: int = 0,
-    ) -> tuple[Array, Array]:
-        """Audio to be heard.
+        self, params, mel: Array, exists: Array, first_frame: Array, source: Array | None, state: State
+    ) -> tuple[Array, State]:
+        """Audio to be heard, of the frames of a window that have `reach` frames on either side.
 
         Args:
-          mel: natural-log mel [B, T, M]; whatever stands where `exists` [B, T] is False is not looked at.
+          mel: natural-log mel [B, behind + n + ahead, M]; whatever stands where `exists` [B, ..] is False is not seen.
           first_frame: int32 [B], the number in the piece of frame 0 of mel: the noise goes by it.
-          source: of the notes, [B, 320 (T + 3)], from a hop before frame 0 on; None: they are not known.
-          state: complex [B, state_size] of the frame before `start`; None where the piece begins.
+          source: of the notes, [B, 320 (frames + 3)], from a hop before frame 0 on; None: they are not known.
+          state: as it came out for the frames before those n, or `no_state` if they begin `lead` before the piece.
 
         Returns:
-          Audio [B, 320 T], and the state after each frame [B, T, state_size].
+          Audio [B, 320 n], and the state.
         """
-        state = no_state(len(mel)) if state is None else state
+        (behind, ahead), start = self.reach, self.network_reach[0]
+        end = mel.shape[1] - ahead
         given = source if self.source else None
-        spectra: Any = self.module.apply({"params": params}, mel, exists, first_frame, state, start, given)
+        spectra: Any = self.module.apply({"params": params}, mel, exists, first_frame, state.phasor, start, given)
         if source is not None and not self.source:
             spectra = informed(spectra, mel, source)
         audio = self._audio(spectra, mel, exists, self.num_consistency_steps, self.num_projections)
-        return audio, spectra.phasor
+        audio, pull = audio[:, behind * HOP_LENGTH : (end + self.hops_pulled) * HOP_LENGTH], state.pull
+        if self.pull_steps:
+            wanted = jnp.exp(mel[:, behind : end + PULL_AHEAD])
+            near = exists[:, behind - 1 : end + self.hops_pulled].astype(jnp.float32)
+            audio, pull = pull_to_mel(audio, wanted, near, pull, self.pull_steps, self.projection_momentum)
+        return audio, State(spectra.phasor[:, end - behind + start - 1], pull)
 
     def _audio(self, spectra: Spectra, mel: Array, exists: Array, num_consistent: int, num_mel: int) -> Array:
         size, exists = jnp.exp(spectra.log_magnitude), exists.astype(jnp.float32)
@@ -324,7 +325,14 @@ def informed(spectra: Spectra, mel: Array, source: Array) -> Spectra:
     return spectra._replace(direction=scaled(direction, 1 / magnitude(direction, 1e-6)))
 
 
-def no_state(rows: int) -> Array:
+class State(NamedTuple):
+    """What goes over from one stretch of a long mel to the next."""
+
+    phasor: Array  # complex [B, F], of the recurrence
+    pull: Pull
+
+
+def no_phasor(rows: int) -> Array:
     return jnp.zeros((rows, NUM_BINS), jnp.complex64)
 
 
@@ -382,12 +390,6 @@ def frame_noise(first_frame: Array, num_frames: int) -> Array:
     """Complex noise [B, T, F], a function of the number of the frame in the piece alone; first_frame int32 [B]."""
     numbers = first_frame[:, None] + jnp.arange(num_frames, dtype=first_frame.dtype)[None]
     return jnp.asarray(noise_table())[numbers % len(noise_table())]
-
-
-def context(x: Array, width: int, ahead: int) -> Array:
-    """[B, T, D] to [B, T, width D]: each frame with those around it, `ahead` of them later, zeros beyond the ends."""
-    padded = jnp.pad(x, ((0, 0), (width - 1 - ahead, ahead), (0, 0)))
-    return jnp.concatenate([padded[:, i : i + x.shape[1]] for i in range(width)], axis=-1)
 
 
 def interpolation() -> np.ndarray:

@@ -131,7 +131,11 @@ class MelGANGenerator:
         """Itself: it has no use for notes."""
         return self
 
-    state_size, network_reach = 0, (0, 0)  # nothing goes over from one stretch of a long mel to the next
+    lead = 0
+
+    def no_state(self, rows: int) -> tuple:
+        """Nothing goes over from one stretch of a long mel to the next."""
+        return ()
 
     def init(self, rng: Array):
         return self.module.init(rng, jnp.zeros((1, 8, NUM_MELS)), jnp.ones((1, 8), bool))["params"]
@@ -144,18 +148,12 @@ class MelGANGenerator:
         return audio, None
 
     def play(
-        self,
-        params,
-        mel: Array,
-        exists: Array,
-        first_frame: Array,
-        source: None = None,
-        state: Array | None = None,
-        start: int = 0,
-    ) -> tuple[Array, Array]:
-        """Audio [B, 320 T] of log-mel [B, T, M]; see `ISTFTGenerator.play`. The state is empty."""
+        self, params, mel: Array, exists: Array, first_frame: Array, source: None, state: tuple
+    ) -> tuple[Array, tuple]:
+        """Audio [B, 320 n] of log-mel [B, behind + n + ahead, M]; see `ISTFTGenerator.play`."""
+        behind, ahead = self.reach
         audio, _ = self.generate(params, mel, exists, first_frame)
-        return audio, jnp.zeros((*mel.shape[:2], 0), jnp.complex64)
+        return audio[:, behind * HOP_LENGTH : (mel.shape[1] - ahead) * HOP_LENGTH], state
 
 
 class WaveDiscriminator(nn.Module):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -23,6 +24,7 @@ from music_synth.vocoder.melgan import MelGANGenerator
 from music_synth.vocoder.source import source_of_frames
 from music_synth.vocoder.tuning import Tuning
 
+Array = jax.Array
 GENERATORS = {kind.__name__: kind for kind in (MelGANGenerator, ISTFTGenerator)}
 FORMAT = "music_synth inverter"
 SHIPPED = Path(__file__).with_name("inverter.safetensors")
@@ -63,10 +65,11 @@ class NeuralInverter:
         stretch is shorter by as much, so that there is audio as soon as there are `stretch` frames of mel.
         """
         generator = self.generator.for_notes() if notes else self.generator
-        behind, ahead = generator.reach
-        state = np.zeros((1, generator.state_size), np.complex64)
+        (behind, ahead), lead = generator.reach, generator.lead
+        state = generator.no_state(1)
         tuning = Tuning(notes or ())
-        done, total = -min(ahead, stretch - 1) if early else 0, 0  # frames made, frames that came
+        done, total = -lead - (min(ahead, stretch - 1) if early else 0), 0  # frames made, frames that came
+        stretch += lead
         waiting = np.full((behind - done, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - behind on
         for mel, ended in _and_the_end(mels):
             waiting = np.concatenate([waiting, checked_mel(mel)])
@@ -90,12 +93,27 @@ class NeuralInverter:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def play_stretch(generator: Any, params: Any, window: Any, exists: Any, first_frame: Any, source: Any, state: Any):
-    """Audio [1, 320 n] of the middle of a window [1, behind + n + ahead, M], and the state for the next one."""
-    (behind, ahead), seen = generator.reach, generator.network_reach[0]
-    audio, states = generator.play(params, window, exists, first_frame, source, state, start=seen)
-    end = window.shape[1] - ahead
-    return audio[:, behind * HOP_LENGTH : end * HOP_LENGTH], states[:, end - behind + seen - 1]
+def play_stretch(generator: Any, params: Any, *given: Any):
+    """As `generator.play`, compiled."""
+    return generator.play(params, *given)
+
+
+def play_whole(
+    generator: Any, params: Any, mel: Array, exists: Array, first_frame: Array, source: Array | None = None
+) -> Array:
+    """Audio [B, 320 T] of whole pieces side by side, or excerpts: see `generator.play`.
+
+    Args:
+      mel: [B, T, M].
+      source: [B, 320 (T + 3)].
+    """
+    (behind, ahead), lead = generator.reach, generator.lead
+    around = (behind + lead, ahead)
+    mel, exists = jnp.pad(mel, ((0, 0), around, (0, 0))), jnp.pad(exists, ((0, 0), around))
+    if source is not None:
+        source = jnp.pad(source, ((0, 0), (around[0] * HOP_LENGTH, ahead * HOP_LENGTH)))
+    state = generator.no_state(len(mel))
+    return generator.play(params, mel, exists, first_frame - around[0], source, state)[0][:, lead * HOP_LENGTH :]
 
 
 def _and_the_end(items: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:

@@ -23,6 +23,7 @@ from music_synth.errors import UserError
 from music_synth.vocoder.discriminators import SpectrogramDiscriminators
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import Discriminators, MelGANGenerator
+from music_synth.vocoder.neural import play_whole
 from music_synth.vocoder.stft import magnitude, stft
 
 Array = jax.Array
@@ -143,8 +144,7 @@ class VocoderObjective:
         """Audio [B, 320 T] of the batch's mel."""
         first_frame = jnp.zeros(len(batch["mel"]), jnp.int32)
         inputs = batch["mel"], batch["mel_mask"], first_frame, batch.get("source")
-        generator: Any = self.generator
-        return generator.play(params["generator"], *inputs)[0]
+        return play_whole(self.generator, params["generator"], *inputs)
 
 
 # --- distances of audio, [B, S] each, a number a row -------------------------------------------------------------

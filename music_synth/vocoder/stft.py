@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, frame, hann_window, mel_matrix
 
 Array = jax.Array
+PULL_AHEAD = 6  # frames that `pull_to_mel` moves besides that which it fixes next
 
 
 def windowed(frames: Array, window: np.ndarray) -> Array:
@@ -77,14 +79,89 @@ def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
       exists: float32 [B, T], 0 where the piece is not: zeros come out there.
     """
     window = hann_window()
-    spectrum = jnp.fft.rfft(windowed(frame(audio), window), FFT_SIZE)  # [B, T, 513]
+    frames = project_frames(frame(audio), mel) * exists[..., None]
+    inside = jnp.repeat(exists, HOP_LENGTH, axis=1)
+    total = overlap_add(frames, HOP_LENGTH)
+    weight = overlap_add(np.square(window)[None, None] * exists[..., None], HOP_LENGTH)
+    # The first and the last hop of a piece lie under one window: there the sum fades, instead of growing as 1/window.
+    return (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH] * inside
+
+
+def project_frames(frames: Array, mel: Array) -> Array:
+    """Scales the spectra of frames [..., 640] towards a mel magnitude [..., 128]; frames under the window squared."""
+    window = hann_window()
+    spectrum = jnp.fft.rfft(windowed(frames, window), FFT_SIZE)  # [..., 513]
     with jax.default_matmul_precision("highest"):
         present = magnitude(spectrum, 1e-7) @ mel_matrix()
         # At most 10: where next to nothing is, the next step can lift it further.
         gain = jnp.clip(mel / jnp.maximum(present, 1e-6), 0.0, 10.0) @ spread_matrix().T
-    frames = jnp.fft.irfft(scaled(spectrum, gain), FFT_SIZE)[..., :FRAME_LENGTH]
-    inside, exists = jnp.repeat(exists, HOP_LENGTH, axis=1), exists[..., None]
-    total = overlap_add(windowed(frames * exists, window), HOP_LENGTH)
-    weight = overlap_add(np.square(window)[None, None] * exists, HOP_LENGTH)
-    # The first and the last hop of a piece lie under one window: there the sum fades, instead of growing as 1/window.
-    return (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH] * inside
+    return windowed(jnp.fft.irfft(scaled(spectrum, gain), FFT_SIZE)[..., :FRAME_LENGTH], window)
+
+
+class Pull(NamedTuple):
+    """What `pull_to_mel` keeps from hop to hop: frames of audio under the window squared."""
+
+    frames: Array  # [B, PULL_AHEAD + 1, 640]: the last that is fixed, and those that still move
+    change: Array  # [B, PULL_AHEAD, 640]: of those, by the last step
+
+
+def no_pull(rows: int) -> Pull:
+    """Gives the state before a piece; it begins PULL_AHEAD hops before frame 0, which is then moved as often as any."""
+    frames = jnp.zeros((rows, PULL_AHEAD + 1, FRAME_LENGTH))
+    return Pull(frames, frames[:, 1:])
+
+
+def pull_to_mel(
+    audio: Array, mel: Array, exists: Array, pull: Pull, num_steps: int, momentum: float
+) -> tuple[Array, Pull]:
+    """Brings audio nearer to the wanted mel as `project_to_mel`, but hop by hop, so that it looks less ahead.
+
+    Real-time iterative spectrogram inversion with look-ahead (Zhu, Beauregard and Wyse 2007), given the mel: for every
+    hop, the frame that is fixed next and PULL_AHEAD later ones are projected `num_steps` times. So a frame is projected
+    num_steps (PULL_AHEAD + 1) times, but looks PULL_AHEAD + 1 hops ahead. What is fixed and what moves are joined under
+    windows: joined at a hop's edge, they would click (0.4 dB of log-mel error).
+
+    Args:
+      audio: first estimate of hops 0 .. n + PULL_AHEAD, [B, 320 (n + PULL_AHEAD + 1)].
+      mel: mel magnitude of frames 0 .. n + PULL_AHEAD - 1, [B, n + PULL_AHEAD, 128].
+      exists: float32 [B, n + PULL_AHEAD + 2], of frames -1 .. n + PULL_AHEAD: 0 where the piece is not.
+      pull: what came out for the hops before.
+
+    Returns:
+      Hops 0 .. n - 1, [B, 320 n], and the state for those that follow.
+    """
+    rise, fall = np.square(hann_window()).reshape(2, 1, 1, HOP_LENGTH)
+    num_hops = mel.shape[1] - PULL_AHEAD
+
+    def by_hop(x: Array, start: int, count: int) -> Array:
+        """[B, N, ...] to [n, B, count, ...]: of each hop, `count` elements from `start` on."""
+        parts = [jnp.moveaxis(x[:, start + i : start + i + num_hops], 1, 0) for i in range(count)]
+        return jnp.stack(parts, axis=2)
+
+    def one(pull: Pull, inputs: tuple[Array, Array, Array]) -> tuple[Pull, Array]:
+        new, wanted, here = inputs  # two hops; mel; exists of frames from the last fixed one on, one more than move
+        here = here[..., None]
+        weight = jnp.maximum(fall * here[:, :-1] + rise * here[:, 1:], 0.5)
+        edge = rise * new[:, 1:] * here[:, -1:]
+        entering = jnp.concatenate([rise * new[:, :1], fall * new[:, 1:]], axis=-1) * here[:, -2:-1]
+        fixed = pull.frames[:, :1]
+
+        def hops(frames: Array) -> Array:
+            later = jnp.concatenate([frames[:, 1:, :HOP_LENGTH], edge], axis=1)
+            return (frames[..., HOP_LENGTH:] + later) / weight * here[:, 1:]
+
+        def project(_, moving: tuple[Array, Array]) -> tuple[Array, Array]:
+            frames, change = moving
+            x = hops(jnp.concatenate([fixed, frames + momentum * change], axis=1))
+            made = project_frames(jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1), wanted) * here[:, 1:-1]
+            return made, made - frames
+
+        frames = jnp.concatenate([pull.frames[:, 1:], entering], axis=1)
+        change = jnp.concatenate([pull.change, jnp.zeros_like(entering)], axis=1)
+        frames, change = jax.lax.fori_loop(0, num_steps, project, (frames, change))
+        return Pull(frames, change[:, 1:]), hops(jnp.concatenate([fixed, frames], axis=1))[:, 0]
+
+    x = audio.reshape(len(audio), -1, HOP_LENGTH)
+    moving = by_hop(x, PULL_AHEAD, 2), by_hop(mel, 0, PULL_AHEAD + 1), by_hop(exists, 0, PULL_AHEAD + 3)
+    pull, made = jax.lax.scan(one, pull, moving)
+    return jnp.moveaxis(made, 0, 1).reshape(len(audio), -1), pull

@@ -27,7 +27,7 @@ from music_synth.vocoder.source import RELEASE, RELEASE_SECONDS, SOURCE_FLOOR, t
 
 TRIED = (-30.0, -15.0, 0.0, 15.0, 30.0)  # cents
 MEMORY = 400  # frames in which what was heard counts for 1/e
-LEAD = 12  # frames of a note that are heard before its tuning is fixed
+LEAD = 4  # frames of a note that are heard before its tuning is fixed: streams need not wait for more
 MARGIN = 0.05  # of correlation, by which another tuning must win over the notes as they are written
 # Samples of one instrument are 10 cents apart, and notes a few cents apart beat where in truth they are in tune: to
 # follow those cents cost a tenth of the notes that a transcriber hears (docs/inverter_log.md).

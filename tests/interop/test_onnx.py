@@ -16,9 +16,10 @@ from music_synth.interop.onnx import export_onnx
 from music_synth.interop.onnx_graph import Graph, Transform
 from music_synth.midi.notes import Note
 from music_synth.runs import load_inverter
-from music_synth.vocoder.istft import DepthwiseConv, ISTFTGenerator
+from music_synth.vocoder.convnext import DepthwiseConv
+from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
-from music_synth.vocoder.neural import NeuralInverter
+from music_synth.vocoder.neural import NeuralInverter, play_whole
 from music_synth.vocoder.stft import frames_of, overlap_add
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -66,7 +67,8 @@ def test_exported_istft_equals_jax(tmp_path):
     for num_frames in (2, 150):  # the noise begins anew after 128
         mel, exists = random_mel(num_frames), np.ones((1, num_frames), bool)
         audio = inverter(mel)
-        expected = jax.jit(generator.play)(params, mel[None], exists, np.zeros(1, np.int32))[0][0]
+        play = jax.jit(play_whole, static_argnums=0)
+        expected = play(generator, params, mel[None], exists, np.zeros(1, np.int32))[0]
         peak = np.abs(expected).max()
         assert audio.shape == expected.shape == (320 * num_frames,)
         assert np.std(expected) > 0.1 * peak
@@ -81,7 +83,7 @@ def test_exported_istft_equals_jax(tmp_path):
 @pytest.mark.parametrize("source", [True, False], ids=["learned", "by rule"])
 def test_exported_note_informed_istft_equals_jax(tmp_path, source):
     steps = {"num_consistency_steps": 0, "num_projections": 2}
-    generator = ISTFTGenerator(8, 16, 1, width=5, ahead=1, source=source, **steps)
+    generator = ISTFTGenerator(8, 16, 1, width=5, ahead=1, max_ahead=1, source=source, **steps)
     params = trained(generator.init)
     export_onnx(generator, params, tmp_path / "istft.onnx", notes=True)
     inverter, own = load_inverter(str(tmp_path / "istft.onnx")), NeuralInverter(generator, params)
@@ -91,7 +93,7 @@ def test_exported_note_informed_istft_equals_jax(tmp_path, source):
         audio, expected = inverter(mel, given), own(mel, given)
         # Phases are the source's: where it is nearly silent they turn by rounding, so a few samples differ by more.
         apart = np.abs(audio - expected) / np.abs(expected).max()
-        assert np.quantile(apart, 0.9) < 2e-4 and apart.max() < 5e-3
+        assert np.quantile(apart, 0.9) < 5e-4 and apart.max() < 1e-2
         played.append(audio)
     assert np.abs(played[0] - played[1]).max() > 0.1 * np.abs(played[0]).max()
 
@@ -133,8 +135,9 @@ def test_layers_equal_flax(check, num_frames):
     for block, layer in (
         (onnx_graph.dense, nn.Dense(20)),
         (onnx_graph.layer_norm, nn.LayerNorm()),
-        (partial(onnx_graph.depthwise_conv, ahead=3), DepthwiseConv(7, 3)),
-        (partial(onnx_graph.depthwise_conv, ahead=1), DepthwiseConv(4, 1)),
+        (partial(onnx_graph.depthwise_conv, ahead=3, seen=3), DepthwiseConv(7, 3, 3)),
+        (partial(onnx_graph.depthwise_conv, ahead=3, seen=1), DepthwiseConv(7, 3, 1)),
+        (partial(onnx_graph.depthwise_conv, ahead=1, seen=0), DepthwiseConv(4, 1, 0)),
     ):
         params = trained(lambda key, layer=layer: layer.init(key, x)["params"])
         check(partial(block, params=params), x, layer.apply({"params": params}, x))

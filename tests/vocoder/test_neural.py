@@ -19,6 +19,7 @@ SMALL = {"dim": 8, "mlp_dim": 16, "num_layers": 1, "num_projections": 2}
 GENERATORS = {
     "melgan": MelGANGenerator(channels=4, strides=(20, 16), dilations=(1, 3)),
     "istft": ISTFTGenerator(**SMALL, num_consistency_steps=1),
+    "short": ISTFTGenerator(**SMALL, num_consistency_steps=0, max_ahead=1),
     "source": ISTFTGenerator(**SMALL, num_consistency_steps=0, width=5, ahead=1, source=True),
 }
 NOTES = [

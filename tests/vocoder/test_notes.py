@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from music_synth.audio.mel import HOP_LENGTH, SAMPLE_RATE, log_mel
+from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, log_mel
 from music_synth.midi.notes import Note
 from music_synth.vocoder.neural import SHIPPED, load_weights
 from music_synth.vocoder.objective import stft_distance
@@ -71,7 +71,7 @@ def test_phases_hold_where_the_notes_are_known():
 
 @pytest.mark.parametrize(
     "change, limit",
-    [({"cents": 20.0}, 1.0), ({"vibrato": 30.0}, 1.2)],  # measured: 0.78 and 1.15
+    [({"cents": 20.0}, 1.0), ({"vibrato": 30.0}, 1.2)],  # measured: 0.76 and 1.12
     ids=["20 cents off", "vibrato of 30 cents"],
 )
 def test_notes_out_of_tune_against_none(change, limit):
@@ -90,20 +90,35 @@ def test_tuning_is_read_off_the_mel():
     np.testing.assert_allclose(parts.of(NOTES), whole.of(NOTES), atol=1e-3)
 
 
+def test_a_stream_looks_0_3_s_ahead_and_equals_the_whole():
+    """Tuning included: the tones are 20 cents sharp."""
+    mel = log_mel(played(NOTES, cents=20.0), np)
+    whole, changed = shipped()(mel, NOTES), mel.copy()
+    changed[100:] = MIN_LOG_MEL
+    apart = np.abs(shipped()(changed, NOTES) - whole)
+    last = 100 - round(0.3 * FRAME_RATE)
+    assert apart[: last * HOP_LENGTH].max() < 1e-6 < apart[last * HOP_LENGTH : 100 * HOP_LENGTH].max()
+    parts = shipped().stream(np.array_split(mel, 10), NOTES, stretch=64)
+    np.testing.assert_allclose(np.concatenate(list(parts)), whole, rtol=0, atol=1e-3 * np.abs(whole).max())
+
+
 def test_no_notes_are_no_list():
     np.testing.assert_array_equal(through(played(NOTES), []), without_notes())
 
 
 def test_a_note_that_is_only_in_the_list_adds_little():
-    """By the amplitude at its fundamental, while it is said to sound, in shares of a true note (measured: 0.08)."""
-    ghosts = [Note(pitch, 127, 0, 0.05 + 0.7 * i, 0.7 + 0.7 * i) for i, pitch in enumerate((80, 78, 81, 83))]
+    """By the amplitude at its fundamental, while it is said to sound, in shares of a true note (measured: 0.02).
+
+    No ghost lies on a partial of a true note.
+    """
+    ghosts = [Note(pitch, 127, 0, 0.05 + 0.7 * i, 0.7 + 0.7 * i) for i, pitch in enumerate((80, 78, 82, 85))]
     with_ghosts = through(played(NOTES), NOTES + ghosts)
     for ghost in ghosts:
         part = slice(round((ghost.onset + 0.1) * SAMPLE_RATE), round(ghost.offset * SAMPLE_RATE))
         hz = 440 * 2 ** ((ghost.pitch - 69) / 12)
         tone = np.exp(-2j * np.pi * hz * T[part]) * np.hanning(part.stop - part.start)
         haunted, clean, true = (abs(x[part] @ tone) for x in (with_ghosts, without_notes(), played([ghost])))
-        assert haunted < clean + 0.12 * true
+        assert haunted < clean + 0.08 * true
 
 
 @pytest.mark.parametrize(
@@ -111,8 +126,8 @@ def test_a_note_that_is_only_in_the_list_adds_little():
     [
         ([note._replace(onset=note.onset + 1, offset=note.offset + 1) for note in NOTES], 1.2),
         (NOTES[::2], 1.05),
-        ([note._replace(pitch=note.pitch + 1) for note in NOTES], 1.4),
-    ],  # measured: 1.13, 0.97, 1.32
+        ([note._replace(pitch=note.pitch + 1) for note in NOTES], 1.45),
+    ],  # measured: 1.14, 0.97, 1.39
     ids=["a second late", "half of them", "a semitone up"],
 )
 def test_a_wrong_list_does_not_break_the_sound(wrong, limit):
