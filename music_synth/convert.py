@@ -29,7 +29,7 @@ from music_synth import config, errors, runs
 from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.objective import Diffusion
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import check_new, replacing, whole_folder
 from music_synth.gin_files import CONFIG_FILE, read_file
 from music_synth.interop import diffusers, model_card, published, t5x
@@ -328,10 +328,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--notes is of an inverter's .onnx file, and {flags.target} becomes none: leave it out")
     suffixes = {flags.source.suffix, flags.target.suffix}
     is_inverter = flags.to != "onnx" and not suffixes.isdisjoint(INVERTER_SUFFIXES)
-    try:
+    with telling(f"cannot write {flags.target}"):
         (convert_inverter if is_inverter else convert_decoder)(flags)
-    except OSError as error:
-        raise UserError(f"cannot write {flags.target}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

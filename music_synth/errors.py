@@ -26,6 +26,15 @@ def needing(what: str, extra: str, otherwise: str = "") -> Iterator[None]:
         raise UserError(f"{what} ({error}): pip install 'music_synth[{extra}]'{otherwise}") from error
 
 
+@contextlib.contextmanager
+def telling(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns an OSError of the block into a UserError: what could not be done, why, and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}{remedy}") from error
+
+
 def check_range(settings: Any, least: int, most: int, *names: str) -> None:
     """Raises a ValueError unless the whole numbers that an object has by these names are in least .. most."""
     for name in names:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from music_synth.audio.mel import FRAME_RATE, MAX_LOG_MEL, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import replacing
 
 if TYPE_CHECKING:
@@ -94,11 +94,8 @@ def plot_piece(
     rows[-1].set(xlim=(0, seconds), xlabel="time (s)")
     if title:
         figure.suptitle(title, fontsize=11)
-    try:
-        with replacing(path) as part:
-            figure.savefig(part, dpi=110)
-    except OSError as error:
-        raise UserError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
+    with telling(f"{path}: the picture cannot be written"), replacing(path) as part:
+        figure.savefig(part, dpi=110)
 
 
 def draw_piano_roll(axes: Axes, notes: Sequence[Note], seconds: float) -> None:

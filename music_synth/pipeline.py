@@ -27,7 +27,7 @@ from tqdm import tqdm
 from music_synth import runs
 from music_synth.compilation import keep_compiled
 from music_synth.diffusion.sampler import Sampler
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing
 from music_synth.interop import diffusers
 from music_synth.interop.runtimes import reason
 from music_synth.midi.notes import Note, check_notes, from_pretty_midi, read_midi
@@ -368,12 +368,8 @@ def download(name: str, cache_dir: Any, revision: str | None, token: Any, local_
     Raises:
       UserError: huggingface_hub is not installed; no network and nothing in the cache; no such repository or revision.
     """
-    try:
+    with needing(f"no folder {name}; to get it from the hub", "hub"):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(
-            f"no folder {name}; to get it from the hub ({error}): pip install 'music_synth[hub]'"
-        ) from error
     settings = {"cache_dir": cache_dir, "revision": revision, "token": token, "local_files_only": local_files_only}
     try:
         for weights in ("*.safetensors", "*.bin"):

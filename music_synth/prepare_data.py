@@ -29,7 +29,7 @@ from music_synth.data.datasets.reading import CORPORA, corpus, pieces, reader, s
 from music_synth.data.examples import Piece, data_set_of
 from music_synth.data.feed import folder_of, is_embedded
 from music_synth.data.prepared import read_manifest, write_folder
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import check_new
 
 if TYPE_CHECKING:
@@ -260,14 +260,11 @@ def summary(name: str, found: Found, measure: bool) -> str:
 
 def check_writable(folder: Path) -> None:
     """Refuses, before work begins, a folder that could not be written after it."""
-    try:
+    with telling(f"cannot write {folder}", "; choose another folder"):
         parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if parent == folder and not folder.is_dir():
             raise UserError(f"{folder} is a file: choose another folder")
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+        tempfile.TemporaryFile(dir=parent).close()
 
 
 def counted(pieces: Iterable[Piece], bar: tqdm) -> Iterator[Piece]:

@@ -29,7 +29,7 @@ from music_synth import errors, runs
 from music_synth.audio.io import WRITABLE, audio_to_int16, audio_writer
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
 from music_synth.compilation import keep_compiled
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.midi.notes import Note, read_midi
 from music_synth.midi.smf import SUFFIXES as MIDI_SUFFIXES
 from music_synth.midi.tokenizer import Tokenizer
@@ -278,10 +278,8 @@ def outputs(midi: Sequence[Path], out: Path | None) -> dict[Path, Path]:
         sources[path] = file
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; for several pieces name a folder")
-    try:
+    with telling(f"--out {out}: cannot make this folder"):
         out.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot make this folder ({error.strerror})") from error
     for path in sources:
         check_writable(path, tuple(WRITABLE))
     return {file: path for path, file in sources.items()}
@@ -291,17 +289,14 @@ def check_writable(path: Path, suffixes: Sequence[str]) -> None:
     """Refuses, before work begins, an output that could not be written after it."""
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: the name must end in {' or '.join(suffixes)}")
-    try:
+    with telling(f"{path}: cannot write into {path.parent}"):
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file to write")
         if not path.parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.parent} to write it into")
         if path.exists() and not os.access(path, os.W_OK):
             raise UserError(f"{path} cannot be overwritten (no permission)")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{path}: cannot write into {path.parent} ({error.strerror})") from error
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @contextlib.contextmanager

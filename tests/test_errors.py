@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from music_synth.errors import LONGEST_LINE, one_line
+from music_synth.errors import LONGEST_LINE, UserError, needing, one_line, telling
 
 
 def command(tmp_path, body, shell="exec {python} {script}", **options):
@@ -40,6 +40,17 @@ def test_what_the_system_refuses_is_one_line(tmp_path, body, said):
 def test_an_error_of_the_program_keeps_its_traceback(tmp_path):
     assert "Traceback" in command(tmp_path, "{}['x']").stderr
     assert "Traceback" in command(tmp_path, "raise errors.UserError('x')", "exec {python} {script} --debug").stderr
+
+
+def test_a_refusal_and_a_missing_package_name_the_way_out(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot write notes: No such file or directory; choose another folder$"):
+        with telling("cannot write notes", "; choose another folder"):
+            (tmp_path / "none" / "notes").touch()
+    with pytest.raises(UserError, match=r"^a chart needs .*no_such_package.*: pip install 'music_synth\[charts\]'$"):
+        with needing("a chart needs a package", "charts"):
+            import no_such_package  # noqa: F401
+    with pytest.raises(KeyError), telling("cannot write notes"), needing("a chart needs a package", "charts"):
+        raise KeyError("an error of the program")
 
 
 def test_long_lines_are_cut():

@@ -37,7 +37,7 @@ from music_synth.data.examples import (
     pad_window,
     stratified_start,
 )
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import check_new, whole_folder, write_whole
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import FRAME_RATE, SegmentTooLong
@@ -171,21 +171,16 @@ def write_folder(
       UserError: the folder exists and is not empty, or cannot be written.
     """
     check_new(folder)
-    try:
-        with whole_folder(folder) as part:
-            manifest: dict[str, Any] = {
-                "format": FORMAT,
-                "version": VERSION,
-                "data_set": data_set,
-                "data_set_version": data_set_version,
-                "mel": MEL_SETTINGS,
-                "splits": {split: _write_split(part, split, pieces, audio) for split, pieces in splits.items()},
-            }
-            write_whole(part / MANIFEST, json.dumps(manifest, indent=1))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; make room or choose another folder"
-        ) from error
+    with telling(f"cannot write {folder}", "; make room or choose another folder"), whole_folder(folder) as part:
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "data_set": data_set,
+            "data_set_version": data_set_version,
+            "mel": MEL_SETTINGS,
+            "splits": {split: _write_split(part, split, pieces, audio) for split, pieces in splits.items()},
+        }
+        write_whole(part / MANIFEST, json.dumps(manifest, indent=1))
     return {split: len(entries) for split, entries in manifest["splits"].items()}
 
 

@@ -37,7 +37,7 @@ from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import MANIFEST, write_folder
 from music_synth.data.prepared import VERSION as ARRAYS_VERSION
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import locked
 from music_synth.midi.notes import Note, read_midi
 
@@ -227,14 +227,12 @@ def prepare_arrays(edition: Edition, data_dir: Path, progress: bool = True) -> P
     folder = data_dir / NAME / edition.name / f"arrays-{VERSION}-{ARRAYS_VERSION}"
     if (folder / MANIFEST).exists():
         return folder
-    try:
+    with telling(f"cannot build the synthetic data set in {data_dir}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent), edition.bar(progress) as bar:
             if not (folder / MANIFEST).exists():  # else another process was faster
                 splits = {split: map(_piece, edition.pieces(split, bar)) for split in SPLITS}
                 write_folder(folder, splits, NAME, VERSION, audio=True)
-    except OSError as error:
-        raise UserError(f"cannot build the synthetic data set in {data_dir}: {error.strerror or error}") from error
     return folder
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from music_synth.audio.io import read_audio, write_audio
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.midi.notes import Note
 
 SCORES = "scores.json"
@@ -124,14 +124,12 @@ class Folder:
 
     def write(self, name: str, kind: str, write: Callable[[Path], object]) -> None:
         """Has `write` write a file; UserError if the folder cannot be written."""
-        try:
+        with telling(f"cannot write into {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".", dir=self.path) as folder:
                 made = Path(folder) / f"made.{kind.rsplit('.', 1)[-1]}"
                 write(made)
                 os.replace(made, self.file(name, kind))  # not synced: what a crash cuts off is made anew
-        except OSError as error:
-            raise UserError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
     def _present(self, name: str, found: Any) -> Any:
         if found is None:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from music_synth.audio.mel import FRAME_RATE, SAMPLE_RATE
-from music_synth.errors import UserError, needing
+from music_synth.errors import needing, telling
 from music_synth.evaluation.clips import Folder
 from music_synth.files import write_whole
 from music_synth.pictures import data_uri, mel_webp, new_plot, piano_roll_svg, png
@@ -161,10 +161,8 @@ def write_html(path: Path, scores: dict[str, Any], examples: Sequence[dict], tit
         studio=studio_command(scores),
         examples=examples,
     )
-    try:
+    with telling(f"cannot write {path}"):
         write_whole(path, page)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
 
 
 def interval_text(cell: dict[str, Any], digits: int) -> str:

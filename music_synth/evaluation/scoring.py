@@ -16,7 +16,7 @@ import jax
 
 from music_synth import runs
 from music_synth.data.feed import open_feed
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.evaluation import evaluator, measures, report
 from music_synth.evaluation.clips import file_checksum
 from music_synth.evaluation.embeddings import load_embeddings
@@ -137,12 +137,10 @@ def evaluate(
         "columns": [dataclasses.asdict(column) for column in columns],
         "rows": [judged(by_folder[row.folder.path.name], by_folder, columns) for row in rows],
     }
-    try:
+    table = report.to_markdown(scores)
+    with telling(f"cannot write into {folder}"):
         write_whole(folder / "scores.json", json.dumps(scores, indent=1))
-        table = report.to_markdown(scores)
         write_whole(folder / "table.md", table)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder} ({error.strerror or error})") from error
     print(table)
     report.write_html(folder / "report.html", scores, report.make_examples(clips, scores, num_examples))
     if reference is not None:
@@ -342,9 +340,7 @@ def load_transcriber(name: str) -> tuple[Transcriber | str, bool]:
 
 def make_folder(output_dir: str) -> Path:
     folder = Path(output_dir)
-    try:
+    with telling(f"cannot write into {output_dir}"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").touch()
-    except OSError as error:
-        raise UserError(f"cannot write into {output_dir} ({error.strerror})") from error
     return folder

@@ -27,7 +27,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, SquaredCosineSchedule
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import check_inside
 from music_synth.interop.diffusers_parts import PARTS, SHARED, Part
 from music_synth.interop.tensor_files import read_tensors
@@ -37,12 +37,8 @@ from music_synth.models.layers import NetworkConfig
 
 PIPELINE = "SpectrogramDiffusionPipeline"
 VERSION = "0.33.1"  # of diffusers, whose folders these are
-INDEX, CONFIG, SCHEDULER, INVERTER = (
-    "model_index.json",
-    "config.json",
-    "scheduler/scheduler_config.json",
-    "melgan/model.onnx",
-)
+INDEX, CONFIG = "model_index.json", "config.json"
+SCHEDULER, INVERTER = "scheduler/scheduler_config.json", "melgan/model.onnx"
 MAX_JSON = 2**20  # characters of a file of settings that are read
 WEIGHTS = "diffusion_pytorch_model"  # .safetensors, or .bin
 TOKENIZER = Tokenizer(granularity="slakh")  # what the port's MidiProcessor does
@@ -61,15 +57,7 @@ SCHEDULE = {
     "steps_offset": 0,
 }
 UNUSED = {"beta_start": 0.0001, "beta_end": 0.02, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-# Versions of diffusers before these settings knew only what they stand for now.
-LATER = {
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "clip_sample_range",
-    "thresholding",
-    "timestep_spacing",
-    "steps_offset",
-}
+ALWAYS = ("_class_name", "beta_schedule")  # of SCHEDULE; older versions knew only what the others stand for now
 
 
 class Pipeline(NamedTuple):
@@ -118,7 +106,7 @@ def write(folder: str | Path, model: Any, params: Params, inverter: str | Path |
     folder, network = Path(folder), model.network
     _check_writable(model)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(_unstacked(params, network), sep="/").items()}
-    try:
+    with telling(f"cannot write into {folder}"):
         for name, part in PARTS.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             _write_json(folder / name / CONFIG, part.class_name, _settings(part, network))
@@ -133,8 +121,6 @@ def write(folder: str | Path, model: Any, params: Params, inverter: str | Path |
                 shutil.copyfile(inverter, folder / INVERTER)
             index["melgan"] = ["diffusers", "OnnxRuntimeModel"]
         _write_json(folder / INDEX, PIPELINE, index)
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or folder} ({error.strerror or error})") from error
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -171,7 +157,7 @@ def _read_model(folder: Path) -> Diffusion:
             said.setdefault(ours, path)
     schedule = _read_json(folder / SCHEDULER)
     for key, value in SCHEDULE.items():
-        if key in schedule or key not in LATER:
+        if key in schedule or key in ALWAYS:
             _expect(folder / SCHEDULER, schedule, key, value)
     prediction_type = _choose(folder / SCHEDULER, schedule, "prediction_type", PREDICTION_TYPES)
     variance = _choose(folder / SCHEDULER, schedule, "variance_type", VARIANCES)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from music_synth.errors import UserError
+from music_synth.errors import needing
 
 OPSET = 20  # the first with Gelu; onnxruntime runs it since 1.17
 LAST = np.iinfo(np.int64).max  # Slice: to the end
@@ -99,11 +99,9 @@ class Graph:
           doc: what the file is for, kept in it.
           about: further things kept in it, by name.
         """
-        try:
+        with needing(f"writing {path} needs onnx", "eval"):
             import onnx
             from onnx import helper
-        except ImportError as error:
-            raise UserError(f"writing {path} needs onnx ({error}): pip install 'music_synth[eval]'") from error
 
         def proto(graph: Graph, inputs: Sequence[tuple], outputs: Sequence[tuple], constants: Sequence = ()):
             nodes = []

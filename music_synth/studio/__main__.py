@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from music_synth import errors, runs
 from music_synth.compilation import keep_compiled
-from music_synth.errors import UserError
+from music_synth.errors import UserError, needing, telling
 from music_synth.midi.notes import Note
 from music_synth.playing import Decoder, compile_inverter
 from music_synth.studio import limits
@@ -35,13 +35,11 @@ PORT = 8765
 
 def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
-    try:
+    with needing("the studio needs more", "studio"):
         import uvicorn
 
         from music_synth.studio.access import is_loopback
         from music_synth.studio.server import Studio, make_app
-    except ImportError as error:
-        raise UserError(f"the studio needs more ({error}): pip install 'music_synth[studio]'") from error
     from music_synth.studio.pieces import Library
     from music_synth.studio.sources import choose_pieces
     from music_synth.studio.voices import Voices
@@ -101,14 +99,9 @@ def serve(server: Any, listening: socket.socket) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """Opens the port, before anything that takes time. UserError: it is taken, or no such address is here."""
-    try:
+    with telling(f"cannot listen on {host}, port {port}", "; choose another --port, or 0 for any"):
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port} ({error.strerror or error}): choose another --port, or 0 for any"
-        ) from error
-    return listening
+        return socket.create_server((host, port), family=family, backlog=128)
 
 
 def open_decoders(paths: list[str], step: int | None) -> list[tuple[str, Decoder]]:

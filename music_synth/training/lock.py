@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.training.partitioning import in_all_processes
 
 FILE = "train.lock"  # in MODEL_DIR; left there, empty, when nobody trains
@@ -48,14 +48,12 @@ def lock_model_dir(model_dir: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
-        try:
+        with telling(f"cannot write to MODEL_DIR {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             file = held.enter_context((folder / FILE).open("a+b", buffering=0))
             _take(file.fileno(), folder)
             file.truncate(0)  # in place: a file renamed to this name would be another one, without the lock
             file.write(_this_process().encode())
-        except OSError as error:
-            raise UserError(f"cannot write to MODEL_DIR {folder}: {error.strerror or error}") from error
         held.callback(file.truncate, 0)
         yield
 

@@ -8,14 +8,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from music_synth.errors import UserError
+from music_synth.errors import telling
 from music_synth.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -98,15 +98,9 @@ class Writer:
         sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
         _append(self._events, length + sums[0] + data + sums[1])
 
-    @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cannot write into MODEL_DIR {self._folder}: {error.strerror or error}; when that is mended, the same"
-                " command goes on from the newest checkpoint"
-            ) from error
+    def _telling(self) -> AbstractContextManager:
+        remedy = "; when that is mended, the same command goes on from the newest checkpoint"
+        return telling(f"cannot write into MODEL_DIR {self._folder}", remedy)
 
 
 class NoWriter(Writer):

@@ -26,7 +26,7 @@ from music_synth.data.datasets import record
 from music_synth.data.datasets.corpus import SPLITS, Corpus, Found, Recording
 from music_synth.data.datasets.reading import VERSION, Job, check_found, corpus, keep, load_all, read_kept
 from music_synth.data.quiet_tensorflow import tfds
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import locked, whole_folder
 
 Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
@@ -128,7 +128,7 @@ def build(
     check_found(name, found, skip_bad)
     folder = data_dir / f".{name}-{VERSION}"
     job = Job(name, tuple(found.recordings), folder, skip_bad, beam_options is not None)
-    try:
+    with telling(f"cannot build {name} in {data_dir}", "; what is done is kept"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):  # another process may build the same
             if is_built(name, data_dir):
@@ -140,10 +140,6 @@ def build(
                 for line in left_out:
                     say(f"  {line}")
             shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot build {name} in {data_dir}: {error.strerror or error}; what is done is kept"
-        ) from error
     return made
 
 

@@ -32,7 +32,7 @@ from music_synth.audio.io import read_audio
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.data.datasets.corpus import SPLITS, Content, Found, Measured, check, naming
 from music_synth.data.prepared import TRANSCRIBED
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import write_whole
 from music_synth.midi import players, smf
 from music_synth.midi.notes import Note, check_notes, midi_bytes
@@ -200,13 +200,11 @@ def write_transcript(audio: Path, transcribe: Callable[[np.ndarray], list[Note]]
     None: it hears nothing. UserError: it fails, the audio cannot be read, or the file not be written.
     """
     path = audio.with_name(f"{audio.stem}{TRANSCRIBED}.mid")
-    try:
-        notes = transcribe(read_audio(audio))
-        if not notes:
-            return None
+    notes = transcribe(read_audio(audio))
+    if not notes:
+        return None
+    with telling(f"cannot write {path}"):
         write_whole(path, midi_bytes(check_notes(notes)))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 

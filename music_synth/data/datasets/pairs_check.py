@@ -17,7 +17,7 @@ from music_synth.data.alignment import Fit, fit, mel_of
 from music_synth.data.datasets.corpus import MAX_MISSING_SECONDS, Found
 from music_synth.data.datasets.pairs import CORPUS, Pair, cut
 from music_synth.data.datasets.reading import in_processes
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.pictures import plot_piece
 
 OFF, OFFSET, STRETCH = ALIGN = ("off", "offset", "stretch")
@@ -220,10 +220,8 @@ def write_pictures(folder: Path, checks: Sequence[Check]) -> list[Path]:
 
     UserError: they cannot be written.
     """
-    try:
+    with telling(f"cannot write into {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}") from error
     told = [(bool(check.trouble), check.fit, check) for check in checks if check.fit is not None]
     told.sort(key=lambda one: (not one[0], one[1].agreement, one[1].correlation))
     paths = []

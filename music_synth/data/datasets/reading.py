@@ -30,7 +30,7 @@ from music_synth.data.datasets.archives import unpacked
 from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Measured, Reader, Recording
 from music_synth.data.examples import Piece
 from music_synth.data.prepared import notes_from_array, notes_to_array, write_folder
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 from music_synth.files import locked, replacing
 
 Result = TypeVar("Result")
@@ -217,7 +217,7 @@ def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: in
     check_found(name, found, skip_bad)
     folder = out.with_name(f".{out.name}-{VERSION}")  # what is done is kept there until all is
     job = Job(name, tuple(found.recordings), folder, skip_bad, beam=False)
-    try:
+    with telling(f"cannot write {out}", "; what is done is kept"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             load_all(job, workers, progress)
@@ -232,8 +232,6 @@ def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: in
             pieces = {split: (_piece(item, path) for item, path in items) for split, items in splits.items()}
             write_folder(out, pieces, name, VERSION, audio=True)
             shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; what is done is kept") from error
 
 
 def _piece(item: Recording, path: Path) -> Piece:

@@ -22,7 +22,7 @@ from music_synth.data.datasets.builder import build_whole
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.quiet_tensorflow import tfds
 from music_synth.data.synthetic import VERSION, Edition
-from music_synth.errors import UserError
+from music_synth.errors import UserError, telling
 
 
 @dataclasses.dataclass
@@ -86,8 +86,5 @@ def prepare(edition: Edition, data_dir: str | os.PathLike | None = None, progres
 
     if (made := open_builder(folder)).data_path.exists():
         return made
-    try:
-        with edition.bar(progress) as bar:
-            return build_whole(open_builder, folder, bar=bar)
-    except OSError as error:
-        raise UserError(f"cannot build the synthetic data set in {folder}: {error.strerror or error}") from error
+    with telling(f"cannot build the synthetic data set in {folder}"), edition.bar(progress) as bar:
+        return build_whole(open_builder, folder, bar=bar)
