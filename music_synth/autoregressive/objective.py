@@ -83,12 +83,6 @@ class Autoregressive(SpectrogramModel):
             loss = loss / self.network.num_mels + prior_loss  # nats a bin, as the prior's
         return loss, metrics | {"loss": loss}
 
-    def teacher_forced(self, params: Params, batch: Batch, inputs: Array, dropout_key: Array | None = None) -> Array:
-        """Computes all frames at once: inputs [B, T, M], already shifted -> output channels [B, T, channels]."""
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        cache = self._encode(params, batch, keys[0])
-        return self._apply(params, inputs, None, cache, keys[1] is None, method="decode", dropout_key=keys[1])
-
     def sample(self, params: Params, batch: Batch, rng: Array) -> Array:
         """Samples log-mel [B, T, M] of notes and context, frame by frame with cached keys and values, in one scan."""
         rows, frames = batch["note_tokens"].shape[0], self.network.target_frames

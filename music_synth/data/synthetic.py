@@ -210,13 +210,13 @@ class Edition:
             yield spec.id, read_midi(midi, as_published=not spec.wide), audio  # else with channels' volumes
             bar.update()
 
-    def bar(self, progress: bool = True) -> tqdm:
+    def bar(self) -> tqdm:
         """A progress bar over all pieces."""
         total = sum(len(self.plan(split)) for split in SPLITS)
-        return tqdm(desc=f"composing and rendering {NAME}/{self.name}", total=total, unit="piece", disable=not progress)
+        return tqdm(desc=f"composing and rendering {NAME}/{self.name}", total=total, unit="piece")
 
 
-def prepare_arrays(edition: Edition, data_dir: Path, progress: bool = True) -> Path:
+def prepare_arrays(edition: Edition, data_dir: Path) -> Path:
     """Gives the prepared folder of an edition, with its audio; what is not there is made now, in a minute or two.
 
     It lies beside tfds's build, and its name says of which version of the data set and of the arrays it is.
@@ -229,7 +229,7 @@ def prepare_arrays(edition: Edition, data_dir: Path, progress: bool = True) -> P
         return folder
     with telling(f"cannot build the synthetic data set in {data_dir}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.parent), edition.bar(progress) as bar:
+        with locked(folder.parent), edition.bar() as bar:
             if not (folder / MANIFEST).exists():  # else another process was faster
                 splits = {split: map(_piece, edition.pieces(split, bar)) for split in SPLITS}
                 write_folder(folder, splits, NAME, VERSION, audio=True)

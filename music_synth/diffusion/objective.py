@@ -94,17 +94,6 @@ class Diffusion(SpectrogramModel):
         loss = prior_loss + error
         return loss, metrics | {"loss": loss, "denoising_error": error}
 
-    def denoising_error(
-        self, params: Params, batch: Batch, t: Array, eps: Array, keep: Array | None, dropout_key: Array | None
-    ) -> Array:
-        """Computes the elementwise error [B, T, M] at noise times t [B] with noise eps [B, T, M].
-
-        keep [B]: which examples are conditioned (None: all). dropout_key None: no dropout.
-        """
-        encode_key, decode_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        cache = self._encode(params, batch if keep is None else drop_conditions(batch, keep), encode_key)
-        return self._error(params, cache, batch, t, eps, decode_key)
-
     def _error(
         self, params: Params, cache: CrossCache, batch: Batch, t: Array, eps: Array, dropout_key: Array | None
     ) -> Array:

@@ -37,7 +37,6 @@ from music_synth.evaluation.sources import (
     Checkpoint,
     MeanSpectrum,
     Noisy,
-    OwnMeanSpectrum,
     Recording,
     Revoiced,
     Sampled,
@@ -70,7 +69,7 @@ def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverters: Mapping[s
     mean = Row(
         "mean spectrum of the training set", BASELINE, MeanSpectrum(mean_spectrum), at(folder, "mean", mean_spectrum)
     )
-    own_mean = Row("mean spectrum of each piece itself", BASELINE, OwnMeanSpectrum(), at(folder, "own mean", 0))
+    own_mean = Row("mean spectrum of each piece itself", BASELINE, MeanSpectrum(), at(folder, "own mean", 0))
     places = {name: at(folder, f"inverter {name}", checksum) for name, checksum in inverters.items()}
     first, *others = places
     through = [
@@ -165,7 +164,6 @@ def score(
     open_tools: Callable[[], Tools],
     group_size: int = 8,
     beam_options: Sequence[str] | None = None,
-    progress: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Makes and measures the clips; yields the rows with their numbers, as of `summarized`, in order.
 
@@ -174,7 +172,6 @@ def score(
       open_tools: gives the tools; with Beam, in each process, for which it must be possible to send it there.
       group_size: clips made together.
       beam_options: of Apache Beam, "--runner=FlinkRunner" among them; None: no Beam.
-      progress: a bar on stderr.
 
     Raises:
       UserError: the folder cannot be written, the pipeline failed.
@@ -186,7 +183,7 @@ def score(
         work = [(row, group) for row in rows for group in groups if row.after == after]
         spread(work, targets.folder, open_tools, beam_options or ())
     tools = open_tools()
-    with tqdm(total=len(rows) * len(targets.names), unit="clip", disable=not progress) as bar:
+    with tqdm(total=len(rows) * len(targets.names), unit="clip") as bar:
         for row in rows:
             bar.set_description(f"{row.name}{', ' * bool(row.mode)}{row.mode}"[:60])
             for group in groups if beam_options is None else ():

@@ -120,7 +120,7 @@ def evaluate(
     options = [f"--{option.removeprefix('--')}" for option in beam_options.split(",") if option]
     beam = [*options, f"--runner={beam_runner}"] if beam_runner else None
     order = sorted(rows, key=lambda row: row.after)  # what takes the clips of others comes after them
-    made = evaluator.score(order, targets, open_tools, batch_size, beam, progress=True)
+    made = evaluator.score(order, targets, open_tools, batch_size, beam)
     by_folder = {row["folder"]: row for row in made}
     columns = measures.columns(list(tools.embeddings))
     scores: dict[str, Any] = {

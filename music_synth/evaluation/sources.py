@@ -41,22 +41,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class MeanSpectrum:
-    """The same spectrum in all frames; never played."""
+    """One spectrum in all frames; never played. That of the clip itself is its level and timbre, not its notes."""
 
-    log_mel: np.ndarray  # [M]
-
-    def make(self, names, targets, tools):
-        for index, target in enumerate(targets):
-            yield index, Sound(np.broadcast_to(self.log_mel, target.mel.shape), None), {}
-
-
-@dataclass(frozen=True)
-class OwnMeanSpectrum:
-    """The mean spectrum of the clip itself in all its frames: its level and timbre, and nothing of its notes."""
+    log_mel: np.ndarray | None = None  # [M]; None: the mean of the clip itself
 
     def make(self, names, targets, tools):
         for index, target in enumerate(targets):
-            yield index, Sound(np.broadcast_to(target.mel.mean(axis=0), target.mel.shape), None), {}
+            spectrum = target.mel.mean(axis=0) if self.log_mel is None else self.log_mel
+            yield index, Sound(np.broadcast_to(spectrum, target.mel.shape), None), {}
 
 
 @dataclass(frozen=True)

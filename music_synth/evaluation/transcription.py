@@ -239,12 +239,6 @@ def note_scores(reference: Iterable[Note], estimate: Iterable[Note]) -> dict[str
     return scores
 
 
-def offset_scores(reference: Iterable[Note], estimate: Iterable[Note], tolerance: float) -> dict[str, float]:
-    """Scores by onset and offset at another tolerance in seconds: precision, recall, f1; drums left out."""
-    pitched = without_drums(reference), without_drums(estimate)
-    return dict(zip(MEASURES, match(*pitched, tolerance=tolerance), strict=True))
-
-
 def without_drums(notes: Iterable[Note]) -> list[Note]:
     return [note for note in notes if not note.is_drum and note.offset > note.onset]
 

@@ -178,9 +178,8 @@ def stored_step(arrays):
     keep = jnp.asarray(arrays["noise/include_conditioning"] > 0)
 
     def summed(model, params):
-        error = model.denoising_error(
-            params, batch, jnp.asarray(arrays["noise/time"]), jnp.asarray(arrays["noise/eps"]), keep, None
-        )
+        t, eps = (jnp.asarray(arrays[f"noise/{name}"]) for name in ("time", "eps"))
+        error = golden_arrays.denoising_error(model, params, batch, t, eps, keep)
         return jnp.sum(error * mask)
 
     return batch, summed

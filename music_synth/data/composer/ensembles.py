@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def make_score(rng: random.Random, plan: Plan, parts: list[Part], rubato: float)
     return Score(tempos, dynamics, parts)
 
 
-def piano(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
+def piano(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool) -> Score:
     """Writes a melody over broken or struck chords, both hands on one instrument, with pedal."""
     plan = make_plan(rng, seconds, (66, 126), sevenths=0.15, wider=wider)
     part = Part(programs[0], volume=112, spread=0.007)
@@ -142,7 +143,7 @@ def _pedalling(rng: random.Random, phrase: Phrase) -> list[tuple[float, int]]:
     return events
 
 
-def guitar(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
+def guitar(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool) -> Score:
     """Writes finger picking, strumming, or a tune over a bass."""
     plan = make_plan(rng, seconds, (76, 132), sevenths=0.25, wider=wider)
     part = Part(programs[0], volume=110, spread=0.007)
@@ -167,18 +168,8 @@ def guitar(rng: random.Random, programs: Sequence[int], seconds: float, wider: b
     return make_score(rng, plan, [part], rubato=0.03)
 
 
-def strings(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
-    """Writes for a string ensemble: see `chamber`."""
-    return chamber(rng, programs, seconds, (60, 120), wider)
-
-
-def winds(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
-    """Woodwinds, brass or saxophones: see `chamber`."""
-    return chamber(rng, programs, seconds, (72, 132), wider)
-
-
 def chamber(
-    rng: random.Random, programs: Sequence[int], seconds: float, bpm: tuple[float, float], wider: bool
+    rng: random.Random, programs: Sequence[int], seconds: float, wider: bool, bpm: tuple[float, float]
 ) -> Score:
     """Writes for single voices, highest first: one has the tune, the last the bass, the others fill in."""
     plan = make_plan(rng, seconds, bpm, wider=wider)
@@ -238,7 +229,7 @@ GROOVES = {  # of each meter, where the style does not say
 }  # fmt: skip
 
 
-def band(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
+def band(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool) -> Score:
     """Drums, bass, chords, pad and lead; programs are (lead, chords, pad, bass)."""
     style = STYLES[rng.choice(sorted(STYLES))]
     plan = make_plan(rng, seconds, style.bpm, (style.meter,), 0.4 if style.swing else 0.15, wider)
@@ -279,7 +270,7 @@ def _middle(program: int) -> tuple[int, int]:
     return low, min(high, low + 22)
 
 
-def mixed(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool = False) -> Score:
+def mixed(rng: random.Random, programs: Sequence[int], seconds: float, wider: bool) -> Score:
     """Instruments of many families take turns in the roles they are good for; some pieces have drums."""
     plan = make_plan(rng, seconds, (72, 128), sevenths=0.2, wider=wider)
     parts = [Part(p, volume=100, pan=_pan(i, len(programs)), spread=0.008) for i, p in enumerate(programs)]
@@ -374,5 +365,7 @@ PLAYERS: dict[str, Callable[[random.Random, Phrase, int], list[Tone]]] = {
 }  # fmt: skip
 
 ENSEMBLES: dict[str, Callable[[random.Random, Sequence[int], float, bool], Score]] = {
-    "piano": piano, "guitar": guitar, "strings": strings, "winds": winds, "band": band, "mixed": mixed,
+    "piano": piano, "guitar": guitar,
+    "strings": functools.partial(chamber, bpm=(60, 120)),
+    "winds": functools.partial(chamber, bpm=(72, 132)), "band": band, "mixed": mixed,
 }  # fmt: skip

@@ -54,7 +54,7 @@ class Refused(ValueError):
     """What an archive holds may be whole, but is not unpacked."""
 
 
-def unpacked(source: Path, names: Sequence[str], unpack_to: Path, progress: bool = True) -> Path:
+def unpacked(source: Path, names: Sequence[str], unpack_to: Path) -> Path:
     """Gives the folder to read: `source` itself, or where its archives were unpacked, now or before.
 
     Args:
@@ -65,17 +65,17 @@ def unpacked(source: Path, names: Sequence[str], unpack_to: Path, progress: bool
       UserError: there is no such path; or as `unpack`.
     """
     if source.is_file():
-        return unpack(source, unpack_to, progress)
+        return unpack(source, unpack_to)
     if not source.is_dir():
         raise UserError(f"no file or folder {source}: give the archive or the folder it unpacks into")
     archives = [source / name for name in names if (source / name).is_file()]
     if not archives:
         return source
-    folders = {unpack(archive, unpack_to, progress) for archive in archives}
+    folders = {unpack(archive, unpack_to) for archive in archives}
     return folders.pop() if len(folders) == 1 else unpack_to
 
 
-def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
+def unpack(archive: Path, unpack_to: Path) -> Path:
     """Unpacks into the folder unpack_to/<name of the archive>, which is there only when it is whole.
 
     What was unpacked before is kept, if it came from this very archive. What an archive holds in one folder of its own
@@ -98,13 +98,7 @@ def unpack(archive: Path, unpack_to: Path, progress: bool = True) -> Path:
             archive.open("rb") as raw,
             whole_folder(target) as part,
             contextlib.closing(_zip_members(raw) if archive.suffix == ".zip" else _tar_members(raw)) as members,
-            tqdm(
-                desc=f"unpacking {archive.name}",
-                total=identity["size"],
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
+            tqdm(desc=f"unpacking {archive.name}", total=identity["size"], unit="B", unit_scale=True) as bar,
         ):
             total = 0
             for number, member in enumerate(members):

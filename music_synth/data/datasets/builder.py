@@ -111,8 +111,6 @@ def build(
     skip_bad: bool = False,
     workers: int | None = None,
     beam_options: Sequence[str] | None = None,
-    progress: bool = True,
-    say: Callable[[str], None] = print,
 ) -> CorpusBuilder:
     """Builds the recordings of `found`; what was left out is said at the end.
 
@@ -133,22 +131,22 @@ def build(
         with locked(folder):  # another process may build the same
             if is_built(name, data_dir):
                 return open_built(name, data_dir)
-            made = _build(job, data_dir, workers or os.cpu_count() or 1, beam_options, progress)
+            made = _build(job, data_dir, workers or os.cpu_count() or 1, beam_options)
             left_out = [*found.missing, *job.complaints()]
             if left_out:
-                say(f"{len(left_out)} items of {name} were left out:")
+                print(f"{len(left_out)} items of {name} were left out:")
                 for line in left_out:
-                    say(f"  {line}")
+                    print(f"  {line}")
             shutil.rmtree(folder, ignore_errors=True)
     return made
 
 
-def _build(job: Job, data_dir: Path, workers: int, beam_options: Sequence[str] | None, progress: bool) -> CorpusBuilder:
+def _build(job: Job, data_dir: Path, workers: int, beam_options: Sequence[str] | None) -> CorpusBuilder:
     """Reads the recordings and lets tfds gather them; what Beam wraps in many lines comes out as one complaint."""
     for stale in (*job.folder.glob("*.bad"), *job.folder.glob(".*")):
         stale.unlink()
     if beam_options is None:
-        load_all(job, workers, progress)
+        load_all(job, workers)
         if not any(path.exists() for path in job.files):
             bad = job.complaints()
             raise UserError(f"no recording of {job.name} can be read; the first of {len(bad)}: {bad[0]}")

@@ -162,14 +162,12 @@ def in_percent(stretch: float) -> str:
 # --- many --------------------------------------------------------------------------------------------------------
 
 
-def examine_all(
-    pairs: Sequence[Pair], align: str, max_offset: float, workers: int, progress: bool = True
-) -> list[Check]:
+def examine_all(pairs: Sequence[Pair], align: str, max_offset: float, workers: int) -> list[Check]:
     """Examines pairs in several processes; in their order."""
     checks: dict[int, Check] = {}
     arguments = ((pair, align, max_offset) for pair in pairs)
     with (
-        tqdm(desc="listening to pairs", total=len(pairs), unit="pair", disable=not progress) as bar,
+        tqdm(desc="listening to pairs", total=len(pairs), unit="pair") as bar,
         contextlib.closing(in_processes(examine, arguments, max(1, min(workers, len(pairs))))) as results,
     ):
         for number, check in results:

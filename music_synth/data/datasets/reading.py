@@ -66,9 +66,9 @@ def recordings_in(name: str, root: Path) -> Found:
     return corpus(name).recordings_in(root)
 
 
-def scan(name: str, source: Path, unpack_to: Path, progress: bool = True) -> Found:
+def scan(name: str, source: Path, unpack_to: Path) -> Found:
     """Lists what `source` holds: an unpacked folder, an archive, or a folder of archives or TFRecords."""
-    return recordings_in(name, unpacked(source, corpus(name).archives, unpack_to, progress))
+    return recordings_in(name, unpacked(source, corpus(name).archives, unpack_to))
 
 
 def reader(name: str, recording: Recording) -> Reader:
@@ -162,11 +162,11 @@ def leave_with_parent() -> None:
         threading.Thread(target=leave, args=(parent,), daemon=True).start()
 
 
-def load_all(job: Job, workers: int, progress: bool) -> None:
+def load_all(job: Job, workers: int) -> None:
     """Makes the file of every recording, in `workers` processes. UserError at the first bad one, if they count."""
     left = [n for n, path in enumerate(job.files) if not path.exists()]
     done = len(job.recordings) - len(left)
-    bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece", disable=not progress)
+    bar = tqdm(desc=f"reading {job.name}", total=len(job.recordings), initial=done, unit="piece")
     arguments = ((job.name, job.recordings[number], job.files[number]) for number in left)
     with bar, contextlib.closing(in_processes(keep, arguments, workers)) as results:
         for index, complaint in results:
@@ -208,7 +208,7 @@ def check_found(name: str, found: Found, skip_bad: bool) -> None:
         raise UserError(f"no recordings of {name} found: --dry_run lists what is missing")
 
 
-def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: int, progress: bool = True) -> None:
+def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: int) -> None:
     """Writes recordings as a prepared folder with audio, without TensorFlow; one that is broken off goes on.
 
     Raises:
@@ -220,7 +220,7 @@ def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: in
     with telling(f"cannot write {out}", "; what is done is kept"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            load_all(job, workers, progress)
+            load_all(job, workers)
             splits = {
                 split: [(item, path) for item, path in zip(job.recordings, job.files, strict=True)
                         if item.split == split and path.exists()]

@@ -111,7 +111,6 @@ def find_renderings(
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
     gain: float = GAIN,
-    progress: bool = True,
 ) -> Found:
     """What to render of the pieces of `sources`; `missing` lists files that cannot be read.
 
@@ -133,7 +132,7 @@ def find_renderings(
     Variation.draw("", kinds)  # complains about unknown kinds
     found: dict[str, tuple[str, Path, str, float]] = {}  # by what the piece holds; up to its last second
     unreadable = []
-    for name, path, lump, data in tqdm(_pieces(sources), desc="looking at pieces", unit="piece", disable=not progress):
+    for name, path, lump, data in tqdm(_pieces(sources), desc="looking at pieces", unit="piece"):
         try:
             notes = read_midi(path if data is None else data)
             found.setdefault(_content(notes), (name, path, lump, max(note.offset for note in notes)))

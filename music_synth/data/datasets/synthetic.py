@@ -67,14 +67,13 @@ class Synthetic(tfds.core.GeneratorBasedBuilder):
             yield index, record.make_record(*piece)
 
 
-def prepare(edition: Edition, data_dir: str | os.PathLike | None = None, progress: bool = True) -> Synthetic:
+def prepare(edition: Edition, data_dir: str | os.PathLike | None = None) -> Synthetic:
     """Gives the builder of a data set that is on disk; what is not there yet is built now (a minute or two).
 
     A build takes its name only when it is whole: one that is killed leaves nothing to be mistaken for it.
 
     Args:
       data_dir: folder of data sets; the default is `default_data_dir()`.
-      progress: show a progress bar while building.
 
     Raises:
       UserError: no room or no permission in `data_dir`, or FluidSynth missing.
@@ -86,5 +85,5 @@ def prepare(edition: Edition, data_dir: str | os.PathLike | None = None, progres
 
     if (made := open_builder(folder)).data_path.exists():
         return made
-    with telling(f"cannot build the synthetic data set in {folder}"), edition.bar(progress) as bar:
+    with telling(f"cannot build the synthetic data set in {folder}"), edition.bar() as bar:
         return build_whole(open_builder, folder, bar=bar)

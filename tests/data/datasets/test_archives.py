@@ -71,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def unpack_bytes(folder: Path, kind: str, data: bytes) -> dict[str, bytes]:
     archive = folder / f"music{kind}"
     archive.write_bytes(data)
-    return contents(unpack(archive, folder / "out", progress=False))
+    return contents(unpack(archive, folder / "out"))
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -211,12 +211,12 @@ def test_another_archive_of_the_name_is_read_again(tmp_path):
     archive = tmp_path / "music.zip"
     assert unpack_bytes(tmp_path, ".zip", zip_of(first)) == first
     made = (tmp_path / "out" / "music" / "a.wav").stat().st_mtime_ns
-    unpack(archive, tmp_path / "out", progress=False)
+    unpack(archive, tmp_path / "out")
     assert (tmp_path / "out" / "music" / "a.wav").stat().st_mtime_ns == made  # the same: not unpacked again
     assert unpack_bytes(tmp_path, ".zip", zip_of(second)) == second  # of equal size
     archive.write_bytes(archive.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
-        unpack(archive, tmp_path / "out", progress=False)
+        unpack(archive, tmp_path / "out")
     assert contents(tmp_path / "out" / "music") == second  # what was whole is not lost to what is not
     # Nor is what nobody knows the origin of.
     (tmp_path / "out" / "music" / ".unpacked.json").write_text("{")
@@ -228,4 +228,4 @@ def test_what_may_be_given(tmp_path):
         unpacked(tmp_path / "nowhere", (), tmp_path)
     assert unpacked(tmp_path, ("music.zip",), tmp_path / "out") == tmp_path
     (tmp_path / "music.zip").write_bytes(WHOLE[".zip"])
-    assert unpacked(tmp_path, ("music.zip",), tmp_path / "out", progress=False) == tmp_path / "out" / "music"
+    assert unpacked(tmp_path, ("music.zip",), tmp_path / "out") == tmp_path / "out" / "music"

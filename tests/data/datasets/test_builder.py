@@ -58,7 +58,7 @@ def data_dir(source, tmp_path_factory):
 
 
 def scanned(source, folder):
-    return reading.scan("maestro", source, folder / "extracted", progress=False)
+    return reading.scan("maestro", source, folder / "extracted")
 
 
 def records(made):
@@ -142,16 +142,16 @@ def test_a_bad_recording_stops_the_build_and_the_next_run_goes_on(source, data_d
     # Same size, so that the next try is about the same download.
     whole.write_bytes(b"RIFF" + b"\0" * (len(kept) - 4))
     with pytest.raises(UserError, match=f"{found.recordings[0].id}.*--skip_bad"):
-        builder.build("maestro", found, tmp_path, workers=1, progress=False)
+        builder.build("maestro", found, tmp_path, workers=1)
     assert not (tmp_path / "maestro").exists()
     (work,) = tmp_path.glob(".maestro-*")
     done = {path.name: path.stat().st_mtime_ns for path in work.glob("*.npz")}
     whole.write_bytes(kept)
     job = reading.Job("maestro", tuple(found.recordings), work, False, False)
-    reading.load_all(job, 1, progress=False)
+    reading.load_all(job, 1)
     assert len(list(work.glob("*.npz"))) == 4
     assert all((work / name).stat().st_mtime_ns == time for name, time in done.items())  # not read again
-    made = builder.build("maestro", found, tmp_path, workers=1, progress=False)
+    made = builder.build("maestro", found, tmp_path, workers=1)
     assert records(made) == records(builder.open_built("maestro", data_dir))
 
 
@@ -171,14 +171,12 @@ def test_a_recording_mended_at_equal_length_is_read_again(source, tmp_path):
 
 
 @pytest.mark.parametrize("beam_options", [None, ["--runner=DirectRunner"]])
-def test_skip_bad_goes_on_and_lists_what_it_left_out(source, tmp_path, beam_options):
+def test_skip_bad_goes_on_and_lists_what_it_left_out(source, tmp_path, beam_options, capsys):
     found = scanned(source, tmp_path)
     spoil(found)
-    said = []
-    made = builder.build(
-        "maestro", found, tmp_path, skip_bad=True, workers=1, beam_options=beam_options, progress=False, say=said.append
-    )
+    made = builder.build("maestro", found, tmp_path, skip_bad=True, workers=1, beam_options=beam_options)
     assert made.info.splits["train"].num_examples == 1
+    said = capsys.readouterr().out.splitlines()
     assert said[0] == "1 items of maestro were left out:" and found.recordings[0].id in said[1]
 
 
@@ -188,7 +186,7 @@ def test_nothing_that_can_be_read(source, tmp_path):
     with pytest.raises(
         UserError, match=f"no recording of maestro can be read; the first of 1: {found.recordings[0].id}"
     ):
-        builder.build("maestro", Found(found.recordings[:1], []), tmp_path, skip_bad=True, workers=1, progress=False)
+        builder.build("maestro", Found(found.recordings[:1], []), tmp_path, skip_bad=True, workers=1)
     assert not (tmp_path / "maestro").exists()
 
 
@@ -196,7 +194,7 @@ def test_beam_reports_a_bad_recording_in_one_line(source, tmp_path):
     found = scanned(source, tmp_path)
     spoil(found)
     with pytest.raises(UserError) as told:
-        builder.build("maestro", found, tmp_path, beam_options=["--runner=DirectRunner"], progress=False)
+        builder.build("maestro", found, tmp_path, beam_options=["--runner=DirectRunner"])
     assert found.recordings[0].id in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "maestro").exists()
 
@@ -231,7 +229,7 @@ def test_two_archives_in_one_folder(tmp_path):
         ("zip", write_musicnet_em(tmp_path, {"1727": notes})),
     ):
         shutil.make_archive(str(download / root.name), kind, tmp_path, root.name)
-    found = reading.scan("musicnet_em", download, tmp_path / "extracted", progress=False)
+    found = reading.scan("musicnet_em", download, tmp_path / "extracted")
     assert [item.id for item in found.recordings] == ["1727"]
 
 

@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def test_every_piece_is_found_once_and_what_cannot_be_read_is_listed(folder):
-    found = find_renderings([folder], progress=False)
+    found = find_renderings([folder])
     assert sorted(item.id for item in found.recordings) == [
         "cut.TimGM6mb",
         "game.D_ONE.TimGM6mb",
@@ -74,7 +74,7 @@ def test_splits_hang_on_the_notes_alone(tmp_path):
     (folders[0] / "quieter.mid").write_bytes(midi_bytes(quieter))
     for number in range(30):
         (folders[1] / f"other{number}.mid").write_bytes(song(2 * number))
-    first, second = (find_renderings([place], progress=False).recordings for place in folders)
+    first, second = (find_renderings([place]).recordings for place in folders)
     assert len({item.files[0] for item in first}) == len(first) <= 60
     splits = {bytes(item.files[0].read_bytes()): item.split for item in first}
     same = [splits[data] == item.split for item in second if (data := item.files[0].read_bytes()) in splits]
@@ -86,7 +86,7 @@ def test_splits_hang_on_the_notes_alone(tmp_path):
 def test_only_training_pieces_are_varied_and_each_has_every_soundfont(folder, tmp_path):
     other = tmp_path / "Other.sf2"
     os.symlink(default_soundfont(), other)
-    found = find_renderings([folder], [default_soundfont(), other], variations=2, progress=False)
+    found = find_renderings([folder], [default_soundfont(), other], variations=2)
     assert len({item.id for item in found.recordings}) == len(found.recordings)
     pieces = {}
     for item in found.recordings:
@@ -96,12 +96,12 @@ def test_only_training_pieces_are_varied_and_each_has_every_soundfont(folder, tm
         assert len(items) == (6 if items[0].split == "train" else 2)
         assert sum(not item.seed for item in items) == 2
     assert len({item.settings for item in found.recordings if item.seed}) == len(found.recordings) - 2 * len(pieces)
-    again = find_renderings([folder], [default_soundfont(), other], variations=2, seed=1, progress=False)
+    again = find_renderings([folder], [default_soundfont(), other], variations=2, seed=1)
     assert not {item.settings for item in again.recordings} & {item.settings for item in found.recordings if item.seed}
 
 
 def test_a_rendering_sounds_where_its_notes_are(folder):
-    found = find_renderings([folder], variations=1, progress=False)
+    found = find_renderings([folder], variations=1)
     plain = next(item for item in found.recordings if item.id.startswith("song_1.") and not item.seed)
     notes, audio = CORPUS.read(plain)
     assert [(n.pitch, n.velocity, n.onset) for n in notes] == [(57, 90, 0.0), (58, 90, 0.5), (59, 90, 1.0)]
@@ -123,14 +123,14 @@ def test_a_rendering_sounds_where_its_notes_are(folder):
 
 def test_pieces_of_a_wad_and_cut_files_are_rendered(folder):
     with pytest.warns(UserWarning, match=r"cut\.rmi"):
-        items = {item.id: item for item in find_renderings([folder], progress=False).recordings}
+        items = {item.id: item for item in find_renderings([folder]).recordings}
     assert [n.pitch for n in CORPUS.read(items["game.D_ONE.TimGM6mb"]).notes] == [78, 79, 80]
     assert [n.pitch for n in CORPUS.read(items["cut.TimGM6mb"]).notes] == [60]
 
 
 def test_a_piece_that_is_too_long_is_left_out(tmp_path):
     (tmp_path / "long.mid").write_bytes(midi_bytes([Note(60, 90, 0, 0.0, 0.5), Note(60, 90, 0, 3700.0, 3700.5)]))
-    (item,) = find_renderings([tmp_path], progress=False).recordings
+    (item,) = find_renderings([tmp_path]).recordings
     with pytest.raises(UserError, match="62 minutes; a piece may last 60"):
         CORPUS.read(item)
 
@@ -142,7 +142,7 @@ def test_what_is_asked_wrongly_is_one_clear_error(tmp_path):
         (([tmp_path], [], 1, ["colour"]), "unknown variation 'colour'"),
     ):
         with pytest.raises(UserError, match=message):
-            find_renderings(*arguments, progress=False)
+            find_renderings(*arguments)
     for flags, message in (
         (["maestro", "--soundfont=a.sf2"], "are for rendered"),
         (["maestro", "--source=a,b"], "has one"),
@@ -164,7 +164,7 @@ def test_from_files_to_a_prepared_folder(folder, tmp_path, capsys):
     pieces = {
         piece.id: piece for split in tasks.SPLITS for piece in tasks.pieces(tasks.registered("rendered"), split)
     }  # fmt: skip
-    found = find_renderings([folder], variations=1, progress=False)
+    found = find_renderings([folder], variations=1)
     assert set(pieces) == {item.id for item in found.recordings}
     plain = next(item for item in found.recordings if item.id == "song_1.TimGM6mb")
     notes, audio = CORPUS.read(plain)
