@@ -94,11 +94,6 @@ def run_text(decoder: Trained, target: Path) -> str:
     return config.run_text(f"papers/{recipe}.gin", [decoder.model, decoder.tokenizer], overrides)
 
 
-def export_text(decoder: Trained, target: Path) -> str:
-    own = decoder.path / CONFIG_FILE
-    return read_file(own) if decoder.kind in ("run", "export") else run_text(decoder, target)
-
-
 def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
     """Writes checkpoint_<step> and a gin file: the source's own (`gin_file`, or that beside it) or one of the model."""
     published.check_published(decoder.model)
@@ -106,10 +101,6 @@ def write_t5x(decoder: Trained, folder: Path, gin_file: Path | None) -> None:
     own = gin_file or (t5x.find_config(decoder.path) if decoder.kind == "t5x" else None)
     text = published.gin_text(decoder.model, decoder.tokenizer) if own is None else read_file(own)
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-def write_diffusers(decoder: Trained, folder: Path, inverter: Path | None) -> None:
-    diffusers.write(folder, decoder.model, decoder.params, inverter or decoder.inverter)
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -214,13 +205,14 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         if to == "run":
             write_run(decoder, folder, flags.target)
         elif to == "export":
-            text = export_text(decoder, flags.target)
+            own = decoder.path / CONFIG_FILE
+            text = read_file(own) if decoder.kind in ("run", "export") else run_text(decoder, flags.target)
             license = flags.license or model_card.UNKNOWN
             model_card.export(decoder, text, folder, flags.dtype or "float32", flags.scores, license)
         elif to == "t5x":
             write_t5x(decoder, folder, flags.config)
         else:
-            write_diffusers(decoder, folder, flags.inverter)
+            diffusers.write(folder, decoder.model, decoder.params, flags.inverter or decoder.inverter)
         written = runs.read(folder)
         changed = settings_changed(decoder, written)
         compared = compare(decoder, written, flags.target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +11,6 @@ import numpy as np
 from music_synth.errors import check_range
 
 Array = jax.Array
-
-
-class Output(Protocol):
-    def num_channels(self, dims: int) -> int:
-        """Counts the decoder channels needed for frames of `dims` bins."""
-        ...
-
-    def loss(self, channels: Array, target: Array) -> Array:
-        """Computes the loss of each frame [...] from channels [..., num_channels] and target [..., dims]."""
-        ...
-
-    def sample(self, channels: Array, rng: Array) -> Array:
-        """Draws a frame [..., dims] from channels [..., num_channels]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +24,15 @@ class Deterministic:
             raise ValueError(f"Deterministic.dither = {self.dither}: must be 0 or more")
 
     def num_channels(self, dims: int) -> int:
+        """Counts the decoder channels needed for frames of `dims` bins."""
         return dims
 
     def loss(self, channels: Array, target: Array) -> Array:
+        """Computes the loss of each frame [...] from channels [..., num_channels] and target [..., dims]."""
         return jnp.mean(jnp.square(channels - target), axis=-1)
 
     def sample(self, channels: Array, rng: Array) -> Array:
+        """Draws a frame [..., dims] from channels [..., num_channels]."""
         return channels + self.dither * jax.random.normal(rng, channels.shape) if self.dither else channels
 
 
@@ -81,13 +69,6 @@ class GaussianMixture:
         z = (target[..., None, :] - means) / deviations
         log_density = -0.5 * jnp.square(z) - jnp.log(deviations) - 0.5 * np.log(2 * np.pi)
         return -jax.nn.logsumexp(log_weights + jnp.sum(log_density, axis=-1), axis=-1)
-
-    def moments(self, channels: Array) -> tuple[Array, Array]:
-        """Computes mean and variance of the mixture, [..., dims] each."""
-        log_weights, means, deviations = self.split(channels)
-        weights = jnp.exp(log_weights)[..., None]
-        mean = jnp.sum(weights * means, axis=-2)
-        return mean, jnp.sum(weights * (jnp.square(deviations) + jnp.square(means)), axis=-2) - jnp.square(mean)
 
     def sample(self, channels: Array, rng: Array) -> Array:
         component_key, noise_key = jax.random.split(rng)

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_synth.audio.mel import DB_PER_NEPER, MIN_LOG_MEL, NUM_MELS
+from music_synth.audio.io import audio_from_int16, audio_to_int16
+from music_synth.audio.mel import DB_PER_NEPER, MIN_LOG_MEL, NUM_MELS, log_mel
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.midi.segments import pad_tokens
@@ -106,6 +107,12 @@ class Piece:
     mel: np.ndarray  # [T, M] float32, natural-log mel
     audio: np.ndarray | None = None  # [S] float32, 16 kHz, where the feed has it
     timbre: str = ""  # name of the SoundFont, room or player that it is heard by; "": unknown
+
+    @classmethod
+    def of_audio(cls, id: str, notes: list[Note], audio: np.ndarray) -> Piece:
+        """Makes a piece of audio [S], as data sets store it: in 16 bits."""
+        audio = audio_from_int16(audio_to_int16(audio))
+        return cls(id, notes, log_mel(audio, np), audio)
 
 
 def num_strata(num_starts: int, segment_frames: int) -> int:

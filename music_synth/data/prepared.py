@@ -25,18 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from music_synth.audio import mel as mel_module
 from music_synth.audio.io import audio_from_int16, audio_to_int16
-from music_synth.audio.mel import NUM_MELS
-from music_synth.data.examples import (
-    Piece,
-    Row,
-    SegmentSettings,
-    cut_window,
-    num_strata,
-    pad_window,
-    stratified_start,
-)
+from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE
+from music_synth.data.examples import Piece, Row, SegmentSettings, cut_window, num_strata, pad_window, stratified_start
 from music_synth.errors import UserError, telling
 from music_synth.files import check_new, whole_folder, write_whole
 from music_synth.midi.notes import Note
@@ -47,11 +38,7 @@ FORMAT = "music_synth prepared arrays"
 VERSION = 1
 MANIFEST = "manifest.json"
 TRANSCRIBED = ".transcribed"  # in the id of a piece whose notes a program wrote, and in the name of their MIDI file
-MEL_SETTINGS = {
-    "sample_rate": mel_module.SAMPLE_RATE,
-    "hop_length": mel_module.HOP_LENGTH,
-    "num_mels": NUM_MELS,
-}
+MEL_SETTINGS = {"sample_rate": SAMPLE_RATE, "hop_length": HOP_LENGTH, "num_mels": NUM_MELS}
 AGAIN = "prepare the folder again with python -m music_synth.prepare_data"
 MAX_LOG_MEL = 50.0  # beyond it, either way, no log-mel is: that of a full scale is 6
 MAX_DRAWS = 100  # windows tried for one example before the data set is called unusable
@@ -124,22 +111,17 @@ class StoredPiece:
 
     def check_sizes(self) -> None:
         """Refuses files that are missing, or of another size than the manifest says."""
-        for kind, number in (
-            ("mel", self.num_frames * NUM_MELS * 2),
-            ("notes", self.num_notes * len(Note._fields) * 8),
-        ):
-            self._check_size(kind, number)
+        sizes = {"mel": self.num_frames * NUM_MELS * 2, "notes": self.num_notes * len(Note._fields) * 8}
         if self.num_samples is not None:
-            self._check_size("audio", self.num_samples * 2)
-
-    def _check_size(self, kind: str, data_bytes: int) -> None:
-        path = self._path(kind)
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"{path} is missing, though the manifest lists it: {AGAIN}") from error
-        if not 0 < size - data_bytes <= 1024:  # the header of a .npy file is 128 bytes
-            raise UserError(f"{path} has {size} bytes instead of about {data_bytes + 128}: {AGAIN}")
+            sizes["audio"] = self.num_samples * 2
+        for kind, data_bytes in sizes.items():
+            path = self._path(kind)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise UserError(f"{path} is missing, though the manifest lists it: {AGAIN}") from error
+            if not 0 < size - data_bytes <= 1024:  # the header of a .npy file is 128 bytes
+                raise UserError(f"{path} has {size} bytes instead of about {data_bytes + 128}: {AGAIN}")
 
     def _load(self, kind: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         try:

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from music_synth.data.examples import Batch, Piece, SegmentSettings, data_set_of
 from music_synth.data.preprocessors import BLOCK_STARTS
 from music_synth.data.quiet_tensorflow import closed_at_exit, seqio, tf
 from music_synth.errors import UserError
-from music_synth.midi.tokenizer import Tokenizer
 
 ROUND_EXAMPLES = 2048  # training examples of a round at least, see SeqioWindows
 IN_MEMORY_BYTES = 2**31  # data sets up to this size on disk are held in memory as mel, in less than half of it
@@ -125,31 +123,24 @@ def readable(elements: Iterator, name: str) -> Iterator:
         raise UserError(f"task {name!r} cannot be read: {reason} (a damaged cache can be written anew)") from error
 
 
-def open_provider(
-    name: str,
-    tokenizer: Tokenizer,
-    *,
-    context: bool = True,
-    empty_context: float = 0.1,
-    data_dir: str | Path | None = None,
-    on_skip: tasks.SkipHook | None = None,
-) -> tasks.Provider:
+def open_provider(settings: SegmentSettings, on_skip: tasks.SkipHook) -> tasks.Provider:
     """Registers a task of this package, or one of its mixtures, builds what can be built of it, and returns it.
 
-    Arguments as of `tasks.register_tasks`.
+    on_skip: as of `tasks.register_tasks`.
 
     Raises:
       UserError: as of `tasks.registered` and `tasks.build`; somebody else registered the task for another tokenizer.
     """
+    name, tokenizer = settings.task, settings.tokenizer
     data_set = data_set_of(name)
     tasks.register_tasks(
         tokenizer,
         names=[data_set] if tasks.is_data_set(data_set) else list(tasks.DATA_SETS),
-        empty_context=empty_context,
-        data_dir=data_dir,
+        empty_context=settings.empty_context,
+        data_dir=settings.data_dir,
         on_skip=on_skip,
     )
-    provider = tasks.registered(name, context)
+    provider = tasks.registered(name, settings.context)
     vocabulary = provider.output_features["inputs"].vocabulary
     if vocabulary.vocab_size != tokenizer.vocabulary.num_embeddings:
         raise UserError(
@@ -158,7 +149,7 @@ def open_provider(
         )
     for data_set in {data_set_of(task.name) for task in seqio.get_subtasks(provider)}:
         if tasks.is_data_set(data_set):
-            tasks.build(data_set, data_dir)
+            tasks.build(data_set, settings.data_dir)
     return provider
 
 
@@ -182,14 +173,7 @@ class SeqioWindows:
             works ahead, so a few of them may be of batches to come.
         """
         self._settings = settings
-        self._provider = open_provider(
-            settings.task,
-            settings.tokenizer,
-            context=settings.context,
-            empty_context=settings.empty_context,
-            data_dir=settings.data_dir,
-            on_skip=on_skip,
-        )
+        self._provider = open_provider(settings, on_skip)
         if settings.cache_dir:
             tasks.use_cache(self._provider, settings.cache_dir)
         self._streams: list[Stream] = []  # filled when training begins

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import os
 import random
 import re
@@ -27,8 +28,8 @@ import numpy as np
 from tqdm import tqdm
 
 from music_synth import errors
-from music_synth.audio.io import audio_from_int16, audio_to_int16, resample, turned_down
-from music_synth.audio.mel import SAMPLE_RATE, log_mel
+from music_synth.audio.io import resample, turned_down
+from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.audio.soundfont import RENDER_RATE, render_midi
 from music_synth.data.composer.ensembles import ENSEMBLES
 from music_synth.data.composer.score import to_midi
@@ -231,15 +232,9 @@ def prepare_arrays(edition: Edition, data_dir: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent), edition.bar() as bar:
             if not (folder / MANIFEST).exists():  # else another process was faster
-                splits = {split: map(_piece, edition.pieces(split, bar)) for split in SPLITS}
+                splits = {split: itertools.starmap(Piece.of_audio, edition.pieces(split, bar)) for split in SPLITS}
                 write_folder(folder, splits, NAME, VERSION, audio=True)
     return folder
-
-
-def _piece(made: tuple[str, list[Note], np.ndarray]) -> Piece:
-    name, notes, audio = made
-    audio = audio_from_int16(audio_to_int16(audio))  # as data sets store it
-    return Piece(name, notes, log_mel(audio, np), audio)
 
 
 def compose(spec: PieceSpec) -> bytes:

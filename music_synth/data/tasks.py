@@ -163,6 +163,8 @@ def register_data_set(
 ) -> list[str]:
     """Registers the tasks `name` and `name`_nocontext over a source of records {id, audio, sequence}.
 
+    Their features are inputs (tokens), targets (log-mel) and, with context, targets_context (log-mel).
+
     Args:
       trim: cut overlapping notes of one pitch (Slakh and Cerberus4, as published).
 
@@ -170,72 +172,40 @@ def register_data_set(
       The two names.
     """
     tokenizer = tokenizer or Tokenizer()
-    names = []
-    for context in (True, False):
-        task = make_task(
-            name if context else name + NO_CONTEXT,
-            source,
-            tokenizer,
-            context_frames=tokenizer.segment_frames if context else 0,
-            empty_context=empty_context if context else 0.0,
-            trim=trim,
-            on_skip=on_skip,
+    frames, margin = tokenizer.segment_frames, preprocessors.MARGIN_FRAMES
+    if frames > margin:
+        raise UserError(f"Tokenizer.segment_frames = {frames}: seqio tasks take at most {margin}")
+    vocabulary = seqio.PassThroughVocabulary(size=tokenizer.vocabulary.num_embeddings)
+    tokens = seqio.Feature(vocabulary=vocabulary, add_eos=False, dtype=tf.int32)  # they come with their EOS
+    mel = seqio.ContinuousFeature(dtype=tf.float32, rank=2)
+    features = {"inputs": tokens, "targets": mel}
+    for suffix, context_frames in (("", frames), (NO_CONTEXT, 0)):
+        task = seqio.Task(
+            name + suffix,
+            source=source,
+            preprocessors=[
+                preprocessors.add_mel,
+                functools.partial(preprocessors.cut_blocks, trim=trim),
+                seqio.CacheDatasetPlaceholder(),
+                preprocessors.draw_windows(frames, empty_context if context_frames else 0.0),
+                preprocessors.cut_windows(tokenizer, context_frames, on_skip),
+            ],
+            output_features=features | ({"targets_context": mel} if context_frames else {}),
+            postprocess_fn=segment_metrics.target_of,
+            metric_fns=[segment_metrics.distances, functools.partial(segment_metrics.note_f1, tokenizer=tokenizer)],
+            shuffle_buffer_size=SHUFFLE_WINDOWS,
         )
         if task.name in seqio.TaskRegistry.names():
             seqio.TaskRegistry.remove(task.name)
         seqio.TaskRegistry.add_provider(task.name, task)
-        names.append(task.name)
-    return names
+    return [name, name + NO_CONTEXT]
 
 
-def make_task(
-    name: str,
-    source: seqio.DataSource,
-    tokenizer: Tokenizer,
-    *,
-    context_frames: int,
-    empty_context: float,
-    trim: bool = False,
-    on_skip: SkipHook | None = None,
-) -> seqio.Task:
-    """A task with features inputs (tokens), targets (log-mel) and, with context, targets_context (log-mel)."""
-    if tokenizer.segment_frames > preprocessors.MARGIN_FRAMES:
-        raise UserError(
-            f"Tokenizer.segment_frames = {tokenizer.segment_frames}: seqio tasks take at most "
-            f"{preprocessors.MARGIN_FRAMES}"
-        )
-    mel = seqio.ContinuousFeature(dtype=tf.float32, rank=2)
-    features = {"inputs": token_feature(tokenizer), "targets": mel}
-    if context_frames:
-        features["targets_context"] = mel
-    return seqio.Task(
-        name,
-        source=source,
-        preprocessors=[
-            preprocessors.add_mel,
-            functools.partial(preprocessors.cut_blocks, trim=trim),
-            seqio.CacheDatasetPlaceholder(),
-            preprocessors.draw_windows(tokenizer.segment_frames, empty_context),
-            preprocessors.cut_windows(tokenizer, context_frames, on_skip),
-        ],
-        output_features=features,
-        postprocess_fn=segment_metrics.target_of,
-        metric_fns=[segment_metrics.distances, functools.partial(segment_metrics.note_f1, tokenizer=tokenizer)],
-        shuffle_buffer_size=SHUFFLE_WINDOWS,
-    )
-
-
-def token_feature(tokenizer: Tokenizer) -> seqio.Feature:
-    """The feature of note tokens; they come with their EOS."""
-    vocabulary = seqio.PassThroughVocabulary(size=tokenizer.vocabulary.num_embeddings)
-    return seqio.Feature(vocabulary=vocabulary, add_eos=False, dtype=tf.int32)
-
-
-def register_mixture(name: str, tasks: Sequence[str], exponent: float = MIXING_EXPONENT) -> None:
-    """Registers a mixture in which a task of n training records is drawn with a rate of n^exponent."""
+def register_mixture(name: str, tasks: Sequence[str]) -> None:
+    """Registers a mixture in which a task of n training records is drawn with a rate of n^MIXING_EXPONENT."""
 
     def rate(task: seqio.Task) -> float:
-        return float(task.num_input_examples("train")) ** exponent
+        return float(task.num_input_examples("train")) ** MIXING_EXPONENT
 
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.partitioning import AxisMetadata
 
+from music_synth.data.examples import SegmentSettings
 from music_synth.data.seqio_windows import NoteToMelFeatureConverter, open_provider
 from music_synth.errors import UserError
 from music_synth.midi.tokenizer import Tokenizer
@@ -176,5 +177,7 @@ def task(name: str, tokenizer: Tokenizer, context: bool = True, empty_context: f
     def on_skip(piece: str, seconds: float) -> None:
         log.warning("skipped a window of %s at %.2f s: more than %d tokens", piece, seconds, tokenizer.max_tokens)
 
-    provider = open_provider(name, tokenizer, context=context, empty_context=empty_context, on_skip=on_skip)
-    return provider.name
+    settings = SegmentSettings(
+        task=name, batch_size=1, tokenizer=tokenizer, context=context, empty_context=empty_context
+    )
+    return open_provider(settings, on_skip).name

@@ -17,7 +17,7 @@ from music_synth.midi.notes import Note, midi_bytes, read_midi
 from music_synth.midi.segments import FRAME_RATE
 from music_synth.playing import frames_of
 from music_synth.studio import limits
-from music_synth.studio.protocol import Edit, Fields, PartEdit
+from music_synth.studio.protocol import Edit, PartEdit, flag, number, read, some, text, whole
 
 DB_OF_VELOCITY = 40.0  # a SoundFont's default attenuation is 40 log10(127 / velocity) dB
 MIN_OFFSET = 1e-3  # seconds, that a note lasts in a MIDI file that we write
@@ -109,26 +109,43 @@ def from_midi(midi: bytes, name: str, id: str | None = None) -> StudioPiece:
     return StudioPiece(id or "u" + hashlib.sha256(midi).hexdigest()[:16], name, midi, tuple(notes))
 
 
-def from_phrase(value: Any) -> StudioPiece:
-    """Makes a piece of notes that were played on keys.
+@dataclass(frozen=True)
+class Stroke:
+    """A note that was played on keys."""
 
-    value: {"name", "notes": [[pitch, velocity, onset, offset], ...], "program", "drum"}; UserError if it is not.
-    """
-    reader = Fields(value, "phrase")
-    name, program, drum = reader.text("name"), reader.whole("program", 0, 127, 0), reader.flag("drum", False)
-    notes = []
-    for row in reader.list("notes", limits.MAX_KEYS):
+    pitch: int = whole(0, 127)
+    velocity: int = whole(1, 127)
+    onset: float = number(0.0, limits.MAX_PIECE_SECONDS)
+    offset: float = number(0.0, limits.MAX_PIECE_SECONDS)
+
+    @classmethod
+    def read(cls, row: Any) -> Stroke:
+        """Reads [pitch, velocity, onset, offset]."""
         if not isinstance(row, list) or len(row) != 4:
             raise UserError("phrase.notes: a note is [pitch, velocity, onset, offset]")
-        fields = Fields(dict(zip(("pitch", "velocity", "onset", "offset"), row, strict=True)), "note")
-        onset = fields.number("onset", 0.0, limits.MAX_PIECE_SECONDS) or 0.0
-        offset = fields.number("offset", 0.0, limits.MAX_PIECE_SECONDS) or 0.0
-        pitch, velocity = fields.whole("pitch", 0, 127), fields.whole("velocity", 1, 127)
-        notes.append(Note(pitch, velocity, program, onset, max(offset, onset + 0.01), drum))
-    reader.end()
-    if not notes:
+        return read(cls, dict(zip(("pitch", "velocity", "onset", "offset"), row, strict=True)), "note")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Notes that were played on keys, by one instrument."""
+
+    name: str = text()
+    notes: tuple[Stroke, ...] = some(limits.MAX_KEYS, Stroke.read)
+    program: int = whole(0, 127, 0)
+    drum: bool = flag(False)
+
+
+def from_phrase(value: Any) -> StudioPiece:
+    """Makes a piece of a `Phrase`, as JSON has it; UserError if it is none."""
+    phrase = read(Phrase, value, "phrase")
+    if not phrase.notes:
         raise UserError("phrase.notes: no notes")
-    return from_midi(midi_bytes(sorted(notes, key=lambda note: note.onset)), name)
+    notes = [
+        Note(one.pitch, one.velocity, phrase.program, one.onset, max(one.offset, one.onset + 0.01), phrase.drum)
+        for one in sorted(phrase.notes, key=lambda one: one.onset)
+    ]
+    return from_midi(midi_bytes(notes), phrase.name)
 
 
 class Library:

@@ -11,12 +11,11 @@ from frame `position` on.
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from music_synth.audio.mel import MAX_LOG_MEL, MIN_LOG_MEL
 from music_synth.errors import UserError
 from music_synth.studio import limits
 
+T = TypeVar("T")
 PCM, MEL, LIVE = 1, 2, 3
 FIRST, LAST = 1, 2
 HEADER = struct.Struct("<BBHIII")
@@ -55,24 +55,98 @@ def mel_frame(job: int, voice: int, position: int, mel: np.ndarray) -> bytes:
 # --- from the page -----------------------------------------------------------------------------------------------
 
 
+def taken(must_be: str, is_right: Callable[[Any], bool], default: Any = MISSING, made: Callable = lambda v: v) -> Any:
+    """Declares a field of a JSON object: what its value must be, what is made of it, and what it is if left out.
+
+    The default `dict` stands for an empty one; where it is None, the value may be null.
+    """
+    absent = {"default_factory" if default is dict else "default": default}
+    return field(**absent, metadata={"must_be": must_be, "is_right": is_right, "made": made})
+
+
+def whole(least: int, most: int, default: Any = MISSING) -> Any:
+    return taken(f"a whole number in {least} .. {most}", lambda v: type(v) is int and least <= v <= most, default)
+
+
+def number(least: float, most: float, default: Any = MISSING) -> Any:
+    right = f"a number in {least} .. {most}", lambda v: type(v) in (int, float) and least <= v <= most  # no NaN is
+    return taken(*right, default, float)
+
+
+def flag(default: Any = MISSING) -> Any:
+    return taken("true or false", lambda v: isinstance(v, bool), default)
+
+
+def text(default: Any = MISSING) -> Any:
+    right = "a text of at most 200 characters"
+    return taken(right, lambda v: isinstance(v, str) and len(v) <= 200 and not SURROGATES.search(v), default)
+
+
+def choice(choices: Collection[str]) -> Any:
+    return taken(f"one of {', '.join(choices)}", lambda v: isinstance(v, str) and v in choices)
+
+
+def some(most: int, made: Callable[[Any], Any]) -> Any:
+    right = f"a list of at most {most}", lambda v: isinstance(v, list) and len(v) <= most
+    return taken(*right, made=lambda v: tuple(map(made, v)))
+
+
+def nested(kind: type, name: str) -> dict[str, Any]:
+    """The metadata of a field that is an object itself."""
+    return {"must_be": "an object", "is_right": lambda v: isinstance(v, dict), "made": lambda v: read(kind, v, name)}
+
+
+def read(kind: type[T], value: Any, name: str) -> T:
+    """Reads a JSON object, called `name` in messages, as a dataclass whose fields `taken` declares.
+
+    ProtocolError names what is wrong: a field is missing, not what it must be, or unknown.
+    """
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{name} must be an object")
+    declared: Any = kind
+    left, given = dict(value), {}
+    for one in fields(declared):
+        if one.name not in left:
+            if one.default is MISSING and one.default_factory is MISSING:
+                raise ProtocolError(f"{name}.{one.name} is missing")
+            continue
+        found = left.pop(one.name)
+        if found is not None or one.default is not None:
+            if not one.metadata["is_right"](found):
+                raise ProtocolError(f"{name}.{one.name} must be {one.metadata['must_be']}")
+            given[one.name] = one.metadata["made"](found)
+    if left:
+        raise ProtocolError(f"{name} has no field {next(iter(left))[:40]!r}")
+    return kind(**given)
+
+
 @dataclass(frozen=True)
 class PartEdit:
     """How a part of a piece is changed; None: as in the file."""
 
-    program: int | None = None
-    drum: bool | None = None
-    gain: float = 0.0  # dB
-    mute: bool = False
-    solo: bool = False
+    program: int | None = whole(0, 127, None)
+    drum: bool | None = flag(None)
+    gain: float = number(-40.0, 20.0, 0.0)  # dB
+    mute: bool = flag(False)
+    solo: bool = flag(False)
+
+
+def read_parts(value: dict[str, Any]) -> dict[int, PartEdit]:
+    for name in value:
+        if not (name.isascii() and name.isdigit() and len(name) <= 5):
+            raise ProtocolError(f"edit.parts: {name[:20]!r} is no number of a part")
+    return {int(name): read(PartEdit, part, "part") for name, part in value.items()}
 
 
 @dataclass(frozen=True)
 class Edit:
     """How a piece is changed."""
 
-    parts: Mapping[int, PartEdit] = field(default_factory=dict)
-    transpose: int = 0  # semitones, of what is not a drum
-    tempo: float = 1.0  # times as fast
+    parts: Mapping[int, PartEdit] = taken(
+        "an object of at most 1000 parts", lambda v: isinstance(v, dict) and len(v) <= 1000, dict, read_parts
+    )
+    transpose: int = whole(-48, 48, 0)  # semitones, of what is not a drum
+    tempo: float = number(0.25, 4.0, 1.0)  # times as fast
 
     def hears(self, part: int) -> bool:
         """Tells whether a part is heard: it is not mute, and where any are solo it is one of them."""
@@ -84,53 +158,63 @@ class Edit:
 class Voice:
     """What plays a piece. Of a decoder: which, and how it samples; None: as it was trained to."""
 
-    kind: str
-    checkpoint: int = 0
-    seed: int = 0
-    temperature: float | None = None
-    steps: int | None = None
-    timbre: str = ""  # what to sound like, of those that the decoder knows
+    kind: str = choice(KINDS)
+    checkpoint: int = whole(0, 1000, 0)
+    seed: int = whole(0, 2**32 - 1, 0)
+    temperature: float | None = number(0.0, 2.0, None)
+    steps: int | None = whole(1, 64, None)
+    timbre: str = text("")  # what to sound like, of those that the decoder knows
 
 
 @dataclass(frozen=True)
 class Play:
     """A job: a piece as edited, by some voices, from a sample on."""
 
-    job: int
-    piece: str
-    edit: Edit
-    voices: tuple[Voice, ...]
-    selected: int  # the voice that is heard
-    at: int  # sample
-    change: bool  # goes on from what was heard, although notes before it have changed
+    job: int = whole(0, 2**32 - 1)
+    piece: str = text()
+    voices: tuple[Voice, ...] = some(limits.MAX_VOICES, lambda value: read(Voice, value, "voice"))
+    edit: Edit = field(default=Edit(), metadata=nested(Edit, "edit"))
+    selected: int = whole(0, limits.MAX_VOICES - 1, 0)  # the voice that is heard
+    at: int = whole(0, MAX_SAMPLE, 0)  # sample
+    change: bool = flag(False)  # goes on from what was heard, although notes before it have changed
+
+    def __post_init__(self):
+        if not self.voices:
+            raise ProtocolError("voices: at least one")
+        if self.selected >= len(self.voices):
+            raise ProtocolError(f"message.selected must be a whole number in 0 .. {len(self.voices) - 1}")
 
 
 @dataclass(frozen=True)
 class Cursor:
     """Where the page is in a job, and the voice that is heard."""
 
-    job: int
-    at: int
-    selected: int
+    job: int = whole(0, 2**32 - 1)
+    at: int = whole(0, MAX_SAMPLE)
+    selected: int = whole(0, limits.MAX_VOICES - 1, 0)
 
 
 @dataclass(frozen=True)
 class Live:
     """Live mode is turned on, by a decoder and an instrument, or off (voice None)."""
 
-    voice: Voice | None
-    program: int
-    drum: bool
+    voice: Voice | None = field(default=None, metadata=nested(Voice, "voice"))
+    program: int = whole(0, 127, 0)
+    drum: bool = flag(False)
+
+    def __post_init__(self):
+        if self.voice is not None and self.voice.kind != "decoder":
+            raise ProtocolError("live mode is played by a decoder")
 
 
 @dataclass(frozen=True)
 class Key:
     """A key goes down or up, heard at a sample of the live voice."""
 
-    pitch: int
-    velocity: int  # 0: up
-    at: int
-    number: int
+    pitch: int = whole(0, 127)
+    velocity: int = whole(0, 127)  # 0: up
+    at: int = whole(0, MAX_SAMPLE)
+    number: int = whole(0, 2**32 - 1, 0)
 
 
 @dataclass(frozen=True)
@@ -139,45 +223,18 @@ class Stop:
 
 
 Message = Play | Cursor | Live | Key | Stop
+MESSAGES: dict[str, type[Message]] = {"play": Play, "cursor": Cursor, "live": Live, "key": Key, "stop": Stop}
 
 
 def read_message(text: str | bytes) -> Message:
     """Reads a message of the page. ProtocolError names what is wrong in it."""
-    reader = Fields(read_json(text), "message")
-    kind = reader.choice("type", ("play", "cursor", "live", "key", "stop"))
-    if kind == "play":
-        voices = tuple(read_voice(value) for value in reader.list("voices", limits.MAX_VOICES))
-        if not voices:
-            raise ProtocolError("voices: at least one")
-        message: Message = Play(
-            job=reader.whole("job", 0, 2**32 - 1),
-            piece=reader.text("piece"),
-            edit=read_edit(reader.take("edit", {})),
-            voices=voices,
-            selected=reader.whole("selected", 0, len(voices) - 1, 0),
-            at=reader.whole("at", 0, MAX_SAMPLE, 0),
-            change=reader.flag("change", False),
-        )
-    elif kind == "cursor":
-        selected = reader.whole("selected", 0, limits.MAX_VOICES - 1, 0)
-        message = Cursor(reader.whole("job", 0, 2**32 - 1), reader.whole("at", 0, MAX_SAMPLE), selected)
-    elif kind == "live":
-        voice = reader.take("voice", None)
-        spec = None if voice is None else read_voice(voice)
-        if spec is not None and spec.kind != "decoder":
-            raise ProtocolError("live mode is played by a decoder")
-        message = Live(spec, reader.whole("program", 0, 127, 0), reader.flag("drum", False))
-    elif kind == "key":
-        message = Key(
-            reader.whole("pitch", 0, 127),
-            reader.whole("velocity", 0, 127),
-            reader.whole("at", 0, MAX_SAMPLE),
-            reader.whole("number", 0, 2**32 - 1, 0),
-        )
-    else:
-        message = Stop()
-    reader.end()
-    return message
+    value = read_json(text)
+    if not isinstance(value, dict):
+        raise ProtocolError("message must be an object")
+    kind = value.pop("type", None)
+    if not isinstance(kind, str) or kind not in MESSAGES:
+        raise ProtocolError(f"message.type must be one of {', '.join(MESSAGES)}")
+    return read(MESSAGES[kind], value, "message")
 
 
 def read_json(text: str | bytes) -> Any:
@@ -188,109 +245,3 @@ def read_json(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON ({error})") from None
-
-
-def read_voice(value: Any) -> Voice:
-    reader = Fields(value, "voice")
-    voice = Voice(
-        kind=reader.choice("kind", KINDS),
-        checkpoint=reader.whole("checkpoint", 0, 1000, 0),
-        seed=reader.whole("seed", 0, 2**32 - 1, 0),
-        temperature=reader.number("temperature", 0.0, 2.0, None),
-        steps=reader.whole("steps", 1, 64, None),
-        timbre=reader.text("timbre", ""),
-    )
-    reader.end()
-    return voice
-
-
-def read_edit(value: Any) -> Edit:
-    reader = Fields(value, "edit")
-    parts = reader.take("parts", {})
-    if not isinstance(parts, dict) or len(parts) > 1000:
-        raise ProtocolError("edit.parts must be an object of at most 1000 parts")
-    edits = {}
-    for name, part in parts.items():
-        if not (name.isascii() and name.isdigit() and len(name) <= 5):
-            raise ProtocolError(f"edit.parts: {name[:20]!r} is no number of a part")
-        edits[int(name)] = _read_part(part)
-    edit = Edit(edits, reader.whole("transpose", -48, 48, 0), float(reader.number("tempo", 0.25, 4.0, 1.0) or 1.0))
-    reader.end()
-    return edit
-
-
-def _read_part(value: Any) -> PartEdit:
-    reader = Fields(value, "part")
-    drum = reader.take("drum", None)
-    if drum is not None and not isinstance(drum, bool):
-        raise ProtocolError("part.drum must be true or false")
-    part = PartEdit(
-        program=reader.whole("program", 0, 127, None),
-        drum=drum,
-        gain=float(reader.number("gain", -40.0, 20.0, 0.0) or 0.0),
-        mute=reader.flag("mute", False),
-        solo=reader.flag("solo", False),
-    )
-    reader.end()
-    return part
-
-
-_NEEDED: Any = object()
-
-
-class Fields:
-    """The fields of a JSON object, taken one by one; what is left at the end is an error."""
-
-    def __init__(self, value: Any, name: str):
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{name} must be an object")
-        self.left, self.name = dict(value), name
-
-    def take(self, key: str, default: Any = _NEEDED) -> Any:
-        if key not in self.left and default is _NEEDED:
-            raise ProtocolError(f"{self.name}.{key} is missing")
-        return self.left.pop(key, default)
-
-    def whole(self, key: str, least: int, most: int, default: Any = _NEEDED) -> Any:
-        value = self.take(key, default)
-        if value is None and default is None:
-            return None
-        if type(value) is not int or not least <= value <= most:
-            raise ProtocolError(f"{self.name}.{key} must be a whole number in {least} .. {most}")
-        return value
-
-    def number(self, key: str, least: float, most: float, default: Any = _NEEDED) -> float | None:
-        value = self.take(key, default)
-        if value is None and default is None:
-            return None
-        if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
-            raise ProtocolError(f"{self.name}.{key} must be a number in {least} .. {most}")
-        return float(value)
-
-    def flag(self, key: str, default: Any = _NEEDED) -> bool:
-        value = self.take(key, default)
-        if not isinstance(value, bool):
-            raise ProtocolError(f"{self.name}.{key} must be true or false")
-        return value
-
-    def text(self, key: str, default: Any = _NEEDED) -> str:
-        value = self.take(key, default)
-        if not isinstance(value, str) or len(value) > 200 or SURROGATES.search(value):
-            raise ProtocolError(f"{self.name}.{key} must be a text of at most 200 characters")
-        return value
-
-    def choice(self, key: str, choices: Sequence[str]) -> str:
-        value = self.take(key)
-        if not isinstance(value, str) or value not in choices:
-            raise ProtocolError(f"{self.name}.{key} must be one of {', '.join(choices)}")
-        return value
-
-    def list(self, key: str, most: int) -> Sequence[Any]:
-        value = self.take(key)
-        if not isinstance(value, list) or len(value) > most:
-            raise ProtocolError(f"{self.name}.{key} must be a list of at most {most}")
-        return value
-
-    def end(self) -> None:
-        if self.left:
-            raise ProtocolError(f"{self.name} has no field {next(iter(self.left))[:40]!r}")

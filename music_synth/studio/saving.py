@@ -6,7 +6,7 @@ import dataclasses
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from music_synth.audio.io import audio_from_int16, audio_writer
 from music_synth.errors import UserError
 from music_synth.studio.pieces import StudioPiece
-from music_synth.studio.protocol import Edit, Fields, PartEdit, Voice, read_edit, read_voice
+from music_synth.studio.protocol import Edit, PartEdit, Voice, choice, nested, text
 from music_synth.studio.tracks import Memory
 from music_synth.studio.voices import Voices, instrument_names
 
@@ -26,23 +26,10 @@ FORMATS = {"wav": "audio/wav", "flac": "audio/flac", "stems": "application/zip",
 class Wanted:
     """A file that is asked for."""
 
-    piece: str
-    edit: Edit
-    voice: Voice
-    format: str  # of FORMATS
-
-
-def read_wanted(value: Any) -> Wanted:
-    """Reads {"piece", "edit", "voice", "format"}. ProtocolError names what is wrong."""
-    reader = Fields(value, "save")
-    wanted = Wanted(
-        reader.text("piece"),
-        read_edit(reader.take("edit", {})),
-        read_voice(reader.take("voice")),
-        reader.choice("format", list(FORMATS)),
-    )
-    reader.end()
-    return wanted
+    voice: Voice = field(metadata=nested(Voice, "voice"))
+    piece: str = text()
+    format: str = choice(FORMATS)
+    edit: Edit = field(default=Edit(), metadata=nested(Edit, "edit"))
 
 
 def write(folder: Path, wanted: Wanted, piece: StudioPiece, voices: Voices) -> Iterator[Any]:

@@ -112,7 +112,8 @@ class Studio:
 
     async def save(self, request: Request) -> Response:
         """Makes a file; the work stops when who asked for it leaves."""
-        wanted = saving.read_wanted(protocol.read_json(await read_body(request, limits.MAX_MESSAGE_BYTES)))
+        body = protocol.read_json(await read_body(request, limits.MAX_MESSAGE_BYTES))
+        wanted = protocol.read(saving.Wanted, body, "save")
         piece = self.library.get(wanted.piece)
         if self.saves >= limits.MAX_SAVES:
             raise HTTPException(503, "other files are being made: try again in a moment")

@@ -19,7 +19,7 @@ def test_a_message_is_read():
     part = {"program": 40, "gain": -6, "mute": True}
     text = {**PLAY, "edit": {"parts": {"3": part}, "tempo": 2}, "at": 7, "change": True}
     edit = Edit({3: PartEdit(program=40, gain=-6.0, mute=True)}, 0, 2.0)
-    assert read_message(json.dumps(text)) == Play(1, "a", edit, (Voice("decoder"),), 0, 7, True)
+    assert read_message(json.dumps(text)) == Play(1, "a", (Voice("decoder"),), edit, 0, 7, True)
 
 
 @pytest.mark.parametrize(

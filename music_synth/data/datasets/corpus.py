@@ -84,10 +84,10 @@ class Corpus(Reader, Protocol):
     """Lists the recordings of a corpus, and reads them."""
 
     title: str  # for people: "MAESTRO v3.0.0"
-    archives: tuple[str, ...]  # file names of the archives that people download, in the order they are unpacked
+    archives: tuple[str, ...] = ()  # file names of the archives that people download, in the order they are unpacked
     # In the whole download, of each edition; empty where it has a list of them, or none is known:
-    pieces: tuple[int, ...]
-    trim: bool  # whether training cuts overlapping notes of one pitch, as published
+    pieces: tuple[int, ...] = ()
+    trim: bool = False  # whether training cuts overlapping notes of one pitch, as published
 
     def recordings_in(self, root: Path) -> Found:
         """Lists what is in `root`: the folder that the archives unpack into, or one that holds it."""

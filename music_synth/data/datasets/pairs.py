@@ -30,7 +30,7 @@ import numpy as np
 
 from music_synth.audio.io import read_audio
 from music_synth.audio.mel import SAMPLE_RATE
-from music_synth.data.datasets.corpus import SPLITS, Content, Found, Measured, check, naming
+from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Measured, check, naming
 from music_synth.data.prepared import TRANSCRIBED
 from music_synth.errors import UserError, telling
 from music_synth.files import write_whole
@@ -78,13 +78,10 @@ class Pair(Measured):
         return repr((self.instrument, self.offset, self.stretch, self.part))
 
 
-class Pairs:
-    """The reader; see `corpus.Corpus`."""
+class Pairs(Corpus):
+    """The reader."""
 
     title = "audio files with their MIDI files"
-    archives: tuple[str, ...] = ()
-    pieces: tuple[int, ...] = ()
-    trim = False
 
     def recordings_in(self, root: Path) -> Found:
         """Finds the pairs in `root`; whether they belong together is not looked at."""

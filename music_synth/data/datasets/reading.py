@@ -23,8 +23,6 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from music_synth.audio.io import audio_from_int16, audio_to_int16
-from music_synth.audio.mel import log_mel
 from music_synth.data.datasets import tfrecords
 from music_synth.data.datasets.archives import unpacked
 from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Measured, Reader, Recording
@@ -229,12 +227,9 @@ def write_arrays(name: str, found: Found, out: Path, skip_bad: bool, workers: in
             for split, items in splits.items():
                 if not items:
                     raise UserError(f"{name} has no recordings for {split}: give it more, or say which in a manifest")
-            pieces = {split: (_piece(item, path) for item, path in items) for split, items in splits.items()}
+            pieces = {
+                split: (Piece.of_audio(item.id, *read_kept(path)) for item, path in items)
+                for split, items in splits.items()
+            }
             write_folder(out, pieces, name, VERSION, audio=True)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _piece(item: Recording, path: Path) -> Piece:
-    notes, audio = read_kept(path)[:2]
-    audio = audio_from_int16(audio_to_int16(audio))  # as data sets store it
-    return Piece(item.id, notes, log_mel(audio, np), audio)

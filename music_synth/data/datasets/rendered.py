@@ -26,7 +26,7 @@ from tqdm import tqdm
 from music_synth.audio.io import resample, turned_down
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.audio.soundfont import RENDER_RATE, default_soundfont, render_midi
-from music_synth.data.datasets.corpus import Content, Found, Measured, Recording, check, split_by_chance
+from music_synth.data.datasets.corpus import Content, Corpus, Found, Measured, Recording, check, split_by_chance
 from music_synth.data.datasets.variation import KINDS, Variation, equalize, vary
 from music_synth.errors import UserError
 from music_synth.midi import players, smf
@@ -58,13 +58,10 @@ class Rendering(Measured):
         return self.files[1].stem
 
 
-class Rendered:
-    """The reader; see `corpus.Corpus`."""
+class Rendered(Corpus):
+    """The reader."""
 
     title = "MIDI files through SoundFonts"
-    archives: tuple[str, ...] = ()
-    pieces: tuple[int, ...] = ()
-    trim = False
 
     def recordings_in(self, root: Path) -> Found:
         """Finds each piece of `root`, with the SoundFont that ships, as it is."""
