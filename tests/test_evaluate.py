@@ -14,6 +14,7 @@ from music_synth import evaluate as entry
 from music_synth.errors import UserError
 from music_synth.evaluation import measures, scoring
 from music_synth.evaluation.measures import Cell
+from music_synth.models.base import SpectrogramModel
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -182,7 +183,7 @@ def test_no_worse_is_better_or_inside_the_interval_in_all():
 
 
 @dataclasses.dataclass(frozen=True)
-class Hot:
+class Hot(SpectrogramModel):
     """A decoder that has a temperature."""
 
     temperature: float = 1.0

@@ -228,21 +228,12 @@ def plan(checkpoints: Sequence[str], samplers: Sequence[str], reference: str | N
             (references if opener.is_reference else own).append(opener)
         openers += own or [OpenCheckpoint(path)]
         mean = OpenCheckpoint(path, tuple(MEAN.items()))
-        if has_mean(model) and mean not in own:
+        if model.can_sample(**MEAN) and mean not in own:
             openers.append(mean)
     for text in asked:
         if text not in fitting and checkpoints:
             raise UserError(f"--sampler {text}: {'; '.join(refusals[text])}")
     return [*references, *openers]
-
-
-def has_mean(model: Any) -> bool:
-    """Tells whether a decoder has a temperature, whose 0 is its mean."""
-    try:
-        model.with_sampling(**MEAN)
-    except UserError:
-        return False
-    return True
 
 
 def parse_sampler(text: str) -> dict[str, Any]:

@@ -66,10 +66,15 @@ def read_midi(source: Source, as_published: bool = False) -> list[Note]:
     if as_published:
         return apply_sustain(*parse_midi(source))
     midi = smf.load(source)
-    notes = [Note(*sound) for sound in players.sounds(midi)]
+    notes = sounding(midi)
     _check(source, midi, notes)
     smf.warn_of_problems(midi, source)
     return notes
+
+
+def sounding(midi: smf.MidiFile) -> list[Note]:
+    """Gives the notes that a player sounds of a file, in order of their onsets; see `players.sounds`."""
+    return [Note(*sound) for sound in players.sounds(midi)]
 
 
 def parse_midi(source: Source) -> tuple[list[Note], list[Pedal]]:

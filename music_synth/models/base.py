@@ -71,6 +71,14 @@ class SpectrogramModel:
         """A copy that samples otherwise. UserError on settings that it has not."""
         raise NotImplementedError
 
+    def can_sample(self, **overrides: Any) -> bool:
+        """Tells whether it has these settings of sampling."""
+        try:
+            self.with_sampling(**overrides)
+        except UserError:
+            return False
+        return True
+
     def init(self, rng: Array) -> Params:
         """Fresh float32 parameters as plain nested dictionaries."""
         return nn.unbox(self._init_boxed(rng))

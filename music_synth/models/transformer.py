@@ -63,6 +63,12 @@ class LayerStack(nn.Module):
     """Runs the encoder layers, one by one or scanned; the final norm; dropout."""
 
     config: NetworkConfig
+    sinusoids: bool  # positions computed (autoregressive) or from the checkpointed table (diffusion)
+
+    def positions(self, length: int) -> Array:  # [length, D]
+        if self.sinusoids:
+            return jnp.asarray(sinusoid_table(length, self.config.model_dim))
+        return PositionTable(length, self.config.model_dim, name="Embed_0")()
 
     def build(self):
         c = self.config
@@ -94,8 +100,6 @@ class NoteEncoder(LayerStack):
     A timbre [B, 1, D] colors each program and each drum in its own way, so it is multiplied by their embeddings.
     """
 
-    sinusoids: bool  # positions computed (autoregressive) or from the checkpointed table (diffusion)
-
     @nn.compact
     def __call__(
         self,
@@ -110,11 +114,7 @@ class NoteEncoder(LayerStack):
             raise ValueError(f"{length} note tokens, but NetworkConfig.max_tokens = {c.max_tokens}")
         embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         embedder = nn.Embed(c.vocab_size, c.model_dim, embedding_init=embed_init, name="token_embedder")
-        if self.sinusoids:
-            table = jnp.asarray(sinusoid_table(c.max_tokens, c.model_dim))
-        else:
-            table = PositionTable(c.max_tokens, c.model_dim, name="Embed_0")()
-        x = embedder(tokens) + table[None, :length]
+        x = embedder(tokens) + self.positions(c.max_tokens)[None, :length]
         if notes is not None:
             is_drum, program = notes.is_drum[..., None], embedder(notes.program)
             in_force = embedder(notes.velocity) + jnp.where(is_drum, 0.0, program)
@@ -153,19 +153,13 @@ class Timbre(nn.Module):
 class ContextEncoder(LayerStack):
     """Scaled mel of the previous segment [B, C, M] with its mask [B, C] -> encodings [B, C, D]."""
 
-    sinusoids: bool
-
     @nn.compact
     def __call__(self, context: Array, mask: Array, deterministic: bool) -> Array:
         c = self.config
         if context.shape[1:] != (c.context_frames, c.num_mels):
             raise ValueError(f"context of shape {context.shape}, expected [B, {c.context_frames}, {c.num_mels}]")
         x = Dense(c.model_dim, ("mel", "embed"), name="input_proj")(context)
-        if self.sinusoids:
-            table = jnp.asarray(sinusoid_table(c.context_frames, c.model_dim))
-        else:
-            table = PositionTable(c.context_frames, c.model_dim, name="Embed_0")()
-        x = x + table[context_position_ids(mask, c.context_positions)]
+        x = x + self.positions(c.context_frames)[context_position_ids(mask, c.context_positions)]
         return self.run(x, mask, deterministic)
 
 

@@ -44,10 +44,8 @@ MEASURED = 20  # stretches whose time to make counts
 def short(decoder: Decoder) -> Decoder:
     """A decoder of stretches of `FRAMES` if its network has no fixed length, which plays its mean if it can."""
     model: Any = decoder.model
-    try:
+    if model.can_sample(temperature=0.0):
         model = model.with_sampling(temperature=0.0)
-    except UserError:
-        pass
     if model.network.decoder != "convolutional":
         return dataclasses.replace(decoder, model=model)
     network = dataclasses.replace(model.network, target_frames=FRAMES)

@@ -46,19 +46,12 @@ class Voices:
         return [
             {
                 "name": name,
-                "temperature": self._has("temperature", decoder),
-                "steps": self._has("num_steps", decoder),
+                "temperature": decoder.model.can_sample(temperature=1),
+                "steps": decoder.model.can_sample(num_steps=1),
                 "timbres": list(decoder.tokenizer.timbres),
             }
             for name, decoder in self.decoders
         ]
-
-    def _has(self, name: str, decoder: Decoder) -> bool:
-        try:
-            decoder.model.with_sampling(**{name: 1})
-        except UserError:
-            return False
-        return True
 
     def decoder(self, voice: Voice) -> Decoder:
         """Finds the decoder of a voice, as it samples there. UserError: there is none, or it has no such settings."""

@@ -55,11 +55,35 @@ class HeldOut:
         return {name: value / max(counted, 1.0) for name, value in total.items()}
 
     def write_samples(self, writer: Writer, step: int, params: Any) -> None:
-        """Samples the segments to show; writes their pictures and sounds, and their distances from the targets."""
-        if not len(self._shown["mel"]):
+        """Samples the segments to show; writes their pictures and sounds, and their distances from the targets.
+
+        A picture has a target above its sample. What is sampled is log-mel [B, T, M], which needs an inverter to be
+        heard, or audio [B, S], as that of a vocoder.
+        """
+        target, mask = self._shown["mel"], self._shown["mel_mask"]  # [B, T, M], [B, T]
+        if not len(target):
             return
-        sampled = np.asarray(self._sample(params, self._placed(), _key(0)))
-        write_samples(writer, step, sampled, self._shown, self._inverter)
+        sampled, inverter = np.asarray(self._sample(params, self._placed(), _key(0))), self._inverter
+        is_audio = sampled.ndim == 2
+        mel = log_mel(sampled, np) if is_audio else sampled
+        scores = mel_distances(*([one[kept] for one, kept in zip(all_, mask, strict=True)] for all_ in (target, mel)))
+        stft_distances = []
+        for i in range(len(mel)):
+            pair = [mel_image(one) for one in (target[i], mel[i])]  # [M, T, 3] each
+            writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
+            if is_audio:
+                sounds = {"sample": sampled[i], "target": self._shown["audio"][i]}
+            else:
+                sounds = {"sample": inverter(mel[i]), "target": inverter(target[i])} if inverter is not None else {}
+            for name, audio in sounds.items():
+                writer.audio(step, f"{name}/{i}", audio, SAMPLE_RATE)
+            if sounds:
+                made, recorded = (np.asarray(sounds[name])[None] for name in ("sample", "target"))
+                stft_distances.append(float(jax.jit(stft_distance)(made, recorded)[0]))
+        if stft_distances:
+            scores["stft_distance"] = float(np.mean(stft_distances))
+        if scores:
+            writer.scalars(step, {f"eval/sample_{name}": value for name, value in scores.items()})
 
 
 def first_held_out(feed: Feed, num_rows: int) -> HostBatch:
@@ -67,34 +91,6 @@ def first_held_out(feed: Feed, num_rows: int) -> HostBatch:
     for batch in feed.eval_batches():
         return {name: array[:num_rows] for name, array in batch.items()}
     raise UserError("the validation split holds no segment to evaluate on: prepare the data with one")
-
-
-def write_samples(writer: Writer, step: int, sampled: np.ndarray, batch: HostBatch, inverter: Callable | None) -> None:
-    """Writes target above sample as one picture an example, both as sounds, and their distances.
-
-    sampled: log-mel [B, T, M], which needs an inverter to be heard; or audio [B, S], as that of a vocoder.
-    """
-    target, mask = batch["mel"], batch["mel_mask"]  # [B, T, M], [B, T]
-    is_audio = sampled.ndim == 2
-    mel = log_mel(sampled, np) if is_audio else sampled
-    scores = mel_distances(*([one[kept] for one, kept in zip(all_, mask, strict=True)] for all_ in (target, mel)))
-    stft_distances = []
-    for i in range(len(mel)):
-        pair = [mel_image(one) for one in (target[i], mel[i])]  # [M, T, 3] each
-        writer.image(step, f"target_above_sample/{i}", np.concatenate(pair, axis=0))
-        if is_audio:
-            sounds = {"sample": sampled[i], "target": batch["audio"][i]}
-        else:
-            sounds = {"sample": inverter(mel[i]), "target": inverter(target[i])} if inverter is not None else {}
-        for name, audio in sounds.items():
-            writer.audio(step, f"{name}/{i}", audio, SAMPLE_RATE)
-        if sounds:
-            made, recorded = (np.asarray(sounds[name])[None] for name in ("sample", "target"))
-            stft_distances.append(float(jax.jit(stft_distance)(made, recorded)[0]))
-    if stft_distances:
-        scores["stft_distance"] = float(np.mean(stft_distances))
-    if scores:
-        writer.scalars(step, {f"eval/sample_{name}": value for name, value in scores.items()})
 
 
 def _key(i: int) -> jax.Array:

@@ -34,8 +34,8 @@ from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Mea
 from music_synth.data.prepared import TRANSCRIBED
 from music_synth.errors import UserError, telling
 from music_synth.files import write_whole
-from music_synth.midi import players, smf
-from music_synth.midi.notes import Note, check_notes, midi_bytes
+from music_synth.midi import smf
+from music_synth.midi.notes import Note, check_notes, midi_bytes, sounding
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
 FOREIGN_SUFFIXES = (".m4a", ".aac", ".wma", ".mp4")  # that libsndfile does not read
@@ -110,7 +110,7 @@ def notes_of(path: Path, instrument: Instrument | None = None) -> list[Note]:
     midi = smf.load(path)
     if instrument is not None:
         midi = played_by(midi, instrument)
-    notes = [Note(*sound) for sound in players.sounds(midi)]
+    notes = sounding(midi)
     if not notes:
         raise UserError(f"{path} holds no notes")
     return notes

@@ -29,8 +29,8 @@ from music_synth.audio.soundfont import RENDER_RATE, default_soundfont, render_m
 from music_synth.data.datasets.corpus import Content, Corpus, Found, Measured, Recording, check, split_by_chance
 from music_synth.data.datasets.variation import KINDS, Variation, equalize, vary
 from music_synth.errors import UserError
-from music_synth.midi import players, smf
-from music_synth.midi.notes import Note, read_midi
+from music_synth.midi import smf
+from music_synth.midi.notes import Note, read_midi, sounding
 from music_synth.midi.wad import is_wad, read_wad
 
 GAIN = 0.5  # FluidSynth's; full arrangements then peak below 1
@@ -69,13 +69,13 @@ class Rendered(Corpus):
 
     def read_notes(self, recording: Recording) -> list[Note]:
         assert isinstance(recording, Rendering)
-        return notes_of(self._varied(recording))
+        return sounding(self._varied(recording))
 
     def read(self, recording: Recording) -> Content:
         """Renders a piece. UserError: it is too long, or FluidSynth or the SoundFont fails."""
         assert isinstance(recording, Rendering)
         midi = self._varied(recording)
-        notes, change = notes_of(midi), self._variation(recording)
+        notes, change = sounding(midi), self._variation(recording)
         minutes = max((note.offset for note in notes), default=0.0) / 60
         if minutes > MAX_MINUTES:
             raise UserError(f"{recording.id}: {minutes:.0f} minutes; a piece may last {MAX_MINUTES}")
@@ -95,10 +95,6 @@ class Rendered(Corpus):
 
 
 CORPUS = Rendered()
-
-
-def notes_of(midi: smf.MidiFile) -> list[Note]:
-    return [Note(*sound) for sound in players.sounds(midi)]
 
 
 def find_renderings(
