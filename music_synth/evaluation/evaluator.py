@@ -64,25 +64,22 @@ class Row:
     after: bool = False  # whether it takes the clips of another row, which come first
 
 
-def reference_rows(mean_spectrum: np.ndarray, folder: Path, inverters: Mapping[str, str]) -> list[Row]:
-    """Lists the rows beside the models; `inverters` are checksums of their files, by name."""
-    mean = Row(
-        "mean spectrum of the training set", BASELINE, MeanSpectrum(mean_spectrum), at(folder, "mean", mean_spectrum)
-    )
-    own_mean = Row("mean spectrum of each piece itself", BASELINE, MeanSpectrum(), at(folder, "own mean", 0))
-    places = {name: at(folder, f"inverter {name}", checksum) for name, checksum in inverters.items()}
-    first, *others = places
-    through = [
-        Row(
-            f"ground truth through {inverter_name(name)}",
-            CEILING,
-            ThroughInverter(name),
-            place,
-            against=places[first] if name in others else None,
-        )
-        for name, place in places.items()
+def reference_rows(mean: np.ndarray, folder: Path, inverters: Mapping[str, str]) -> list[Row]:
+    """Lists the rows beside the models.
+
+    mean: spectrum [M] of the training set. inverters: checksums of their files, by name.
+    """
+    rows = [
+        Row("mean spectrum of the training set", BASELINE, MeanSpectrum(mean), at(folder, "mean", mean)),
+        Row("mean spectrum of each piece itself", BASELINE, MeanSpectrum(), at(folder, "own mean", 0)),
+        Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)),
     ]
-    return [mean, own_mean, Row("ground truth audio", CEILING, Recording(), at(folder, "recording", 0)), *through]
+    first: Folder | None = None
+    for name, file_sum in inverters.items():
+        title, place = f"ground truth through {inverter_name(name)}", at(folder, f"inverter {name}", file_sum)
+        rows.append(Row(title, CEILING, ThroughInverter(name), place, against=first))
+        first = first or place
+    return rows
 
 
 def inverter_name(name: str) -> str:
@@ -118,12 +115,10 @@ def model_rows(
         for mode in (WHOLE, SINGLE)
     ]
     for name in others:
-        source, place = (
-            Revoiced(rows[0].folder, name),
-            at(folder, f"{checkpoint.name} {name}", identity, inverters[name]),
-        )
+        place = at(folder, f"{checkpoint.name} {name}", identity, inverters[name])
         title = f"{checkpoint.name}, through {inverter_name(name)}"
         also = {"through": inverter_name(name)}
+        source = Revoiced(rows[0].folder, name)
         rows.append(Row(title, MODEL, source, place, WHOLE, {**about, **also}, rows[0].folder, after=True))
     return rows
 

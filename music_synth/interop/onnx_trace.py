@@ -108,9 +108,8 @@ class _Writer:
             arrays = [np.broadcast_to(array, shape) for array, shape in zip(known, shapes, strict=True)]
             made = equation.primitive.bind(*arrays, **given)
             return [constant(one) for one in (made if equation.primitive.multiple_results else [made])]
-        if name in ("split", "stack"):
-            made_values = getattr(self, name)(given, values, shapes, outputs)
-            return made_values if name == "split" else [made_values]
+        if name == "split":
+            return self.split(given, values, shapes, outputs)
         return [self.one(name, given, values, shapes, outputs[0])]
 
     # --- helpers ---------------------------------------------------------------------------------------------------
@@ -172,18 +171,12 @@ class _Writer:
         names = [names] if isinstance(names, str) else names
         return [Value(tuple(one.shape), name) for one, name in zip(outputs, names, strict=True)]
 
-    def stack(self, given: Any, values: list[Value], shapes: Any, outputs: Any) -> Value:
-        axis = given["axis"]
-        shape = (*shapes[0][:axis], 1, *shapes[0][axis:])
-        parts = [self.reshaped(Value(shapes[0], self.full(value, shapes[0])), shape) for value in values]
-        return self.add(outputs[0].shape, "Concat", *parts, axis=axis)
-
     def one(self, name: str, given: Any, values: list[Value], shapes: Any, output: Any) -> Value:
         """The value of a primitive with one result."""
         if name in ONE_TO_ONE or name in ("ne", "select_n"):
             return self.elementwise(name, values)
         x = values[0]
-        if name == "square":
+        if name == "square" or (name == "integer_pow" and given["y"] == 2):
             return self.add(x.shape, "Mul", x, x)
         if name == "rsqrt":
             return self.add(x.shape, "Reciprocal", self.add(x.shape, "Sqrt", x))
@@ -194,8 +187,6 @@ class _Writer:
             first = self.add(x.shape, both[0], x, *[one] * (name == "log1p"))
             return self.add(x.shape, both[1], first, *[one] * (name == "expm1"))
         if name == "integer_pow":
-            if given["y"] == 2:
-                return self.add(x.shape, "Mul", x, x)
             return self.add(x.shape, "Pow", x, np.float32(given["y"]))
         if name == "convert_element_type":
             return self.add(x.shape, "Cast", x, to=_type(given["new_dtype"]))
@@ -261,6 +252,12 @@ class _Writer:
         x, y = laid_out(x, batch_x, contract_x, False), laid_out(y, batch_y, contract_y, True)
         product = self.add((*x.shape[:-1], y.shape[-1]), "MatMul", x, y)
         return self.reshaped(product, tuple(output.shape))
+
+    def _stack(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
+        axis = given["axis"]
+        shape = (*shapes[0][:axis], 1, *shapes[0][axis:])
+        parts = [self.reshaped(Value(shapes[0], self.full(value, shapes[0])), shape) for value in (x, *others)]
+        return self.add(output.shape, "Concat", *parts, axis=axis)
 
     def _pad(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
         config, sizes = given["padding_config"], list(shapes[0])

@@ -34,11 +34,6 @@ class Counts:
     audio_seconds: float = 0.0
     busy_seconds: float = 0.0
 
-    @property
-    def speed(self) -> float:
-        """Seconds of audio that a second of work makes; 0 before there is any."""
-        return self.audio_seconds / self.busy_seconds if self.busy_seconds else 0.0
-
 
 @dataclass(eq=False)
 class Worker:

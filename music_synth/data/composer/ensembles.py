@@ -293,7 +293,7 @@ def mixed(rng: random.Random, programs: Sequence[int], seconds: float, wider: bo
                 tune = plan.tune(phrase, *tessitura(part.program))
                 part.tones += [tone._replace(accent=tone.accent + 8) for tone in tune]
             else:
-                part.tones += PLAYERS[role](rng, phrase, part.program)
+                part.tones += _accompany(role, rng, phrase, part.program)
         if drummed and (phrase.letter != "B" or phrase.is_ending):
             kit.tones += lines.drums(rng, phrase, groove, crash=False)
     return make_score(rng, plan, [*parts, kit], rubato=0.0 if drummed else 0.03)
@@ -328,41 +328,25 @@ ROLES = {
 }  # fmt: skip
 
 
-def _play_bass(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    low, high = tessitura(program, 19, 0.1)
-    return lines.bass(rng, phrase, low, high, rng.choice(("roots", "fifths", "walking", "eighths", "syncopated")))
+def _accompany(role: str, rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
+    """Writes what an instrument plays over a phrase in a role of ROLES other than the melody."""
+    if role == "bass":
+        low, high = tessitura(program, 19, 0.1)
+        return lines.bass(rng, phrase, low, high, rng.choice(("roots", "fifths", "walking", "eighths", "syncopated")))
+    if role == "chords":
+        pattern = rng.choice(sorted(lines.STRUMS[phrase.meter]))
+        return lines.strummed(phrase, *_middle(program), 3, pattern, roll=0.02 if 24 <= program < 32 else 0.0)
+    if role == "pad":
+        return [tone._replace(accent=-8) for tone in lines.strummed(phrase, *_middle(program), 3, "held")]
+    if role == "arpeggio":
+        low, high = tessitura(program, 24, 0.5)
+        order, step = rng.choice(sorted(lines.BROKEN)), rng.choice((0.5, 0.5, 1.0))
+        return lines.broken(phrase, low, high, order, step, ring=False)
+    if role == "counter":
+        return lines.melody(rng, phrase, *tessitura(program, 14, 0.4), "calm")
+    write = lines.strokes if role == "strokes" else lines.color
+    return write(rng, phrase, *tessitura(program, 12, 0.5))
 
-
-def _play_chords(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    pattern = rng.choice(sorted(lines.STRUMS[phrase.meter]))
-    return lines.strummed(phrase, *_middle(program), 3, pattern, roll=0.02 if 24 <= program < 32 else 0.0)
-
-
-def _play_pad(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    return [tone._replace(accent=-8) for tone in lines.strummed(phrase, *_middle(program), 3, "held")]
-
-
-def _play_arpeggio(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    low, high = tessitura(program, 24, 0.5)
-    return lines.broken(phrase, low, high, rng.choice(sorted(lines.BROKEN)), rng.choice((0.5, 0.5, 1.0)), ring=False)
-
-
-def _play_counter(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    return lines.melody(rng, phrase, *tessitura(program, 14, 0.4), "calm")
-
-
-def _play_strokes(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    return lines.strokes(rng, phrase, *tessitura(program, 12, 0.5))
-
-
-def _play_color(rng: random.Random, phrase: Phrase, program: int) -> list[Tone]:
-    return lines.color(rng, phrase, *tessitura(program, 12, 0.5))
-
-
-PLAYERS: dict[str, Callable[[random.Random, Phrase, int], list[Tone]]] = {
-    "bass": _play_bass, "chords": _play_chords, "pad": _play_pad, "arpeggio": _play_arpeggio,
-    "counter": _play_counter, "strokes": _play_strokes, "color": _play_color,
-}  # fmt: skip
 
 ENSEMBLES: dict[str, Callable[[random.Random, Sequence[int], float, bool], Score]] = {
     "piano": piano, "guitar": guitar,

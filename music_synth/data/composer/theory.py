@@ -54,10 +54,6 @@ class Chord(NamedTuple):
     scale: frozenset[int]  # pitch classes that melodies use over it
 
     @property
-    def root(self) -> int:
-        return self.classes[0]
-
-    @property
     def end(self) -> float:
         return self.start + self.length
 

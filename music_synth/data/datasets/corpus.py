@@ -110,11 +110,13 @@ class ReaderOfOneFile:
 
 
 @contextlib.contextmanager
-def naming(recording: Recording, remedy: str = "unpack it again") -> Iterator[None]:
-    """Says in errors of its files which recording they are about, and what to do."""
+def naming(
+    recording: Recording, remedy: str = "unpack it again", kinds: tuple[type[Exception], ...] = (UserError,)
+) -> Iterator[None]:
+    """Says in errors of its files, of these kinds, which recording they are about, and what to do."""
     try:
         yield
-    except UserError as error:
+    except kinds as error:
         if str(error).startswith(f"{recording.id}: "):
             raise
         raise UserError(f"{recording.id}: {error}; {remedy}, or leave it out with --skip_bad") from error

@@ -40,7 +40,7 @@ import numpy as np
 
 from music_synth.audio.io import read_audio, resample
 from music_synth.data.datasets import guitarset, urmp
-from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Recording, check
+from music_synth.data.datasets.corpus import SPLITS, Content, Corpus, Found, Recording, check, naming
 from music_synth.data.datasets.tf_example import Example, framed, is_whole, mapped
 from music_synth.data.note_sequences import parse_note_sequence
 from music_synth.errors import UserError
@@ -251,12 +251,8 @@ def _placed(record: Record) -> Iterator[Record]:
     import soundfile
 
     placed = replace(record, id=f"{record.id} (record {record.number} of {record.files[0].name})")
-    try:
+    with naming(placed, AGAIN, (UserError, OSError, ValueError, soundfile.LibsndfileError)):
         yield placed
-    except (OSError, ValueError, UserError, soundfile.LibsndfileError) as error:
-        if str(error).startswith(f"{placed.id}: "):
-            raise
-        raise UserError(f"{placed.id}: {error}; {AGAIN}, or leave the record out with --skip_bad") from error
 
 
 # --- what a folder holds ---
