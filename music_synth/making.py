@@ -151,7 +151,8 @@ class Maker:
 
     def _find(self, name: str, said: str = "") -> Any:
         if name not in self.table:
-            raise UserError(f"{self.prefix}{said}{name_unknown(name, self.table)}")
+            choices = ", ".join(nearest(name, self.table) or self.table)
+            raise UserError(f"{self.prefix}{said}nothing is called {name!r}: choose from {choices}")
         module, attribute = self.table[name].split(":")
         try:
             return getattr(importlib.import_module(module), attribute)
@@ -164,10 +165,6 @@ class Maker:
 
     def _unfit(self, what: str, value: Any, hint: Any) -> UserError:
         return UserError(f"{self.prefix}{what} = {value!r}: must be {getattr(hint, '__name__', hint)}")
-
-
-def name_unknown(name: str, names: Collection[str]) -> str:
-    return f"nothing is called {name!r}: choose from {', '.join(nearest(name, names) or names)}"
 
 
 def parameter_missing(name: str, parameter: str, parameters: Collection[str]) -> str:

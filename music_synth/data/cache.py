@@ -23,11 +23,7 @@ TASKS_MODULE = "music_synth.data.seqio_tasks"  # for Beam workers in processes o
 
 
 def write_cache(
-    task: str,
-    cache_dir: Path,
-    data_dir: Path | None = None,
-    beam_options: Sequence[str] = (),
-    min_files: int = 64,
+    task: str, cache_dir: Path, data_dir: Path | None = None, beam_options: Sequence[str] = (), min_files: int = 64
 ) -> bool:
     """Runs seqio's cache tool on a registered task, unless `cache_dir` holds it already. It is there when it is whole.
 

@@ -102,10 +102,7 @@ class Feed(SegmentSettings):
         """Makes all consecutive segments of a split with their true context, in fixed order."""
         pieces = self._windows.pieces(split, audio=False)
         return evaluation_batches(
-            pieces,
-            self.tokenizer,
-            context_frames=self.context_frames,
-            batch_size=self.batch_size,
+            pieces, self.tokenizer, context_frames=self.context_frames, batch_size=self.batch_size
         )
 
     def pieces(self, split: str) -> Iterator[Piece]:

@@ -211,13 +211,7 @@ def _scan(step: Callable, carry, log_snr: Array):
     return jax.lax.scan(step, carry, jnp.arange(len(log_snr) - 1))[0]
 
 
-SAMPLERS: dict[str, Callable] = {
-    "ddim": ddim,
-    "ddpm": ddpm,
-    "dpmpp_2m": dpmpp_2m,
-    "euler": euler,
-    "heun": heun,
-}
+SAMPLERS: dict[str, Callable] = {"ddim": ddim, "ddpm": ddpm, "dpmpp_2m": dpmpp_2m, "euler": euler, "heun": heun}
 
 
 def sample(

@@ -212,11 +212,7 @@ def make_examples(clips: Path, scores: dict[str, Any], num_examples: int) -> lis
 
 def excerpt(name: str, mel: np.ndarray, audio: np.ndarray) -> dict[str, str]:
     """Makes {name, image, audio}, to be seen and heard, of log-mel [T, M] and audio [S]."""
-    return {
-        "name": name,
-        "image": data_uri(mel_webp(mel), "image/webp"),
-        "audio": data_uri(flac(audio), "audio/flac"),
-    }
+    return {"name": name, "image": data_uri(mel_webp(mel), "image/webp"), "audio": data_uri(flac(audio), "audio/flac")}
 
 
 # --- the same in the studio ----------------------------------------------------------------------------------------

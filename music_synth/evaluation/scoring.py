@@ -95,8 +95,11 @@ def evaluate(
         raise UserError(f"evaluate.num_examples = {num_examples}: must be in 0 .. {MAX_EXAMPLES}")
     if not inverters:
         raise UserError("no inverter to play with: leave out --inverter for the one that ships")
-    folder = make_folder(output_dir)
+    folder = Path(output_dir)
     clips = folder / "clips"
+    with telling(f"cannot write into {folder}"):  # now, not after an hour
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").touch()
     given = tuple(sorted((embeddings or {}).items()))
     open_tools = functools.partial(load_tools, tuple(inverters), given, transcriber, trust)
     tools = open_tools()
@@ -327,11 +330,3 @@ def load_transcriber(name: str) -> tuple[Transcriber | str, bool]:
     except Exception as error:  # a module may fail in any way
         raise UserError(f"transcriber {name!r}: {error}; give basic_pitch, or MODULE:NAME of a callable") from error
     return found, True
-
-
-def make_folder(output_dir: str) -> Path:
-    folder = Path(output_dir)
-    with telling(f"cannot write into {output_dir}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").touch()
-    return folder

@@ -103,12 +103,7 @@ class LivePlayer:
     urgent, patient = True, False
 
     def __init__(
-        self,
-        live: Live,
-        open_decoder: Callable[[Voice], Decoder],
-        inverter: Inverter,
-        outbox: Outbox,
-        worker: Worker,
+        self, live: Live, open_decoder: Callable[[Voice], Decoder], inverter: Inverter, outbox: Outbox, worker: Worker
     ):
         self.live, self.inverter, self.outbox, self.worker = live, inverter, outbox, worker
         self.timeline = Timeline()

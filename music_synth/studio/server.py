@@ -65,15 +65,12 @@ class Studio:
 
         def first_warmed(error: Exception | None) -> None:
             warmed(error)
-            self._say_ready()
+            self.ready = True
+            for session in list(self.sessions):
+                session.outbox.put({"type": "state", "ready": True})
             self.worker.wants_turn(Task(self.voices.warm_others(notes), warmed, self.worker, patient=True))
 
         self.worker.wants_turn(Task(self.voices.warm(notes), first_warmed, self.worker))
-
-    def _say_ready(self) -> None:
-        self.ready = True
-        for session in list(self.sessions):
-            session.outbox.put({"type": "state", "ready": True})
 
     def stop(self) -> None:
         for session in list(self.sessions):
