@@ -86,6 +86,9 @@ NOTE_COLUMNS = (
     Column("full_f1", "note F1, and program", True, 3),
     Column("drum_f1", "drum F1", True, 3),
 )
+DISTANCES = {  # of an embedding's frames
+    "distance": "distance", "frechet": "Fréchet", "frechet_infinity": "Fréchet at infinity", "kernel": "kernel distance"
+}  # fmt: skip
 COST = Column("cost", "cost, s a second", digits=3, essential=True)  # of sampling; of an inverter where only it works
 BETWEEN = "between"  # of a clip's scores: how far a sample of another seed is
 PITCH_ONLY = ("onset_f1", "onset_offset_f1")  # what a transcriber without instruments can be scored by
@@ -100,12 +103,8 @@ def columns(names: Sequence[str]) -> list[Column]:
         Column("change", "frame-to-frame change", None, essential=True),
     ]
     for name in names:
-        made += [
-            Column(f"{name}_distance", f"{name} distance", digits=3),
-            Column(f"{name}_frechet", f"{name} Fréchet", digits=3, essential=True),
-            Column(f"{name}_frechet_infinity", f"{name} Fréchet at infinity", digits=3),
-            Column(f"{name}_kernel", f"{name} kernel distance", digits=3),
-        ]
+        for kind, title in DISTANCES.items():
+            made.append(Column(f"{name}_{kind}", f"{name} {title}", digits=3, essential=kind == "frechet"))
     return [*made, *NOTE_COLUMNS, COST]
 
 
@@ -272,8 +271,7 @@ def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, 
             cells[column.key] = _mean_cell(scores, f"notes-{tools.transcriber_name}", seed, value=column.key)
     for name, embedding in tools.embeddings.items():
         if isinstance(embedding, str):
-            for kind in ("distance", "frechet", "frechet_infinity", "kernel"):
-                cells[f"{name}_{kind}"] = Cell(missing=embedding)
+            cells |= {f"{name}_{kind}": Cell(missing=embedding) for kind in DISTANCES}
     for key, embedding in embeddings_of(tools).items():
         own = _distance_cells(row, targets, names, scores, key, seed)
         cells |= {f"{embedding.name}_{kind}": cell for kind, cell in own.items()}
@@ -332,7 +330,7 @@ def _distance_cells(
     distance = _mean_cell(scores, key, seed)
     names = [name for name, score in zip(names, scores, strict=True) if "value" in score.get(key, {})]
     if not names:
-        return dict.fromkeys(("distance", "frechet", "frechet_infinity", "kernel"), distance)
+        return dict.fromkeys(DISTANCES, distance)
     num_groups = min(len(names), MAX_GROUPS)
     groups = [(Gaussian(), Gaussian()) for _ in range(num_groups)]  # of reference and judged frames
     pooled: tuple[list, list] = ([], [])

@@ -99,7 +99,7 @@ def serve(server: Any, listening: socket.socket) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """Opens the port, before anything that takes time. UserError: it is taken, or no such address is here."""
-    with telling(f"cannot listen on {host}, port {port}", "; choose another --port, or 0 for any"):
+    with telling(f"cannot listen on {host}, port {port} (--port chooses another, 0 any)"):
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
 
