@@ -76,10 +76,9 @@ class SegmentSettings(FeedSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.empty_context <= 1:
-            raise UserError(f"Feed.empty_context = {self.empty_context}: must be in [0, 1]")
-        if not 0 <= self.timbre_dropout <= 1:
-            raise UserError(f"Feed.timbre_dropout = {self.timbre_dropout}: must be in [0, 1]")
+        for name in ("empty_context", "timbre_dropout"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"Feed.{name} = {share}: must be in [0, 1]")
         if not 0 <= self.quieter_db <= 60 or (self.quieter_db and self.tokenizer.velocity_bins == 1):
             raise UserError(
                 f"Feed.quieter_db = {self.quieter_db}: must be in [0, 60], and 0 where Tokenizer.velocity_bins = 1,"

@@ -91,12 +91,11 @@ class Feed(SegmentSettings):
     def train_batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Makes batches without end; batch k depends on the seed and k alone, so a run resumes exactly."""
         for step, batch in enumerate(self._trained.train_batches(start_step), start_step):
-            if not self.quieter_db:
-                yield batch
-                continue
-            rng = np.random.default_rng([self.seed, QUIETER_STREAM, step])
-            decibels = rng.uniform(0.0, self.quieter_db, len(batch["note_tokens"]))
-            yield quieter(batch, decibels, self.tokenizer.vocabulary)
+            if self.quieter_db:
+                rng = np.random.default_rng([self.seed, QUIETER_STREAM, step])
+                decibels = rng.uniform(0.0, self.quieter_db, len(batch["note_tokens"]))
+                batch = quieter(batch, decibels, self.tokenizer.vocabulary)
+            yield batch
 
     def eval_batches(self, split: str = "validation") -> Iterator[Batch]:
         """Makes all consecutive segments of a split with their true context, in fixed order."""

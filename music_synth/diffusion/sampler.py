@@ -49,10 +49,9 @@ class Sampler:
         if self.grid not in GRIDS:
             raise ValueError(f"Sampler.grid = {self.grid!r}: choose from {GRIDS}")
         check_range(self, 1, 100_000, "num_steps")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"Sampler.temperature = {self.temperature}: must be 0 or more, and finite")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"Sampler.guidance_scale = {self.guidance_scale}: must be 0 or more, and finite")
+        for name in ("temperature", "guidance_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"Sampler.{name} = {getattr(self, name)}: must be 0 or more, and finite")
         if not 1 <= self.rho < math.inf:
             raise ValueError(f"Sampler.rho = {self.rho}: must be at least 1, and finite")
         if not -math.inf < self.min_log_snr < self.max_log_snr < math.inf:

@@ -74,8 +74,7 @@ class NetworkConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
-        check_range(self, 0, 512, "num_prior_layers")
-        check_range(self, 0, 512, "roll_harmonics")
+        check_range(self, 0, 512, "num_prior_layers", "roll_harmonics")
         if self.num_prior_layers and not self.note_roll:
             raise ValueError(f"NetworkConfig.num_prior_layers = {self.num_prior_layers}: needs note_roll = True")
         if self.decoder == "convolutional" and not self.num_prior_layers:
