@@ -85,6 +85,12 @@ SECONDS=0
 # Only for the ONNX file that it carries: what it asks for clashes with every current TensorFlow.
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps 'basic-pitch==0.4.0' </dev/null ||
   fail "pip could not install basic-pitch; its messages stand above"
-.venv/bin/python -c 'import music_synth.synthesize' || fail "music_synth cannot be imported; why stands above"  # and compiles it
+say "playing a piece: then all is in place, and compiled for the next"
+heard=$(mktemp -d)
+.venv/bin/python -m music_synth play data/band_with_drums.mid --out "$heard/heard.wav" &>"$heard/said" || {
+  cat "$heard/said" >&2
+  fail "music_synth cannot play; why stands above"
+}
+rm -r "$heard"
 printf '%s' "$stamp" >.venv/music_synth.stamp
 say "ready after $SECONDS s"
