@@ -143,7 +143,7 @@ def _read_run(kind: str, folder: Path, step: int | None, ema: bool) -> Trained:
             raise UserError(f"{folder / CONFIG_FILE}: {key} = {maker.bindings[key]!r} is no {wanted.__name__}")
     if kind == "export":
         params, step = load_exported(folder / WEIGHTS, step)
-        if folder.parent != SHIPPED_DIR:  # what ships has been checked, and it takes a second
+        if folder.parent != SHIPPED_DIR:  # whose shapes a test checks: it takes a second
             check_shapes(params, model, where=f"{folder}, step {step}")
         return Trained(kind, folder, model, tokenizer, params, step)
     params, step = load_params(folder, step, ema, model)

@@ -3,6 +3,8 @@
 import functools
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +17,7 @@ from music_synth.interop.model_card import CARD, WEIGHTS
 from music_synth.midi import players, smf
 from music_synth.midi.notes import Note, midi_bytes
 from music_synth.playing import Decoder
+from music_synth.training.checkpoint import check_shapes
 from music_synth.vocoder import neural
 
 NAMES = [name for name, folder in runs.DECODERS.items() if (runs.SHIPPED_DIR / folder / WEIGHTS).is_file()]
@@ -34,6 +37,15 @@ def test_all_weights_together_are_small():
 
 
 @with_weights
+def test_shapes_are_those_of_the_networks():
+    for name in runs.DECODERS:
+        model, _, params, _ = runs.load(name)  # which does not look
+        check_shapes(params, model, name)
+    inverter = runs.load_inverter()
+    wanted = jax.eval_shape(inverter.generator.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, inverter.params) == jax.tree.map(jnp.shape, wanted)
+
+
 def test_cards_say_how_to_train_again():
     assert runs.SHIPPED in NAMES
     common = (runs.SHIPPED_DIR / CARD).read_text(encoding="utf-8")

@@ -36,8 +36,8 @@ from music_synth.interop.onnx_graph import (
     gelu,
     layer_norm,
     overlap_add,
-    seen_taps,
 )
+from music_synth.vocoder.convnext import seen_taps
 from music_synth.vocoder.istft import (
     FINE_RANGE,
     MAX_LOG_MAGNITUDE,
@@ -146,7 +146,7 @@ def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) 
         seen = graph.add("Concat", seen, scaled(graph, excited, clip=False), axis=2)
     ahead, (first, *others) = generator.frames_ahead, generator.layers_ahead
     kernel = np.reshape(params["embed"]["kernel"], (generator.width, -1, generator.dim))
-    kernel = seen_taps(kernel, ahead, first).transpose(2, 1, 0)
+    kernel = np.asarray(seen_taps(kernel, ahead, first)).transpose(2, 1, 0)
     x = graph.add("Transpose", seen, perm=[0, 2, 1])
     x = graph.add("Conv", x, kernel, params["embed"]["bias"], pads=[generator.width - 1 - ahead, first])
     x = layer_norm(graph, graph.add("Transpose", x, perm=[0, 2, 1]), params["norm"])

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from music_synth.errors import needing
+from music_synth.vocoder.convnext import seen_taps
 
 OPSET = 20  # the first with Gelu; onnxruntime runs it since 1.17
 LAST = np.iinfo(np.int64).max  # Slice: to the end
@@ -173,15 +174,9 @@ def gelu(graph: Graph, x: str) -> str:
     return graph.add("Gelu", x, approximate="tanh")
 
 
-def seen_taps(kernel: np.ndarray, ahead: int, seen: int) -> np.ndarray:
-    """A kernel [width, ..], `ahead` of it later, as it is where the last of `seen` stands in for those beyond."""
-    last = len(kernel) - 1 - ahead + seen
-    return np.concatenate([kernel[:last], kernel[last:].sum(axis=0, keepdims=True)])
-
-
 def depthwise_conv(graph: Graph, x: str, params: Mapping, ahead: int, seen: int) -> str:
     """Each channel of [1, T, D] with its own kernel, [width, D], `ahead` of it later; zeros beyond the ends."""
-    kernel = seen_taps(np.asarray(params["kernel"]), ahead, seen)
+    kernel = np.asarray(seen_taps(params["kernel"], ahead, seen))
     pads = [len(kernel) - 1 - seen, seen]
     x = graph.add("Transpose", x, perm=[0, 2, 1])
     weights = kernel.T[:, None]  # [D, 1, width]

@@ -137,8 +137,8 @@ class Checkpointer:
         )
 
     def _open_manager(self) -> Any:
-        ocp = _orbax()
         if self._manager is None:  # only now: opening clears half-written folders away, which a reader must not do
+            ocp = _orbax()
             options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, enable_async_checkpointing=False)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
@@ -199,7 +199,8 @@ def _load_item(path: Path, choose: Callable[[Collection[str]], str], like: Any) 
         raise Damaged(f"{name}: its arrays are larger than its files can hold")
     structs = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in shapes.items()}
     tree = unflatten_dict(structs, sep="/")
-    restore_args = jax.tree.map(lambda leaf: _orbax().RestoreArgs(restore_type=np.ndarray), tree)
+    as_numpy = _orbax().RestoreArgs(restore_type=np.ndarray)
+    restore_args = jax.tree.map(lambda leaf: as_numpy, tree)
     item = _read(path, name, tree, restore_args)
     if _checksums({name: item})[name] != meta["checksums"].get(name):
         raise Damaged("checksums differ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -24,10 +25,9 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.normal(self.width**-0.5), (self.width, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        behind, last = self.width - 1 - self.ahead, self.width - 1 - self.ahead + self.seen
-        kernel = jnp.concatenate([kernel[:last], jnp.sum(kernel[last:], axis=0, keepdims=True)])
-        padded = jnp.pad(x, ((0, 0), (behind, self.seen), (0, 0)))
-        taps = (kernel[i][None, None] * padded[:, i : i + x.shape[1]] for i in range(last + 1))
+        kernel = seen_taps(kernel, self.ahead, self.seen)
+        padded = jnp.pad(x, ((0, 0), (self.width - 1 - self.ahead, self.seen), (0, 0)))
+        taps = (kernel[i][None, None] * padded[:, i : i + x.shape[1]] for i in range(len(kernel)))
         return bias[None, None] + sum(taps)
 
 
@@ -46,6 +46,12 @@ class ConvNeXtBlock(nn.Module):
         y = nn.gelu(nn.Dense(self.mlp_dim, name="wi")(y))
         y = nn.Dense(x.shape[-1], name="wo")(y).reshape(x.shape)
         return x + y * self.param("scale", nn.initializers.constant(self.scale), (x.shape[-1],))[None, None]
+
+
+def seen_taps(kernel: Array | np.ndarray, ahead: int, seen: int) -> Array:
+    """A kernel [width, ..], `ahead` of it later, as it is where the last of `seen` stands in for those beyond."""
+    last = len(kernel) - 1 - ahead + seen
+    return jnp.concatenate([kernel[:last], jnp.sum(kernel[last:], axis=0, keepdims=True)])
 
 
 def context(x: Array, width: int, ahead: int, seen: int) -> Array:

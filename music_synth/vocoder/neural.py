@@ -164,15 +164,16 @@ def load_weights(path: str | Path) -> NeuralInverter:
         generator = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in config.items()})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} has a header that does not parse ({type(error).__name__}: {error})") from error
-    if path != SHIPPED:  # what ships has been checked, and it takes half a second
-        _check(path, tensors, flatten_dict(jax.eval_shape(generator.init, jax.random.key(0)), sep="/"))
+    if path != SHIPPED:  # whose shapes a test checks: it takes half a second
+        _check_shapes(path, tensors, flatten_dict(jax.eval_shape(generator.init, jax.random.key(0)), sep="/"))
+    for key, array in tensors.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: tensor {key} is not finite")
     return NeuralInverter(generator, jax.device_put(unflatten_dict(tensors, sep="/")))
 
 
-def _check(path: str | Path, tensors: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
+def _check_shapes(path: str | Path, tensors: dict[str, np.ndarray], wanted: dict[str, Any]) -> None:
     for key in sorted(wanted.keys() | tensors.keys()):
         shapes = [tuple(found[key].shape) if key in found else None for found in (tensors, wanted)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{path}: tensor {key} has shape {shapes[0]}, its config needs {shapes[1]}")
-        if not np.isfinite(tensors[key]).all():
-            raise UserError(f"{path}: tensor {key} is not finite")

@@ -12,16 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from music_synth.audio.mel import (
-    FFT_SIZE,
-    FRAME_LENGTH,
-    FRAME_RATE,
-    MIN_LOG_MEL,
-    NUM_MELS,
-    SAMPLE_RATE,
-    hann_window,
-    mel_matrix,
-)
+from music_synth.audio.mel import FRAME_LENGTH, FRAME_RATE, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE, log_mel
 from music_synth.midi.notes import Note
 from music_synth.vocoder.source import RELEASE, RELEASE_SECONDS, SOURCE_FLOOR, tone
 
@@ -78,7 +69,7 @@ class Tuning:
 
 def levels_of(notes: Sequence[Note], first_frame: int, num_frames: int) -> np.ndarray:
     """How loud the source plays each pitch in the middle of each frame, float32 [num_frames, 128]."""
-    middles = (first_frame + np.arange(num_frames) + 0.5 * FRAME_LENGTH * FRAME_RATE / SAMPLE_RATE) / FRAME_RATE
+    middles = (first_frame + np.arange(num_frames)) / FRAME_RATE + 0.5 * FRAME_LENGTH / SAMPLE_RATE
     levels = np.zeros((num_frames, 128), np.float32)
     for note in notes:
         if np.isfinite((note.onset, note.offset)).all():
@@ -94,7 +85,7 @@ def tone_mels(cents: float) -> np.ndarray:
     """The mel of the source's tone of each pitch at full level, so far out of tune: float32 [128, 128]."""
     t = 1.0 + np.arange(FRAME_LENGTH) / SAMPLE_RATE  # long after the attack
     tones = np.stack([tone(Note(pitch, 127, 0, 0.0, 10.0), t, cents) for pitch in range(128)])
-    return (np.abs(np.fft.rfft(tones * hann_window(), FFT_SIZE)) @ mel_matrix()).astype(np.float32)
+    return np.exp(log_mel(tones, np)[:, 0])
 
 
 def best_tuning(sums: np.ndarray) -> float:
