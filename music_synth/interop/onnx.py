@@ -27,7 +27,6 @@ from music_synth.audio.mel import (
 from music_synth.errors import UserError
 from music_synth.interop.inverters import SOURCE
 from music_synth.interop.onnx_graph import (
-    LAST,
     Graph,
     Transform,
     dense,
@@ -37,6 +36,7 @@ from music_synth.interop.onnx_graph import (
     layer_norm,
     overlap_add,
 )
+from music_synth.interop.onnx_pull import pre_echo_limits, pull_to_mel, without_pre_echo
 from music_synth.vocoder.convnext import seen_taps
 from music_synth.vocoder.istft import (
     FINE_RANGE,
@@ -51,7 +51,7 @@ from music_synth.vocoder.istft import (
 )
 from music_synth.vocoder.melgan import MelGANGenerator, normalized
 from music_synth.vocoder.source import SOURCE_FLOOR
-from music_synth.vocoder.stft import PULL_AHEAD, spread_matrix
+from music_synth.vocoder.stft import spread_matrix
 
 INPUT, OUTPUT = "input_features", "audio"
 
@@ -277,92 +277,22 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
         gain = graph.add("Unsqueeze", graph.add("MatMul", ratio, spread), np.array([2]))
         return narrow.frames(graph, flat(graph, graph.add("Mul", spectrum, gain)))
 
-    def joined(graph: Graph, frames: str) -> str:
-        total = overlap_add(graph, frames, FRAME_LENGTH, HOP_LENGTH)
-        return cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
-
     def project_to_mel(graph: Graph, audio: str) -> str:
         padded = graph.add("Pad", audio, np.array([0, 0, 0, HOP_LENGTH]))
         frames = frames_of(graph, padded, FRAME_LENGTH, HOP_LENGTH)
-        return joined(graph, project_frames(graph, frames, wanted))
+        total = overlap_add(graph, project_frames(graph, frames, wanted), FRAME_LENGTH, HOP_LENGTH)
+        audio = cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
+        hops = without_pre_echo(graph, graph.add("Reshape", audio, np.array([1, -1, HOP_LENGTH])), limits)
+        return graph.add("Reshape", hops, np.array([1, -1]))
 
+    limits = pre_echo_limits(graph, wanted)
     audio = inverse(graph, graph.add("Mul", direction, size))
     audio = iterate(graph, towards_magnitudes, audio, generator.num_consistency_steps, generator.consistency_momentum)
     audio = iterate(graph, project_to_mel, audio, generator.num_projections, generator.projection_momentum)
     if not generator.pull_steps:
         return audio
-    pulled = pull_to_mel(graph, project_frames, audio, wanted, generator.pull_steps, generator.projection_momentum)
-    return joined(graph, pulled)
-
-
-def pull_to_mel(
-    graph: Graph,
-    project_frames: Callable[[Graph, str, str], str],
-    audio: str,
-    mel: str,
-    num_steps: int,
-    momentum: float,
-) -> str:
-    """As `stft.pull_to_mel`, of a whole piece: its frames as they are fixed, under the window squared, [1, T, 640]."""
-    rise, fall = np.square(hann_window()).reshape(2, HOP_LENGTH)
-    moving, channels = PULL_AHEAD + 1, np.array([2])
-
-    def by_hop(x: str, count: int) -> str:
-        """[1, n, D] to [1, n - count + 1, count D]: so many elements from each hop on."""
-        ends = [i - count + 1 or LAST for i in range(count)]
-        parts = [graph.add("Slice", x, np.array([i]), np.array([end]), np.array([1])) for i, end in enumerate(ends)]
-        return graph.add("Concat", *parts, axis=2)
-
-    def padded(x: str, before: int, after: int) -> str:
-        return graph.add("Pad", x, np.array([0, before, 0, 0, after, 0]))
-
-    def part(graph: Graph, x: str, start: int, end: int) -> str:
-        return graph.add("Slice", x, np.array([start]), np.array([end]), np.array([1]))
-
-    lengths = graph.add("Concat", graph.add("Shape", mel, end=2), np.array([1]), axis=0)  # 1, T, 1
-    ones = graph.add("Expand", np.ones((1, 1, 1), np.float32), lengths)
-    exists = padded(ones, moving, moving)  # of frames -7 .. T + 6, of which the hops -6 .. T - 1 are made
-    hops = padded(graph.add("Reshape", audio, np.array([1, -1, HOP_LENGTH])), 0, moving)
-    two = by_hop(hops, 2)
-    entering = graph.add("Mul", graph.add("Mul", two, np.concatenate([rise, fall])), part(graph, exists, moving, -1))
-    edge = graph.add("Slice", two, np.array([HOP_LENGTH]), np.array([LAST]), channels)
-    edge = graph.add("Mul", graph.add("Mul", edge, rise), part(graph, exists, moving + 1, LAST))
-
-    def one(graph: Graph, frames: str, change: str, entering: str, edge: str, wanted: str, here: str) -> list[str]:
-        def rows(x: str, size: int) -> str:
-            return graph.add("Reshape", x, np.array([1, -1, size]))
-
-        frames, wanted, here = rows(frames, FRAME_LENGTH), rows(wanted, NUM_MELS), rows(here, 1)
-        edge, entering = rows(edge, HOP_LENGTH), rows(entering, FRAME_LENGTH)
-        weight = graph.add("Mul", part(graph, here, 0, -1), fall)
-        weight = graph.add("Add", weight, graph.add("Mul", part(graph, here, 1, LAST), rise))
-        weight = graph.add("Max", weight, np.float32(0.5))
-        share = graph.add("Div", part(graph, here, 1, LAST), weight)
-        inside, fixed = part(graph, here, 1, -1), part(graph, frames, 0, 1)
-
-        def project(graph: Graph, frames: str, change: str) -> list[str]:
-            moved = graph.add("Add", frames, graph.add("Mul", change, np.float32(momentum)))
-            first, second = graph.add(
-                "Split", graph.add("Concat", fixed, moved, axis=1), axis=2, num_outputs=2, outputs=2
-            )
-            later = graph.add("Concat", part(graph, first, 1, LAST), edge, axis=1)
-            x = graph.add("Mul", graph.add("Add", second, later), share)
-            x = graph.add("Concat", part(graph, x, 0, -1), part(graph, x, 1, LAST), axis=2)
-            made = graph.add("Mul", project_frames(graph, x, wanted), inside)
-            return [made, graph.add("Sub", made, frames)]
-
-        frames = graph.add("Concat", part(graph, frames, 1, LAST), entering, axis=1)
-        still = np.zeros((1, 1, FRAME_LENGTH), np.float32)
-        change = graph.add("Concat", rows(change, FRAME_LENGTH), still, axis=1)
-        frames, change = graph.loop(num_steps, project, frames, change)
-        change = part(graph, change, 1, LAST)
-        return [graph.add("Reshape", x, np.array([1, -1])) for x in (frames, change)]
-
-    before = [graph.constant(np.zeros((1, n * FRAME_LENGTH), np.float32)) for n in (moving, moving - 1)]
-    wanted = by_hop(padded(mel, PULL_AHEAD, PULL_AHEAD), moving)
-    frames, _ = graph.scan(one, before, [entering, edge, wanted, by_hop(exists, moving + 2)])
-    frames = graph.add("Slice", frames, np.array([0]), np.array([FRAME_LENGTH]), channels)
-    return part(graph, frames, PULL_AHEAD, LAST)
+    how = generator.pull_steps, generator.projection_momentum
+    return pull_to_mel(graph, project_frames, audio, wanted, limits, *how)
 
 
 def iterate(graph: Graph, step: Callable[[Graph, str], str], x: str, num_steps: int, momentum: float) -> str:

@@ -28,6 +28,7 @@ import numpy as np
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, log_mel, scale_mel
 from music_synth.errors import check_range
 from music_synth.vocoder.convnext import ConvNeXtBlock, context
+from music_synth.vocoder.pre_echo import pre_echo_limits
 from music_synth.vocoder.source import SOURCE_FLOOR, SOURCE_HOPS
 from music_synth.vocoder.stft import (
     PULL_AHEAD,
@@ -47,7 +48,6 @@ WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
 NUM_BINS = WINDOW // 2 + 1
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
-LOG_FLOOR = 3e-3  # magnitude that counts as silence
 INFORMED_PULL = (3, 0.5)  # steps a hop, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
 FINE_RANGE = (-5.0, 3.0)  # natural-log magnitude of a bin of the source over that of its mel filters
 MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some
@@ -204,7 +204,7 @@ class ISTFTGenerator:
         network = ISTFTNetwork(self, (self.frames_ahead,) * (self.num_layers + 1))
         phasor = no_phasor(len(mel))
         spectra: Any = network.apply({"params": params}, mel, exists, first_frame, phasor, 0, source)
-        return self._audio(spectra, mel, exists, *self.training_steps), spectra
+        return self._audio(spectra, mel, exists, self.training_steps), spectra
 
     def play(
         self, params, mel: Array, exists: Array, first_frame: Array, source: Array | None, state: State
@@ -226,15 +226,20 @@ class ISTFTGenerator:
         spectra: Any = self.module.apply({"params": params}, mel, exists, first_frame, state.phasor, start, given)
         if source is not None and not self.source:
             spectra = informed(spectra, mel, source)
-        audio = self._audio(spectra, mel, exists, self.num_consistency_steps, self.num_projections)
-        audio, pull = audio[:, behind * HOP_LENGTH : (end + self.hops_pulled) * HOP_LENGTH], state.pull
+        limits = pre_echo_limits(mel, exists)
+        audio = self._audio(spectra, mel, exists, (self.num_consistency_steps, self.num_projections), limits)
+        made = slice(behind, end + self.hops_pulled)
+        audio, pull = audio[:, made.start * HOP_LENGTH : made.stop * HOP_LENGTH], state.pull
         if self.pull_steps:
             wanted = jnp.exp(mel[:, behind : end + PULL_AHEAD])
-            near = exists[:, behind - 1 : end + self.hops_pulled].astype(jnp.float32)
-            audio, pull = pull_to_mel(audio, wanted, near, pull, self.pull_steps, self.projection_momentum)
+            near = exists[:, behind - 1 : made.stop].astype(jnp.float32)
+            steps = pull, self.pull_steps, self.projection_momentum
+            audio, pull = pull_to_mel(audio, wanted, near, limits[:, made], *steps)
         return audio, State(spectra.phasor[:, end - behind + start - 1], pull)
 
-    def _audio(self, spectra: Spectra, mel: Array, exists: Array, num_consistent: int, num_mel: int) -> Array:
+    def _audio(
+        self, spectra: Spectra, mel: Array, exists: Array, steps: tuple[int, int], limits: Array | None = None
+    ) -> Array:
         size, exists = jnp.exp(spectra.log_magnitude), exists.astype(jnp.float32)
         wanted = jnp.exp(mel) * exists[..., None]
 
@@ -243,56 +248,9 @@ class ISTFTGenerator:
             return inverse(scaled(present, size / magnitude(present, 1e-9)), exists)
 
         audio = inverse(scaled(spectra.direction, size), exists)
-        audio = iterate(towards_magnitudes, audio, num_consistent, self.consistency_momentum)
-        towards_mel = functools.partial(project_to_mel, mel=wanted, exists=exists)
-        return iterate(towards_mel, audio, num_mel, self.projection_momentum)
-
-    def spectrum_losses(self, spectra: Spectra, audio: Array, margin: int) -> dict[str, Array]:
-        """Distances of the network's spectra from those of the recorded audio [B, 320 T], [B] each.
-
-        Phases are compared by their differences from frame to frame and from bin to bin, as the phase of a sound
-        itself cannot be told from its mel (Ai and Ling 2023); each difference weighs by the root of its magnitude.
-
-        Args:
-          margin: frames at either end that are left out.
-        """
-        inside = slice(margin, audio.shape[1] // HOP_LENGTH - margin)
-        true = analysis(audio)[:, inside]
-        made = jax.tree.map(lambda x: x[:, inside], spectra)
-        size = magnitude(true, 1e-6)
-        direction = scaled(true, 1 / size)
-        mean = functools.partial(jnp.mean, axis=(1, 2))
-        weight = jnp.sqrt(size)
-        weight = weight / (mean(weight)[:, None, None] + 1e-3)
-
-        log_error = jnp.abs(jnp.log(size + LOG_FLOOR) - jnp.log(jnp.exp(made.log_magnitude) + LOG_FLOOR))
-
-        def squares(x):
-            return jnp.sum(jnp.square(x), axis=(1, 2))
-
-        convergence = jnp.sqrt((squares(size - jnp.exp(made.log_magnitude)) + 1e-6) / (squares(size) + 1e-2))
-
-        def in_time(x):
-            return x[:, 1:] * jnp.conj(x[:, :-1])
-
-        def in_frequency(x):
-            return x[:, :, 1:] * jnp.conj(x[:, :, :-1])
-
-        def apart(a, b):
-            return 1 - (a * jnp.conj(b)).real  # of two differences, as points on the unit circle
-
-        both = jnp.minimum(weight[:, 1:], weight[:, :-1])
-        turn = turned(TURN * made.frequency[:, 1:])
-        return {
-            "log_magnitude": mean(log_error),
-            "convergence": convergence,
-            "frequency": mean(both * apart(in_time(direction), turn)),
-            "phase_in_time": mean(both * apart(in_time(direction), in_time(made.direction))),
-            "phase_in_frequency": mean(
-                jnp.minimum(weight[:, :, 1:], weight[:, :, :-1])
-                * apart(in_frequency(direction), in_frequency(made.direction))
-            ),
-        }
+        audio = iterate(towards_magnitudes, audio, steps[0], self.consistency_momentum)
+        towards_mel = functools.partial(project_to_mel, mel=wanted, exists=exists, limits=limits)
+        return iterate(towards_mel, audio, steps[1], self.projection_momentum)
 
 
 def iterate(step: Callable[[Array], Array], x: Array, num_steps: int, momentum: float) -> Array:

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from music_synth.audio.mel import DB_PER_NEPER, HOP_LENGTH, NUM_MELS, log_mel
 from music_synth.errors import UserError
 from music_synth.vocoder.discriminators import SpectrogramDiscriminators
-from music_synth.vocoder.istft import ISTFTGenerator
+from music_synth.vocoder.istft import TURN, ISTFTGenerator, Spectra, analysis, turned
 from music_synth.vocoder.melgan import Discriminators, MelGANGenerator
 from music_synth.vocoder.neural import play_whole
-from music_synth.vocoder.stft import magnitude, stft
+from music_synth.vocoder.stft import magnitude, scaled, stft
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -32,6 +32,7 @@ Batch = dict[str, Array]
 
 MARGIN = 4  # frames at either end of an excerpt that no loss looks at: there the generator sees too little
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # (window, hop) of the multi-resolution STFT, samples
+LOG_FLOOR = 3e-3  # magnitude of a synthesis frame that counts as silence in its logarithm
 FLOOR = 1e-3  # magnitude that counts as silence in their logarithms; a full-scale sine has a quarter of the window
 
 
@@ -120,7 +121,7 @@ class VocoderObjective:
 
         terms = {}
         if self.spectrum_weight:
-            for name, value in generator.spectrum_losses(spectra, batch["audio"], MARGIN).items():
+            for name, value in spectrum_losses(spectra, batch["audio"]).items():
                 terms[name] = (self.spectrum_weight, mean(value))
         if self.audible and self.stft_weight:
             terms["stft"] = (self.stft_weight, mean(stft_distance(made_inner, target)))
@@ -148,6 +149,51 @@ class VocoderObjective:
 
 
 # --- distances of audio, [B, S] each, a number a row -------------------------------------------------------------
+
+
+def spectrum_losses(spectra: Spectra, audio: Array) -> dict[str, Array]:
+    """Distances of the network's spectra from those of the recorded audio [B, 320 T], [B] each.
+
+    Phases are compared by their differences from frame to frame and from bin to bin, as the phase of a sound
+    itself cannot be told from its mel (Ai and Ling 2023); each difference weighs by the root of its magnitude.
+    """
+    inside = slice(MARGIN, audio.shape[1] // HOP_LENGTH - MARGIN)
+    true = analysis(audio)[:, inside]
+    made = jax.tree.map(lambda x: x[:, inside], spectra)
+    size = magnitude(true, 1e-6)
+    direction = scaled(true, 1 / size)
+    mean = functools.partial(jnp.mean, axis=(1, 2))
+    weight = jnp.sqrt(size)
+    weight = weight / (mean(weight)[:, None, None] + 1e-3)
+
+    log_error = jnp.abs(jnp.log(size + LOG_FLOOR) - jnp.log(jnp.exp(made.log_magnitude) + LOG_FLOOR))
+
+    def squares(x):
+        return jnp.sum(jnp.square(x), axis=(1, 2))
+
+    convergence = jnp.sqrt((squares(size - jnp.exp(made.log_magnitude)) + 1e-6) / (squares(size) + 1e-2))
+
+    def in_time(x):
+        return x[:, 1:] * jnp.conj(x[:, :-1])
+
+    def in_frequency(x):
+        return x[:, :, 1:] * jnp.conj(x[:, :, :-1])
+
+    def apart(a, b):
+        return 1 - (a * jnp.conj(b)).real  # of two differences, as points on the unit circle
+
+    both = jnp.minimum(weight[:, 1:], weight[:, :-1])
+    turn = turned(TURN * made.frequency[:, 1:])
+    return {
+        "log_magnitude": mean(log_error),
+        "convergence": convergence,
+        "frequency": mean(both * apart(in_time(direction), turn)),
+        "phase_in_time": mean(both * apart(in_time(direction), in_time(made.direction))),
+        "phase_in_frequency": mean(
+            jnp.minimum(weight[:, :, 1:], weight[:, :, :-1])
+            * apart(in_frequency(direction), in_frequency(made.direction))
+        ),
+    }
 
 
 def mean_of(arrays: Sequence[Array]) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, frame, hann_window, mel_matrix
+from music_synth.vocoder.pre_echo import without_pre_echo
 
 Array = jax.Array
 PULL_AHEAD = 6  # frames that `pull_to_mel` moves besides that which it fixes next
@@ -67,7 +68,7 @@ def spread_matrix() -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
+def project_to_mel(audio: Array, mel: Array, exists: Array, limits: Array | None = None) -> Array:
     """Brings audio nearer to the wanted mel spectrum: one step of alternating projections.
 
     As Griffin and Lim (1984) alternate between a magnitude and the spectra that exist, but what is given is the mel,
@@ -77,6 +78,7 @@ def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
       audio: [B, 320 T].
       mel: mel magnitude (not its logarithm) of frames as of `audio.mel` [B, T, 128].
       exists: float32 [B, T], 0 where the piece is not: zeros come out there.
+      limits: of pre-echoes (`pre_echo`), [B, T, 320]; None: none.
     """
     window = hann_window()
     frames = project_frames(frame(audio), mel) * exists[..., None]
@@ -84,7 +86,8 @@ def project_to_mel(audio: Array, mel: Array, exists: Array) -> Array:
     total = overlap_add(frames, HOP_LENGTH)
     weight = overlap_add(np.square(window)[None, None] * exists[..., None], HOP_LENGTH)
     # The first and the last hop of a piece lie under one window: there the sum fades, instead of growing as 1/window.
-    return (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH] * inside
+    audio = (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH] * inside
+    return audio if limits is None else without_pre_echo(audio.reshape(limits.shape), limits).reshape(audio.shape)
 
 
 def project_frames(frames: Array, mel: Array) -> Array:
@@ -112,7 +115,7 @@ def no_pull(rows: int) -> Pull:
 
 
 def pull_to_mel(
-    audio: Array, mel: Array, exists: Array, pull: Pull, num_steps: int, momentum: float
+    audio: Array, mel: Array, exists: Array, limits: Array, pull: Pull, num_steps: int, momentum: float
 ) -> tuple[Array, Pull]:
     """Brings audio nearer to the wanted mel as `project_to_mel`, but hop by hop, so that it looks less ahead.
 
@@ -125,6 +128,7 @@ def pull_to_mel(
       audio: first estimate of hops 0 .. n + PULL_AHEAD, [B, 320 (n + PULL_AHEAD + 1)].
       mel: mel magnitude of frames 0 .. n + PULL_AHEAD - 1, [B, n + PULL_AHEAD, 128].
       exists: float32 [B, n + PULL_AHEAD + 2], of frames -1 .. n + PULL_AHEAD: 0 where the piece is not.
+      limits: of pre-echoes in hops 0 .. n + PULL_AHEAD (`pre_echo`), [B, n + PULL_AHEAD + 1, 320].
       pull: what came out for the hops before.
 
     Returns:
@@ -138,8 +142,9 @@ def pull_to_mel(
         parts = [jnp.moveaxis(x[:, start + i : start + i + num_hops], 1, 0) for i in range(count)]
         return jnp.stack(parts, axis=2)
 
-    def one(pull: Pull, inputs: tuple[Array, Array, Array]) -> tuple[Pull, Array]:
-        new, wanted, here = inputs  # two hops; mel; exists of frames from the last fixed one on, one more than move
+    def one(pull: Pull, inputs: tuple[Array, ...]) -> tuple[Pull, Array]:
+        # Two hops; mel; exists of frames from the last fixed one on, one more than move; limits of the hops they share.
+        new, wanted, here, limited = inputs
         here = here[..., None]
         weight = jnp.maximum(fall * here[:, :-1] + rise * here[:, 1:], 0.5)
         edge = rise * new[:, 1:] * here[:, -1:]
@@ -148,7 +153,7 @@ def pull_to_mel(
 
         def hops(frames: Array) -> Array:
             later = jnp.concatenate([frames[:, 1:, :HOP_LENGTH], edge], axis=1)
-            return (frames[..., HOP_LENGTH:] + later) / weight * here[:, 1:]
+            return without_pre_echo((frames[..., HOP_LENGTH:] + later) / weight * here[:, 1:], limited)
 
         def project(_, moving: tuple[Array, Array]) -> tuple[Array, Array]:
             frames, change = moving
@@ -162,6 +167,11 @@ def pull_to_mel(
         return Pull(frames, change[:, 1:]), hops(jnp.concatenate([fixed, frames], axis=1))[:, 0]
 
     x = audio.reshape(len(audio), -1, HOP_LENGTH)
-    moving = by_hop(x, PULL_AHEAD, 2), by_hop(mel, 0, PULL_AHEAD + 1), by_hop(exists, 0, PULL_AHEAD + 3)
+    moving = (
+        by_hop(x, PULL_AHEAD, 2),
+        by_hop(mel, 0, PULL_AHEAD + 1),
+        by_hop(exists, 0, PULL_AHEAD + 3),
+        by_hop(limits, 0, PULL_AHEAD + 2),
+    )
     pull, made = jax.lax.scan(one, pull, moving)
     return jnp.moveaxis(made, 0, 1).reshape(len(audio), -1), pull
