@@ -49,14 +49,16 @@ class Graph:
         self.nodes.append((operator, taken, names, attributes))
         return names[0] if outputs == 1 else names
 
-    def loop(self, count: int, body: Callable[..., Sequence[str]], *values: str) -> list[str]:
+    def loop(self, count: int, body: Callable[..., Sequence[str]], *values: str, ends_early: bool = False) -> list[str]:
         """`values = body(graph, *values)` so many times: what comes out last. Two values or more, of float32.
 
-        Rather than unrolled: the graph, its check and its loading do not grow with the count.
+        Rather than unrolled: the graph, its check and its loading do not grow with the count. With `ends_early` the
+        body gives first whether to go on, a bool.
         """
         inner = Graph(self)
         number, more, *given = (f"given_{next(self.numbers)}" for _ in range(2 + len(values)))
-        made = [inner.add("Identity", value) for value in (more, *body(inner, *given))]
+        after = body(inner, *given)
+        made = [inner.add("Identity", value) for value in (after if ends_early else (more, *after))]
         taken = [(number, "INT64", []), (more, "BOOL", []), *floats(given)]
         given_back = [(made[0], "BOOL", []), *floats(made[1:])]
         return self.add("Loop", np.int64(count), "", *values, outputs=len(values), body=Body(inner, taken, given_back))
