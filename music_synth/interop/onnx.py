@@ -43,6 +43,7 @@ from music_synth.vocoder.istft import (
     MAX_LOG_MAGNITUDE,
     MAX_OFFSET,
     NUM_BINS,
+    SOURCE_SHARE,
     TURN,
     WINDOW,
     ISTFTGenerator,
@@ -132,7 +133,7 @@ def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str, no
     """
     log_magnitude, direction = spectra(graph, generator, params, mel)
     if notes and not generator.source:
-        direction = informed(graph, log_magnitude, direction, mel)
+        log_magnitude, direction = informed(graph, log_magnitude, direction, mel)
     size, wanted = graph.add("Exp", log_magnitude), graph.add("Exp", mel)
     audio = steps(graph, generator, direction, graph.add("Unsqueeze", size, np.array([2])), wanted)
     return graph.add("Reshape", audio, np.array([1, -1]), name=OUTPUT)
@@ -203,21 +204,23 @@ def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) 
     )
 
 
-def informed(graph: Graph, log_magnitude: str, direction: str, mel: str) -> str:
-    """As `istft.informed`: the direction [1, T, 2, F], with the source's phases where it explains them."""
+def informed(graph: Graph, log_magnitude: str, direction: str, mel: str) -> tuple[str, str]:
+    """As `istft.informed`: log-magnitude [1, T, F], direction [1, T, 2, F]."""
     excited, spectrum = excitation(graph)
     size = flat(graph, magnitude(graph, spectrum, 1e-6))
     shaped = graph.add("MatMul", graph.add("Sub", mel, excited), interpolation().T)
     shaped = graph.add("Add", shaped, graph.add("Log", graph.add("Add", size, np.float32(1e-4))))
-    trust = graph.add("Mul", graph.add("Sub", shaped, log_magnitude), np.float32(2))
-    trust = graph.add("Sigmoid", graph.add("Add", trust, np.float32(4)))
+    above = graph.add("Sub", shaped, log_magnitude)
+    trust = graph.add("Sigmoid", graph.add("Add", graph.add("Mul", above, np.float32(2)), np.float32(4)))
+    change = graph.add("Mul", graph.add("Clip", above, *map(np.float32, FINE_RANGE)), np.float32(SOURCE_SHARE))
+    log_magnitude = graph.add("Add", log_magnitude, graph.add("Mul", change, trust))
 
     def times(x: str, factor: str) -> str:
         return graph.add("Mul", x, graph.add("Unsqueeze", factor, np.array([2])))
 
     own = times(direction, graph.add("Sub", np.float32(1), trust))
     direction = graph.add("Add", own, times(spectrum, graph.add("Div", trust, size)))
-    return graph.add("Div", direction, magnitude(graph, direction, 1e-6))
+    return log_magnitude, graph.add("Div", direction, magnitude(graph, direction, 1e-6))
 
 
 def excitation(graph: Graph) -> tuple[str, str]:

@@ -49,6 +49,7 @@ NUM_BINS = WINDOW // 2 + 1
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
 INFORMED_PULL = (3, 0.5)  # steps a hop, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
+SOURCE_SHARE = 0.25  # of the source's log-magnitude in a bin that it explains: half would cost STFT distance
 FINE_RANGE = (-5.0, 3.0)  # natural-log magnitude of a bin of the source over that of its mel filters
 MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some
 
@@ -272,7 +273,7 @@ def informed(spectra: Spectra, mel: Array, source: Array) -> Spectra:
     """The spectra with the source's phases where it explains them, without any learning.
 
     Scaled to the mel of each filter, the source has a magnitude of its own in every bin; the lower it lies under the
-    network's, the less its phase counts.
+    network's, the less its phase counts. Where that counts, the magnitude goes a part of the way to the source's.
     """
     excited = jnp.log(jnp.exp(log_mel(source)[:, 1:-2]) + SOURCE_FLOOR)  # [B, T, M]
     spectrum = centered_spectra(source)
@@ -280,7 +281,9 @@ def informed(spectra: Spectra, mel: Array, source: Array) -> Spectra:
     shaped = jnp.log(size + 1e-4) + (mel - excited) @ interpolation().T
     trust = nn.sigmoid(2 * (shaped - spectra.log_magnitude) + 4)
     direction = scaled(spectra.direction, 1 - trust) + scaled(spectrum, trust / size)
-    return spectra._replace(direction=scaled(direction, 1 / magnitude(direction, 1e-6)))
+    change = SOURCE_SHARE * trust * jnp.clip(shaped - spectra.log_magnitude, *FINE_RANGE)
+    direction = scaled(direction, 1 / magnitude(direction, 1e-6))
+    return spectra._replace(log_magnitude=spectra.log_magnitude + change, direction=direction)
 
 
 class State(NamedTuple):

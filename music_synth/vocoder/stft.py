@@ -15,7 +15,7 @@ from music_synth.vocoder.pre_echo import without_pre_echo
 Array = jax.Array
 PULL_AHEAD = 6  # frames that `pull_to_mel` moves besides that which it fixes next
 MOST_STEPS, FAR_MOMENTUM = 16, 0.85  # of a hop that stays far from the mel
-FAR = 0.04, 0.05  # mel error over mel at which further steps begin to count, and count in full
+FAR = 0.035, 0.05  # mel error over mel at which further steps begin to count, and count in full
 NEAREST = 3  # moving frames whose error that is
 
 
