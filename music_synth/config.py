@@ -27,7 +27,7 @@ from music_synth.gin_files import (
     read_values,
     statements,
 )
-from music_synth.making import OPTIMIZERS, PARTS, RETIRED, Maker, nearest, parameter_missing
+from music_synth.gin_objects import OPTIMIZERS, PARTS, RETIRED, Maker, nearest, parameter_missing
 
 __all__ = ["CONFIGURABLES", "CONFIG_FILE", "ENTRIES", "build", "find", "load_run", "parse", "read_values", "run_text"]
 
@@ -37,7 +37,7 @@ CONFIGURABLES = {
     **OPTIMIZERS,
     "Feed": "music_synth.data.feed:Feed",
     "AudioFeed": "music_synth.data.audio_feed:AudioFeed",
-    "InitialCheckpoint": "music_synth.runs:InitialCheckpoint",
+    "InitialCheckpoint": "music_synth.training.initial:InitialCheckpoint",
     "load_inverter": "music_synth.runs:load_inverter",
 }
 ENTRIES = {  # what `build` prepares and the entry point calls

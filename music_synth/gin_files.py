@@ -1,7 +1,7 @@
 """Gin files as data: reading one imports and makes nothing, whoever wrote it.
 
 A binding "Diffusion.network = @NetworkConfig()" is {"Diffusion.network": Reference("NetworkConfig", True)}; names lose
-their modules and keep their scopes. `making.Maker` makes what bindings stand for.
+their modules and keep their scopes. `gin_objects.Maker` makes what bindings stand for.
 """
 
 from __future__ import annotations

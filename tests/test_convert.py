@@ -13,6 +13,7 @@ from music_synth.errors import UserError
 from music_synth.gin_files import read_values
 from music_synth.interop import diffusers, model_card, t5x
 from music_synth.training.checkpoint import load_progress
+from music_synth.training.initial import InitialCheckpoint
 from music_synth.vocoder import neural
 from music_synth.vocoder.melgan import MelGANGenerator
 from music_synth.vocoder.neural import SHIPPED, save_inverter
@@ -185,23 +186,23 @@ def test_an_inverter_becomes_onnx(tmp_path, capsys):
 def test_published_recipes_start_from_a_checkpoint(model_dir, prepared):
     """The knob reaches the training loop (tests/training/test_loop.py goes on from there)."""
     config.parse(["papers/diffusion_small.gin"], [f"TASK={prepared}", f"INITIAL_CHECKPOINT={model_dir}"])
-    assert config.build("train").keywords["initial"] == runs.InitialCheckpoint(str(model_dir))
+    assert config.build("train").keywords["initial"] == InitialCheckpoint(str(model_dir))
 
 
 def test_initial_parameters_of_another_model_are_refused_or_warned_of(model_dir, tmp_path):
     model = runs.load(model_dir)[0]
-    assert runs.InitialCheckpoint()(model) is None
-    initial = runs.InitialCheckpoint(str(model_dir))
+    assert InitialCheckpoint()(model) is None
+    initial = InitialCheckpoint(str(model_dir))
     assert_same(initial(model), runs.load(model_dir)[2])
     other = model.__class__(model.network.__class__(model_dim=32, num_heads=2), prediction_type="v")
     with pytest.raises(UserError, match=r"mine is of another configuration: it has no|has shape"):
         initial(other)
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        runs.InitialCheckpoint(str(tmp_path / "nowhere"))(model)
+        InitialCheckpoint(str(tmp_path / "nowhere"))(model)
     published = t5x_folders.make(tmp_path, "context")
     theirs = runs.read(published, num_heads=2).model
     with pytest.warns(UserWarning, match=r"Diffusion.prediction_type is eps in .* and v here"):
-        params = runs.InitialCheckpoint(str(published))(convert.Diffusion(theirs.network, prediction_type="v"))
+        params = InitialCheckpoint(str(published))(convert.Diffusion(theirs.network, prediction_type="v"))
     assert_same(params, t5x.read(published).params)
 
 

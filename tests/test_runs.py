@@ -15,14 +15,14 @@ import jax
 import numpy as np
 import pytest
 
-from music_synth import config, gin_files, making, runs
+from music_synth import config, gin_files, gin_objects, runs
 from music_synth.diffusion.objective import Diffusion
 from music_synth.errors import UserError
 from music_synth.interop import decoders, inverters, model_card, runtimes, t5x
 from music_synth.midi.vocabulary import Vocabulary
 from music_synth.models.layers import NetworkConfig
 from music_synth.pipeline import SpectrogramDiffusionPipeline
-from music_synth.training import checkpoint
+from music_synth.training import checkpoint, initial
 from tests import golden_arrays, t5x_folders, tiny_runs
 
 CASES = Path(__file__).with_name("cases") / "config"
@@ -100,7 +100,7 @@ def test_what_ships_goes_by_its_name(run, tmp_path, monkeypatch):
     assert (loaded.model, loaded.tokenizer, loaded.step) == (model, tokenizer, step)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     assert runs.kind_of("shipped") == "export"
-    jax.tree.map(np.testing.assert_array_equal, runs.InitialCheckpoint("shipped")(model), params)
+    jax.tree.map(np.testing.assert_array_equal, initial.InitialCheckpoint("shipped")(model), params)
     assert SpectrogramDiffusionPipeline.from_pretrained("shipped", inverter="griffin_lim").model == model
     (tmp_path / "shipped").mkdir()
     assert "shipped is not recognized" in refused(runs.load, "shipped")  # a folder of that name comes first
@@ -110,7 +110,7 @@ def test_a_decoder_of_the_other_kind_gives_what_reads_notes(run, tmp_path):
     config.parse(["autoregressive.gin", "smoke.gin"], [f"MODEL_DIR={tmp_path}", f"TASK={run.parent / 'prepared'}"])
     model = config.build("train").keywords["model"]
     with pytest.warns(UserWarning, match="another kind: continuous_encoder, decoder here begin at random"):
-        params = runs.InitialCheckpoint(run)(model)
+        params = initial.InitialCheckpoint(run)(model)
     theirs = runs.load(run).params
     assert set(params) == {"token_encoder", "continuous_encoder", "note_roll", "prior", "decoder"}
     for part in ("note_roll", "prior"):
@@ -232,12 +232,12 @@ def test_files_that_double_are_refused(tmp_path):
 
 def test_scopes_are_those_of_gin():
     bindings = {
-        "Diffusion.sampler": making.Reference("few/Sampler", True),
+        "Diffusion.sampler": gin_objects.Reference("few/Sampler", True),
         "few/Sampler.num_steps": 3,
         "Sampler.num_steps": 9,
         "Sampler.name": "ddpm",
     }
-    model = making.Maker(bindings | {"x": making.Reference("Diffusion", True)}, making.PARTS).value("x")
+    model = gin_objects.Maker(bindings | {"x": gin_objects.Reference("Diffusion", True)}, gin_objects.PARTS).value("x")
     assert (model.sampler.num_steps, model.sampler.name) == (3, "ddpm")
 
 
@@ -286,7 +286,7 @@ def test_a_run_with_timbres_begins_where_one_without_was():
     vocabulary = Vocabulary(timbres=("hall", "room"))
     plain, named = Diffusion(network), Diffusion(dataclasses.replace(network, vocabulary=vocabulary))
     params = tiny_runs.random_like(plain.init)
-    more = runs.with_optional_parts(params, named)
+    more = initial.with_optional_parts(params, named)
     assert more.keys() - params.keys() == {"timbre"}
     checkpoint.check_shapes(more, named, "it")
     notes = [vocabulary.velocity_id + 1, vocabulary.program_id, vocabulary.pitch_id + 60, 1]
@@ -298,12 +298,12 @@ def test_a_run_with_timbres_begins_where_one_without_was():
 
     before = roll(plain, params, vocabulary.end_id + 1)
     np.testing.assert_allclose(roll(named, more, vocabulary.end_id + 1), before, atol=1e-5)
-    back = runs.with_optional_parts(more, plain)
+    back = initial.with_optional_parts(more, plain)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     harmonic = Diffusion(dataclasses.replace(network, roll_harmonics=4))
-    more = runs.with_optional_parts(params, harmonic)
+    more = initial.with_optional_parts(params, harmonic)
     checkpoint.check_shapes(more, harmonic, "it")
-    jax.tree.map(np.testing.assert_array_equal, runs.with_optional_parts(more, plain), params)
+    jax.tree.map(np.testing.assert_array_equal, initial.with_optional_parts(more, plain), params)
 
 
 def test_saved_models_ask_for_trust(tmp_path):
@@ -397,7 +397,7 @@ def outcome(action):
 
 
 def made(path):
-    maker = making.Maker(gin_files.read(path, gin_files.none_included), making.PARTS, str(path))
+    maker = gin_objects.Maker(gin_files.read(path, gin_files.none_included), gin_objects.PARTS, str(path))
     return maker.value("train.model"), maker.value("Feed.tokenizer")
 
 

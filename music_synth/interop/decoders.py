@@ -10,8 +10,8 @@ from typing import Any
 from music_synth.errors import UserError
 from music_synth.files import check_inside
 from music_synth.gin_files import included_around, included_beside, read, read_values
+from music_synth.gin_objects import PARTS, Maker
 from music_synth.interop import diffusers, published, t5x
-from music_synth.making import PARTS, Maker
 from music_synth.training.checkpoint import check_shapes
 
 OURS = "DecoderModel.decoder"  # in the gin file of a run by `t5x_model`

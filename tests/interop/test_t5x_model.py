@@ -18,9 +18,9 @@ from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
 from music_synth.gin_files import read
+from music_synth.gin_objects import PARTS, Maker
 from music_synth.interop import t5x
 from music_synth.interop.t5x_model import DecoderModel
-from music_synth.making import PARTS, Maker
 from music_synth.models.layers import NetworkConfig
 
 RECIPES = sorted((config.configs_dir() / "t5x").glob("[!t]*.gin"))
