@@ -271,19 +271,19 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
         gain = graph.add("Div", size, magnitude(graph, spectrum, 1e-9))
         return inverse(graph, graph.add("Mul", spectrum, gain))
 
-    def project_frames(graph: Graph, frames: str, wanted: str) -> tuple[str, str]:
+    def project_frames(graph: Graph, frames: str, wanted: str) -> str:
         """As `stft.project_frames`: [1, n, 640] towards mel magnitudes [1, n, 128]."""
         spectrum = pairs(graph, narrow.spectra(graph, frames))
-        present = flat(graph, graph.add("MatMul", magnitude(graph, spectrum, 1e-7), to_mel))
-        ratio = graph.add("Div", wanted, graph.add("Max", present, np.float32(1e-6)))
-        gain = graph.add("MatMul", graph.add("Clip", ratio, np.float32(0), np.float32(10)), spread)
-        made = graph.add("Mul", spectrum, graph.add("Unsqueeze", gain, np.array([2])))
-        return narrow.frames(graph, flat(graph, made)), present
+        present = graph.add("MatMul", magnitude(graph, spectrum, 1e-7), to_mel)  # [1, n, 1, 128]
+        present = graph.add("Max", flat(graph, present), np.float32(1e-6))
+        ratio = graph.add("Clip", graph.add("Div", wanted, present), np.float32(0), np.float32(10))
+        gain = graph.add("Unsqueeze", graph.add("MatMul", ratio, spread), np.array([2]))
+        return narrow.frames(graph, flat(graph, graph.add("Mul", spectrum, gain)))
 
     def project_to_mel(graph: Graph, audio: str) -> str:
         padded = graph.add("Pad", audio, np.array([0, 0, 0, HOP_LENGTH]))
         frames = frames_of(graph, padded, FRAME_LENGTH, HOP_LENGTH)
-        total = overlap_add(graph, project_frames(graph, frames, wanted)[0], FRAME_LENGTH, HOP_LENGTH)
+        total = overlap_add(graph, project_frames(graph, frames, wanted), FRAME_LENGTH, HOP_LENGTH)
         audio = cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
         hops = without_pre_echo(graph, graph.add("Reshape", audio, np.array([1, -1, HOP_LENGTH])), limits)
         return graph.add("Reshape", hops, np.array([1, -1]))

@@ -49,16 +49,14 @@ class Graph:
         self.nodes.append((operator, taken, names, attributes))
         return names[0] if outputs == 1 else names
 
-    def loop(self, count: int, body: Callable[..., Sequence[str]], *values: str, ends_early: bool = False) -> list[str]:
+    def loop(self, count: int, body: Callable[..., Sequence[str]], *values: str) -> list[str]:
         """`values = body(graph, *values)` so many times: what comes out last. Two values or more, of float32.
 
-        Rather than unrolled: the graph, its check and its loading do not grow with the count. With `ends_early` the
-        body gives first whether to go on, a bool.
+        Rather than unrolled: the graph, its check and its loading do not grow with the count.
         """
         inner = Graph(self)
         number, more, *given = (f"given_{next(self.numbers)}" for _ in range(2 + len(values)))
-        after = body(inner, *given)
-        made = [inner.add("Identity", value) for value in (after if ends_early else (more, *after))]
+        made = [inner.add("Identity", value) for value in (more, *body(inner, *given))]
         taken = [(number, "INT64", []), (more, "BOOL", []), *floats(given)]
         given_back = [(made[0], "BOOL", []), *floats(made[1:])]
         return self.add("Loop", np.int64(count), "", *values, outputs=len(values), body=Body(inner, taken, given_back))

@@ -9,7 +9,7 @@ import numpy as np
 from music_synth.audio.mel import FRAME_LENGTH, HOP_LENGTH, NUM_MELS, hann_window, mel_matrix
 from music_synth.interop.onnx_graph import LAST, Graph
 from music_synth.vocoder import pre_echo
-from music_synth.vocoder.stft import FAR, FAR_MOMENTUM, MOST_STEPS, NEAREST, PULL_AHEAD
+from music_synth.vocoder.stft import PULL_AHEAD
 
 CHANNELS = np.array([2])
 
@@ -68,7 +68,7 @@ def without_pre_echo(graph: Graph, hops: str, limits: str) -> str:
 
 def pull_to_mel(
     graph: Graph,
-    project_frames: Callable[[Graph, str, str], tuple[str, str]],
+    project_frames: Callable[[Graph, str, str], str],
     audio: str,
     mel: str,
     limits: str,
@@ -112,29 +112,16 @@ def pull_to_mel(
             later = graph.add("Concat", part(graph, first, 1, LAST), edge, axis=1)
             return without_pre_echo(graph, graph.add("Mul", graph.add("Add", second, later), share), limited)
 
-        def project(graph: Graph, number: str, weight: str, frames: str, change: str) -> list[str]:
-            early = graph.add("Less", number, np.float32(num_steps))
-            further = graph.add("Where", early, np.float32(momentum), np.float32(FAR_MOMENTUM))
-            x = hops(graph, graph.add("Add", frames, graph.add("Mul", change, further)))
+        def project(graph: Graph, frames: str, change: str) -> list[str]:
+            x = hops(graph, graph.add("Add", frames, graph.add("Mul", change, np.float32(momentum))))
             x = graph.add("Concat", part(graph, x, 0, -1), part(graph, x, 1, LAST), axis=2)
-            made, present = project_frames(graph, x, wanted)
-            apart = graph.add("Abs", graph.add("Sub", wanted, present))
-            error, there = (graph.add("ReduceSum", part(graph, y, 0, NEAREST), keepdims=0) for y in (apart, wanted))
-            error = graph.add("Div", error, graph.add("Add", there, np.float32(1e-3)))
-            new = graph.add("Sub", graph.add("Mul", made, inside), frames)
-            change = graph.add("Add", change, graph.add("Mul", graph.add("Sub", new, change), weight))
-            frames = graph.add("Add", frames, graph.add("Mul", new, weight))
-            share = graph.add("Div", graph.add("Sub", error, np.float32(FAR[0])), np.float32(FAR[1] - FAR[0]))
-            number = graph.add("Add", number, np.float32(1))
-            early = graph.add("Less", number, np.float32(num_steps))
-            weight = graph.add("Where", early, np.float32(1), graph.add("Clip", share, np.float32(0), np.float32(1)))
-            return [graph.add("Greater", weight, np.float32(0)), number, weight, frames, change]
+            made = graph.add("Mul", project_frames(graph, x, wanted), inside)
+            return [made, graph.add("Sub", made, frames)]
 
         frames = graph.add("Concat", part(graph, frames, 1, LAST), entering, axis=1)
         still = np.zeros((1, 1, FRAME_LENGTH), np.float32)
         change = graph.add("Concat", rows(change, FRAME_LENGTH), still, axis=1)
-        values = graph.constant(np.float32(0)), graph.constant(np.float32(1)), frames, change
-        _, _, frames, change = graph.loop(max(num_steps, MOST_STEPS), project, *values, ends_early=True)
+        frames, change = graph.loop(num_steps, project, frames, change)
         change = part(graph, change, 1, LAST)
         made = part(graph, hops(graph, frames), 0, 1)
         return [graph.add("Reshape", x, np.array([1, -1])) for x in (frames, change, made)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,6 @@ from music_synth.vocoder.pre_echo import without_pre_echo
 
 Array = jax.Array
 PULL_AHEAD = 6  # frames that `pull_to_mel` moves besides that which it fixes next
-MOST_STEPS, FAR_MOMENTUM = 16, 0.85  # of a hop that stays far from the mel
-FAR = 0.035, 0.05  # mel error over mel at which further steps begin to count, and count in full
-NEAREST = 3  # moving frames whose error that is
 
 
 def windowed(frames: Array, window: np.ndarray) -> Array:
@@ -84,7 +81,7 @@ def project_to_mel(audio: Array, mel: Array, exists: Array, limits: Array | None
       limits: of pre-echoes (`pre_echo`), [B, T, 320]; None: none.
     """
     window = hann_window()
-    frames = project_frames(frame(audio), mel)[0] * exists[..., None]
+    frames = project_frames(frame(audio), mel) * exists[..., None]
     inside = jnp.repeat(exists, HOP_LENGTH, axis=1)
     total = overlap_add(frames, HOP_LENGTH)
     weight = overlap_add(np.square(window)[None, None] * exists[..., None], HOP_LENGTH)
@@ -93,20 +90,15 @@ def project_to_mel(audio: Array, mel: Array, exists: Array, limits: Array | None
     return audio if limits is None else without_pre_echo(audio.reshape(limits.shape), limits).reshape(audio.shape)
 
 
-def project_frames(frames: Array, mel: Array) -> tuple[Array, Array]:
-    """Scales the spectra of frames [..., 640] towards a mel magnitude [..., 128].
-
-    Returns:
-      Frames under the window squared, and the mel magnitude that the given ones had.
-    """
+def project_frames(frames: Array, mel: Array) -> Array:
+    """Scales the spectra of frames [..., 640] towards a mel magnitude [..., 128]; frames under the window squared."""
     window = hann_window()
     spectrum = jnp.fft.rfft(windowed(frames, window), FFT_SIZE)  # [..., 513]
     with jax.default_matmul_precision("highest"):
         present = magnitude(spectrum, 1e-7) @ mel_matrix()
         # At most 10: where next to nothing is, the next step can lift it further.
         gain = jnp.clip(mel / jnp.maximum(present, 1e-6), 0.0, 10.0) @ spread_matrix().T
-    made = jnp.fft.irfft(scaled(spectrum, gain), FFT_SIZE)[..., :FRAME_LENGTH]
-    return windowed(made, window), present
+    return windowed(jnp.fft.irfft(scaled(spectrum, gain), FFT_SIZE)[..., :FRAME_LENGTH], window)
 
 
 class Pull(NamedTuple):
@@ -129,9 +121,8 @@ def pull_to_mel(
 
     Real-time iterative spectrogram inversion with look-ahead (Zhu, Beauregard and Wyse 2007), given the mel: for every
     hop, the frame that is fixed next and PULL_AHEAD later ones are projected `num_steps` times. So a frame is projected
-    num_steps (PULL_AHEAD + 1) times, but looks PULL_AHEAD + 1 hops ahead. What is still far from the mel then, as in
-    vibrato, gets up to MOST_STEPS; by how far it is, they count, so that rounding decides nothing. What is fixed and
-    what moves are joined under windows: joined at a hop's edge, they would click (0.4 dB of log-mel error).
+    num_steps (PULL_AHEAD + 1) times, but looks PULL_AHEAD + 1 hops ahead. What is fixed and what moves are joined under
+    windows: joined at a hop's edge, they would click (0.4 dB of log-mel error).
 
     Args:
       audio: first estimate of hops 0 .. n + PULL_AHEAD, [B, 320 (n + PULL_AHEAD + 1)].
@@ -164,25 +155,15 @@ def pull_to_mel(
             later = jnp.concatenate([frames[:, 1:, :HOP_LENGTH], edge], axis=1)
             return without_pre_echo((frames[..., HOP_LENGTH:] + later) / weight * here[:, 1:], limited)
 
-        def project(moving: tuple[Any, Array, Array, Array]) -> tuple[Any, Array, Array, Array]:
-            number, weight, frames, change = moving
-            further = jnp.where(number < num_steps, momentum, FAR_MOMENTUM)
-            x = hops(jnp.concatenate([fixed, frames + further * change], axis=1))
-            made, present = project_frames(jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1), wanted)
-            near = jnp.abs(wanted - present)[:, :NEAREST], wanted[:, :NEAREST]
-            error = near[0].sum(axis=(1, 2)) / (near[1].sum(axis=(1, 2)) + 1e-3)
-            share, new = weight[:, None, None], made * here[:, 1:-1] - frames
-            change = change + share * (new - change)
-            next_ = jnp.clip((error - FAR[0]) / (FAR[1] - FAR[0]), 0.0, 1.0)
-            return number + 1, jnp.where(number + 1 < num_steps, 1.0, next_), frames + share * new, change
-
-        def is_far(moving: tuple[Any, Array, Array, Array]) -> Array:
-            return (moving[0] < num_steps) | ((moving[0] < MOST_STEPS) & (moving[1] > 0).any())
+        def project(_, moving: tuple[Array, Array]) -> tuple[Array, Array]:
+            frames, change = moving
+            x = hops(jnp.concatenate([fixed, frames + momentum * change], axis=1))
+            made = project_frames(jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1), wanted) * here[:, 1:-1]
+            return made, made - frames
 
         frames = jnp.concatenate([pull.frames[:, 1:], entering], axis=1)
         change = jnp.concatenate([pull.change, jnp.zeros_like(entering)], axis=1)
-        full = jnp.ones(len(frames))
-        _, _, frames, change = jax.lax.while_loop(is_far, project, (0, full, frames, change))
+        frames, change = jax.lax.fori_loop(0, num_steps, project, (frames, change))
         return Pull(frames, change[:, 1:]), hops(jnp.concatenate([fixed, frames], axis=1))[:, 0]
 
     x = audio.reshape(len(audio), -1, HOP_LENGTH)
