@@ -46,6 +46,7 @@ def test_shapes_are_those_of_the_networks():
     assert jax.tree.map(jnp.shape, inverter.params) == jax.tree.map(jnp.shape, wanted)
 
 
+@with_weights
 def test_cards_say_how_to_train_again():
     assert runs.SHIPPED in NAMES
     common = (runs.SHIPPED_DIR / CARD).read_text(encoding="utf-8")
