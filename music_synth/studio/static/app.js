@@ -131,12 +131,12 @@ function changed({ tempo } = {}) {
 
 function heard(message) {
   if (message.type === "report") {
-    if (state.playing) state.at = message.head;
+    if (state.playing && message.job === state.job) state.at = message.head; // else it was sent before a seek
     state.underruns = message.underruns;
     $("buffered").textContent = `${(message.buffered / RATE).toFixed(1)} s`;
     $("underruns").textContent = message.underruns;
     if (state.playing) dirty = true;
-  } else if (message.type === "finished") {
+  } else if (message.type === "finished" && message.job === state.job) {
     state.at = total();
     play(false);
   } else if (message.type === "heard") {

@@ -152,7 +152,7 @@ class Player extends AudioWorkletProcessor {
       }
       if (this.head >= this.total) {
         this.playing = false;
-        this.port.postMessage({ type: "finished" });
+        this.port.postMessage({ type: "finished", job: this.jobNumber });
       } else if (played < out.length) {
         if (!this.starving && this.hasPlayed) this.underruns++;
         this.starving = true;
@@ -189,6 +189,7 @@ class Player extends AudioWorkletProcessor {
   report(track) {
     this.port.postMessage({
       type: "report",
+      job: this.jobNumber,
       head: this.head,
       buffered: track ? Math.max(0, Math.min(track.last, track.end) - this.head) : 0,
       underruns: this.underruns,
