@@ -285,8 +285,7 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
         frames = frames_of(graph, padded, FRAME_LENGTH, HOP_LENGTH)
         total = overlap_add(graph, project_frames(graph, frames, wanted), FRAME_LENGTH, HOP_LENGTH)
         audio = cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
-        hops = without_pre_echo(graph, graph.add("Reshape", audio, np.array([1, -1, HOP_LENGTH])), limits)
-        return graph.add("Reshape", hops, np.array([1, -1]))
+        return graph.add("Reshape", without_pre_echo(graph, audio, limits), np.array([1, -1]))
 
     limits = pre_echo_limits(graph, wanted)
     audio = inverse(graph, graph.add("Mul", direction, size))

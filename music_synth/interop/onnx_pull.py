@@ -54,7 +54,7 @@ def pre_echo_limits(graph: Graph, mel: str) -> str:
 
 
 def without_pre_echo(graph: Graph, hops: str, limits: str) -> str:
-    """As `vocoder.pre_echo.without_pre_echo`, [1, n, 320] both."""
+    """As `vocoder.pre_echo.without_pre_echo`: hops [1, n, 320] of either form of audio."""
     shape = np.array([1, -1, HOP_LENGTH // pre_echo.BLOCK, pre_echo.BLOCK])
     blocks, allowed = (graph.add("Reshape", x, shape) for x in (hops, limits))
     energy = graph.add("ReduceMean", graph.add("Mul", blocks, blocks), np.array([3]))  # [1, n, 8, 1]

@@ -229,13 +229,13 @@ class ISTFTGenerator:
             spectra = informed(spectra, mel, source)
         limits = pre_echo_limits(mel, exists)
         audio = self._audio(spectra, mel, exists, (self.num_consistency_steps, self.num_projections), limits)
-        made = slice(behind, end + self.hops_pulled)
-        audio, pull = audio[:, made.start * HOP_LENGTH : made.stop * HOP_LENGTH], state.pull
+        last = end + self.hops_pulled
+        audio, pull = audio[:, behind * HOP_LENGTH : last * HOP_LENGTH], state.pull
         if self.pull_steps:
             wanted = jnp.exp(mel[:, behind : end + PULL_AHEAD])
-            near = exists[:, behind - 1 : made.stop].astype(jnp.float32)
-            steps = pull, self.pull_steps, self.projection_momentum
-            audio, pull = pull_to_mel(audio, wanted, near, limits[:, made], *steps)
+            near = exists[:, behind - 1 : last].astype(jnp.float32)
+            limits = limits[:, behind:last]
+            audio, pull = pull_to_mel(audio, wanted, near, limits, pull, self.pull_steps, self.projection_momentum)
         return audio, State(spectra.phasor[:, end - behind + start - 1], pull)
 
     def _audio(
@@ -279,11 +279,12 @@ def informed(spectra: Spectra, mel: Array, source: Array) -> Spectra:
     spectrum = centered_spectra(source)
     size = magnitude(spectrum, 1e-6)
     shaped = jnp.log(size + 1e-4) + (mel - excited) @ interpolation().T
-    trust = nn.sigmoid(2 * (shaped - spectra.log_magnitude) + 4)
+    above = shaped - spectra.log_magnitude
+    trust = nn.sigmoid(2 * above + 4)
     direction = scaled(spectra.direction, 1 - trust) + scaled(spectrum, trust / size)
-    change = SOURCE_SHARE * trust * jnp.clip(shaped - spectra.log_magnitude, *FINE_RANGE)
+    log_magnitude = spectra.log_magnitude + SOURCE_SHARE * trust * jnp.clip(above, *FINE_RANGE)
     direction = scaled(direction, 1 / magnitude(direction, 1e-6))
-    return spectra._replace(log_magnitude=spectra.log_magnitude + change, direction=direction)
+    return spectra._replace(log_magnitude=log_magnitude, direction=direction)
 
 
 class State(NamedTuple):

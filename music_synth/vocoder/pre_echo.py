@@ -74,11 +74,11 @@ def pre_echo_limits(mel: Array, exists: Array) -> Array:
 
 
 def without_pre_echo(hops: Array, limits: Array) -> Array:
-    """Hops of audio [B, n, 320], turned down where they have more energy than limits [B, n, 320] let them.
+    """Audio in hops, [B, n, 320] or [B, 320 n], turned down where it has more energy than limits [B, n, 320] let it.
 
     What follows is the loudest block of a hop and of the next two.
     """
-    blocks = hops.reshape(*hops.shape[:-1], -1, BLOCK)
+    blocks = hops.reshape(*limits.shape[:-1], -1, BLOCK)
     energy = jnp.square(blocks).mean(axis=-1)
     loudest = jnp.pad(energy.max(axis=-1), ((0, 0), (0, 2)))
     follows = jnp.maximum(jnp.maximum(loudest[:, :-2], loudest[:, 1:-1]), loudest[:, 2:])[..., None, None]

@@ -87,7 +87,7 @@ def project_to_mel(audio: Array, mel: Array, exists: Array, limits: Array | None
     weight = overlap_add(np.square(window)[None, None] * exists[..., None], HOP_LENGTH)
     # The first and the last hop of a piece lie under one window: there the sum fades, instead of growing as 1/window.
     audio = (total / jnp.maximum(weight, 0.5))[..., :-HOP_LENGTH] * inside
-    return audio if limits is None else without_pre_echo(audio.reshape(limits.shape), limits).reshape(audio.shape)
+    return audio if limits is None else without_pre_echo(audio, limits)
 
 
 def project_frames(frames: Array, mel: Array) -> Array:
