@@ -3,9 +3,9 @@
     music_synth adopt FOLDER --out runs/mine
 
 Looks which pairs belong together (OUT/check), prepares them (OUT/data), tunes a decoder to them (OUT/run, at its best
-OUT/run/best), scores it on held-out pieces beside what it was before, with a report to be heard (OUT/evaluation), and
-exports it (OUT/instrument). What is there is kept: the same command goes on where it stopped, and a step whose folder
-is removed is done again.
+OUT/run/best), sets the temperature at which it plays, scores it on held-out pieces beside what it was before, with a
+report to be heard (OUT/evaluation), and exports it (OUT/instrument). What is there is kept: the same command goes on
+where it stopped, and a step whose folder is removed is done again.
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from music_synth import config, convert, errors, evaluate, prepare_data, recordings, runs, train
 from music_synth.data.datasets.reading import write_arrays
+from music_synth.data.feed import open_feed
 from music_synth.data.prepared import MANIFEST
 from music_synth.errors import UserError
+from music_synth.evaluation.pieces import take
 from music_synth.evaluation.sources import WHOLE
+from music_synth.evaluation.transcription import BasicPitch, note_scores
 from music_synth.files import write_whole
 from music_synth.gin_files import CONFIG_FILE
 from music_synth.interop.model_card import WEIGHTS
+from music_synth.playing import Decoder
 from music_synth.training.best import BEST
 
 RECIPE = "finetune.gin"
 SCORED = ("log_mel", "stft", "onset_f1")  # columns that are told at the end
+TEMPERATURES = (0.5, 0.3, 0.1)  # tried, from the highest on, where fewer notes are heard at the recipe's own
 
 
 def main(argv: list[str]) -> None:
@@ -53,12 +60,15 @@ def main(argv: list[str]) -> None:
     settings = [f"{name}={value!r}" for name, value in (knobs | {"train.max_minutes": flags.minutes}).items()]
     gin = [f"--gin.{setting}" for setting in (*settings, *overrides)]
     train.main([f"--gin_file={recipe.resolve()}", f"--gin_file={RECIPE}", *gin])
+    can_hear = all(map(importlib.util.find_spec, ("basic_pitch", "onnxruntime", "mir_eval")))
+    if can_hear and not (instrument / WEIGHTS).exists():
+        step("settling", run / BEST)
+        settle(start, run / BEST, data, flags.test_seconds)
     step("scoring", scores)
-    heard = "basic_pitch" if all(map(importlib.util.find_spec, ("basic_pitch", "onnxruntime", "mir_eval"))) else "none"
     evaluate.main(
         [
             f"--checkpoints={flags.checkpoint},{run / BEST}",
-            f"--transcriber={heard}",
+            f"--transcriber={'basic_pitch' if can_hear else 'none'}",
             f"--gin.TASK={str(data)!r}",
             f"--gin.OUTPUT_DIR={str(scores)!r}",
             f"--gin.MAX_SECONDS={flags.test_seconds}",
@@ -87,6 +97,39 @@ def prepare(flags: argparse.Namespace, out: Path, data: Path) -> None:
     write_whole(out / "check" / "table.txt", table + "\n")
     step("preparing", data)
     write_arrays("pairs", found, data, flags.skip_bad, flags.workers or os.cpu_count() or 1)
+
+
+def settle(start: Path, best: Path, data: Path, seconds: float) -> None:
+    """Lowers the temperature of the decoder in `best` until as many notes are heard in it as in `start`.
+
+    Onset F1 of basic-pitch on the validation pieces, `seconds` of them at most, is held against that of `start` at its
+    own temperature. Where no temperature reaches it, the one that comes nearest is set.
+    """
+    model, tokenizer, params, _ = runs.load(best)
+    if not model.can_sample(temperature=0):
+        return
+    pieces = [piece for piece in take(open_feed(str(data), tokenizer, batch_size=1).pieces("validation"), seconds)]
+    inverter = runs.load_inverter()
+
+    def heard(decoder: Decoder) -> float:
+        parts = ([part.audio for part in decoder.play([piece.notes], inverter)] for piece in pieces)
+        found = [BasicPitch()(np.concatenate(audio)) for audio in parts]
+        return float(np.mean([note_scores(p.notes, f)["onset_f1"] for p, f in zip(pieces, found, strict=True)]))
+
+    before = runs.load(start)
+    wanted = heard(Decoder(before.model, before.params, before.tokenizer))
+    print(f"onset F1 on the validation pieces: {wanted:.3f} before", flush=True)
+    scores = {}
+    for temperature in (None, *TEMPERATURES):
+        tried = model if temperature is None else model.with_sampling(temperature=temperature)
+        scores[tried] = heard(Decoder(tried, params, tokenizer))
+        at = "its own temperature" if temperature is None else f"temperature {temperature}"
+        print(f"  {scores[tried]:.3f} now, at {at}", flush=True)
+        if scores[tried] >= wanted:
+            break
+    chosen = max(scores, key=lambda tried: scores[tried])
+    if chosen != model:
+        write_whole(best / CONFIG_FILE, config.run_text(str((best / CONFIG_FILE).resolve()), [chosen]))
 
 
 def told(scores: dict[str, Any]) -> str:
