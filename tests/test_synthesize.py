@@ -89,7 +89,7 @@ def test_a_stream_equals_the_whole(decoder):
     inverter = NeuralInverter(generator, tiny_runs.random_like(generator.init))
     audio, mel = entry.synthesize(NOTES, *decoder, TOKENIZER, inverter, seed=5)
     first, *rest = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, inverter, seed=5)
-    assert len(first) == (256 - generator.for_notes().reach[1]) * 320
+    assert len(first) == (256 - generator.as_played().reach[1]) * 320
     np.testing.assert_allclose(np.concatenate([first, *rest]), audio, atol=1e-3 * np.abs(audio).max())
     (only,) = entry.synthesize_stream(NOTES, *decoder, TOKENIZER, clicks, seed=5)  # cannot stream
     np.testing.assert_array_equal(only, clicks(mel))

@@ -4,7 +4,7 @@ A model must do what the published SoundStream inverter of music does (SavedMode
 as ONNX kashif/soundstream_mel_decoder): take one array, the natural log-mel of `audio.mel`, not scaled to model range,
 [1, T, 128]; give one, the audio, 320 samples a frame. Axes of size 1 may be more or fewer, and an input that says
 [1, 128, T] gets that. An ONNX file of ours may take a second one, `source`, the signal made of the notes
-(`vocoder.source.source_of_frames`), [1, 320 (T + 3)].
+(`vocoder.excitation`), [1, 320 (T + 3)].
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.interop.runtimes import DTYPES, SIGNATURE, open_onnx, open_saved_model, reason
 from music_synth.midi.notes import Note
+from music_synth.vocoder.excitation import Excitation
 from music_synth.vocoder.inverter import checked_mel
-from music_synth.vocoder.source import source_of_frames
-from music_synth.vocoder.tuning import Tuning
 
 SOURCE = "source"  # name of a second input
 ANY_SHAPE = (None, None, None)  # of a model that does not say what it takes: it is given [1, T, 128]
@@ -64,21 +63,17 @@ class ForeignInverter:
     def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
         mel = checked_mel(mel)
         size = self.num_frames or max(1, len(mel))
-        notes = (notes or ()) if self.takes_source else ()
-        tuning = Tuning(notes)
-        if notes:
-            tuning.hear(mel)
-        cents = tuning.of(notes)
-        pieces = [self._play(mel[i : i + size], size, notes, cents, i) for i in range(0, len(mel), size)]
+        excitation = Excitation(notes or ()) if self.takes_source else None
+        if excitation is not None:
+            excitation.hear(mel)
+        pieces = [self._play(mel[i : i + size], size, excitation, i) for i in range(0, len(mel), size)]
         return np.concatenate([np.zeros(0, np.float32), *pieces])
 
-    def _play(
-        self, mel: np.ndarray, size: int, notes: Sequence[Note], cents: Sequence[float], start: int
-    ) -> np.ndarray:
+    def _play(self, mel: np.ndarray, size: int, excitation: Excitation | None, start: int) -> np.ndarray:
         """At most `size` frames [T, 128] in one call, from frame `start` of the piece on: float32 [320 T]."""
         features = np.pad(mel, ((0, size - len(mel)), (0, 0)), constant_values=MIN_LOG_MEL)
         features = features.T if self.bins_first else features
-        source = [source_of_frames(notes, start, size, cents)[None]] if self.takes_source else []
+        source = [] if excitation is None else [excitation.of_frames(start, size)[None]]
         try:
             audio = self.run(features.reshape((1,) * (len(self.shape) - 2) + features.shape), *source)
         except Exception as error:

@@ -69,7 +69,7 @@ def export_onnx(generator: MelGANGenerator | ISTFTGenerator, params: Mapping, pa
     graph, inputs = Graph(), {INPUT: [1, "frames", NUM_MELS]}
     if isinstance(generator, ISTFTGenerator):
         notes = notes or generator.source
-        istft(graph, generator.for_notes() if notes else generator, params, INPUT, notes)
+        istft(graph, generator.as_played() if notes else generator, params, INPUT, notes)
     elif notes:
         raise UserError(f"a {type(generator).__name__} takes no notes: leave out --notes")
     else:

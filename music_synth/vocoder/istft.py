@@ -181,7 +181,7 @@ class ISTFTGenerator:
 
     takes_notes = True
 
-    def for_notes(self) -> ISTFTGenerator:
+    def as_played(self) -> ISTFTGenerator:
         """The generator as it plays where notes are known: good phases need fewer steps, and so less of the future."""
         if self.source:
             return self

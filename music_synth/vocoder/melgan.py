@@ -127,7 +127,7 @@ class MelGANGenerator:
 
     source = takes_notes = False
 
-    def for_notes(self) -> MelGANGenerator:
+    def as_played(self) -> MelGANGenerator:
         """Itself: it has no use for notes."""
         return self
 

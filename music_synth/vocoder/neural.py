@@ -18,11 +18,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from music_synth.audio.mel import HOP_LENGTH, MIN_LOG_MEL, NUM_MELS
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note
+from music_synth.vocoder.excitation import Excitation
 from music_synth.vocoder.inverter import checked_mel
 from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.melgan import MelGANGenerator
-from music_synth.vocoder.source import source_of_frames
-from music_synth.vocoder.tuning import Tuning
 
 Array = jax.Array
 GENERATORS = {kind.__name__: kind for kind in (MelGANGenerator, ISTFTGenerator)}
@@ -64,17 +63,17 @@ class NeuralInverter:
         Audio is `generator.reach` frames behind the mel; the rest comes when `mels` ends. With `early` the first
         stretch is shorter by as much, so that there is audio as soon as there are `stretch` frames of mel.
         """
-        generator = self.generator.for_notes() if notes else self.generator
+        generator = self.generator.as_played()
         (behind, ahead), lead = generator.reach, generator.lead
         state = generator.no_state(1)
-        tuning = Tuning(notes or ())
+        excitation = Excitation(notes or ()) if generator.takes_notes else None
         done, total = -lead - (min(ahead, stretch - 1) if early else 0), 0  # frames made, frames that came
         stretch += lead
         waiting = np.full((behind - done, NUM_MELS), MIN_LOG_MEL, np.float32)  # frames from `done` - behind on
         for mel, ended in _and_the_end(mels):
             waiting = np.concatenate([waiting, checked_mel(mel)])
-            if notes:
-                tuning.hear(waiting[len(waiting) - len(mel) :])
+            if excitation is not None:
+                excitation.hear(waiting[len(waiting) - len(mel) :])
             total += len(mel)
             while total - done >= stretch + ahead or (ended and max(done, 0) < total):
                 window = np.full((behind + stretch + ahead, NUM_MELS), MIN_LOG_MEL, np.float32)
@@ -82,9 +81,7 @@ class NeuralInverter:
                 first = done - behind
                 number = first + np.arange(len(window))
                 exists = (number >= 0) & (number < total)
-                source = None
-                if generator.source or (notes and generator.takes_notes):
-                    source = source_of_frames(notes or (), first, len(window), tuning.of(notes or ()))[None]
+                source = None if excitation is None else excitation.of_frames(first, len(window))[None]
                 numbers = np.array([first], np.int32)
                 audio, state = play_stretch(generator, self.params, window[None], exists[None], numbers, source, state)
                 length = min(stretch, total - done)

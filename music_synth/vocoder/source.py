@@ -68,13 +68,7 @@ def source_of_frames(
 
 def tone(note: Note, t: np.ndarray, cents: float = 0.0) -> np.ndarray:
     """A note t seconds after its onset, float32."""
-    frequency = TUNING * 2 ** ((note.pitch - 69) / 12 + cents / 1200)
-    periods = frequency * t
-    position = ((periods - np.floor(periods)) * TABLE).astype(np.float32)  # floor is ten times faster than %
-    index = np.minimum(position.astype(np.int32), TABLE - 1)  # float32 may round up to TABLE
-    table = period(note.pitch)
-    wave = table[index]
-    wave += (table[index + 1] - wave) * (position - index)
+    wave = read_table(period(note.pitch), hz(note.pitch, cents) * t)
     t = t.astype(np.float32)
     level = np.minimum(t / np.float32(ATTACK), 1.0) * np.float32((note.velocity / 127) ** 2)
     held = note.offset - note.onset
@@ -90,14 +84,35 @@ def burst(note: Note, t: np.ndarray) -> np.ndarray:
     return noise[index] * np.float32((note.velocity / 127) ** 2)
 
 
+def hz(pitch: int, cents: float = 0.0) -> float:
+    return TUNING * 2 ** ((pitch - 69) / 12 + cents / 1200)
+
+
 @functools.cache
 def period(pitch: int) -> np.ndarray:
     """A period of the harmonics of a pitch below 8 kHz, float32 [TABLE + 1]."""
-    count = int(np.ceil(MAX_HZ / (TUNING * 2 ** ((pitch - 69) / 12)))) - 1
+    return wave_table(1 / partials(pitch))
+
+
+def partials(pitch: int) -> np.ndarray:
+    """Numbers of a pitch's partials below 8 kHz: 1, 2, ..."""
+    return np.arange(1, int(np.ceil(MAX_HZ / hz(pitch))))
+
+
+def wave_table(amplitudes: np.ndarray) -> np.ndarray:
+    """A period of a sum of sines, the first once in it, float32 [TABLE + 1]; complex amplitudes turn their phases."""
     spectrum = np.zeros(TABLE // 2 + 1, np.complex128)
-    spectrum[1 : count + 1] = -0.5j * TABLE / np.arange(1, count + 1)
+    spectrum[1 : len(amplitudes) + 1] = -0.5j * TABLE * amplitudes
     wave = np.fft.irfft(spectrum, TABLE)
     return np.append(wave, wave[0]).astype(np.float32)
+
+
+def read_table(table: np.ndarray, periods: np.ndarray) -> np.ndarray:
+    """The wave after so many periods, float64 so that phases stay exact for hours; float32, of the same shape."""
+    position = ((periods - np.floor(periods)) * TABLE).astype(np.float32)  # floor is ten times faster than %
+    index = np.minimum(position.astype(np.int32), TABLE - 1)  # float32 may round up to TABLE
+    wave = table[index]
+    return wave + (table[index + 1] - wave) * (position - index)
 
 
 @functools.cache

@@ -39,11 +39,12 @@ class Tuning:
         self.cents = np.zeros(0)  # by frame
         self._sums = np.zeros((len(TRIED), 3))
 
-    def hear(self, mel: np.ndarray) -> None:
-        """Takes the next frames of the mel, [t, 128]."""
+    def hear(self, mel: np.ndarray, levels: np.ndarray | None = None) -> None:
+        """Takes the next frames of the mel, [t, 128], and how loud each pitch is, [t, 128], if the notes do not say."""
         if not len(mel):
             return
-        levels = levels_of(self.pitched, self.heard, len(mel))
+        if levels is None:
+            levels = levels_of(self.pitched, self.heard, len(mel))
         expected = [np.log(levels @ tone_mels(cents) + SOURCE_FLOOR) for cents in TRIED]
         loudness = np.exp(0.5 * np.maximum(mel, MIN_LOG_MEL))
         fine = mel @ FINE

@@ -17,7 +17,7 @@ GENERATORS = [
     MelGANGenerator(channels=4, strides=(20, 16), dilations=(1, 3)),
     ISTFTGenerator(**SMALL, num_consistency_steps=1),
     ISTFTGenerator(**SMALL, num_consistency_steps=0, width=4, ahead=1, source=True),
-    ISTFTGenerator(**SMALL, max_ahead=4).for_notes(),
+    ISTFTGenerator(**SMALL, max_ahead=4).as_played(),
 ]
 EACH = pytest.mark.parametrize("generator", GENERATORS, ids=["melgan", "istft", "source", "pulled"])
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -1,0 +1,104 @@
+"""The source of a piece as its mel comes: of its notes as far as the mel bears them out, and of keys read off it.
+
+A list of notes that is right fits the mel better than the same list half a second to a second and a half away, by a
+fifth at least; one that is late by a second, transposed or another piece's does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH
+from music_synth.midi.notes import Note
+from music_synth.vocoder import keys
+from music_synth.vocoder.source import SOURCE_HOPS, source_of_frames
+from music_synth.vocoder.tuning import Tuning, levels_of
+
+LAGS = (-75, -50, -25, 25, 50, 75)  # frames by which a list is shifted, to be held against
+SOUNDS = 1e-3  # level of a note in a list
+MEMORY = 300  # frames in which what was heard counts for 1/e
+PRIOR = (50.0, 0.2, 1.5)  # frames, share of what sounds that is in a list, and how much better than shifted, at first
+BELIEVED = (1.0, 1.12)  # how much better than shifted it must be: not believed, believed
+
+
+class Excitation:
+    """Makes the source of frames; the same however the mel arrives, up to `keys.AHEAD` frames before what has come.
+
+    Args:
+      notes: times in seconds from frame 0; none: keys alone.
+    """
+
+    def __init__(self, notes: Sequence[Note]):
+        self.notes = list(notes)
+        self._tuning, self._keys_tuning = Tuning(self.notes), Tuning(())
+        self._levels, self._first = np.zeros((0, keys.NUM_KEYS), np.float32), 0  # of frames from the first one kept on
+        self._belief, self._clock = np.zeros(0), np.zeros(0)  # by frame; the clock is that of `keys.tones`
+        share = PRIOR[0] * PRIOR[1]
+        self._sums = np.array([share * PRIOR[2], share])
+
+    def hear(self, mel: np.ndarray) -> None:
+        """Takes the next frames of the mel, [t, 128]."""
+        if not len(mel):
+            return
+        self._tuning.hear(mel)
+        levels = keys.key_levels(mel)
+        self._belief = np.append(self._belief, self._believe(levels) if self.notes else np.zeros(len(mel)))
+        pitches = np.zeros((len(mel), 128), np.float32)
+        pitches[:, keys.LOWEST :][:, : keys.NUM_KEYS] = levels
+        heard = len(self._clock)
+        self._keys_tuning.hear(mel, pitches)
+        seconds = 2 ** (self._keys_tuning.cents[heard:] / 1200) / FRAME_RATE
+        self._clock = np.append(self._clock, (self._clock[-1] if heard else 0.0) + np.cumsum(seconds))
+        self._levels = np.concatenate([self._levels, levels])
+
+    def _believe(self, levels: np.ndarray) -> np.ndarray:
+        """How far the list is believed in each of the next frames, 0 to 1."""
+        around = max(LAGS)
+        listed = self._listed(len(self._belief) - around, len(levels) + 2 * around)
+        lags = [0, *LAGS]
+        found = np.array([(levels * listed[around + lag :][: len(levels)]).sum(axis=1) for lag in lags])
+        found /= levels.sum(axis=1) + 1e-9
+        better = np.empty(len(levels))
+        for t, (own, others) in enumerate(zip(found[0], found[1:].mean(axis=0), strict=True)):
+            self._sums = self._sums * np.exp(-1 / MEMORY) + (own, others)
+            better[t] = self._sums[0] / (self._sums[1] + 1e-9)
+        low, high = BELIEVED
+        return np.clip((better - low) / (high - low), 0.0, 1.0)
+
+    def of_frames(self, first_frame: int, num_frames: int) -> np.ndarray:
+        """Makes the source as `source_of_frames`. Frames must be asked for in order: earlier ones are forgotten."""
+        times = np.arange(first_frame - 2, first_frame + num_frames + SOURCE_HOPS - 1)  # frames whose middles hops join
+        belief = self._at(self._belief, times)
+        made = np.zeros((num_frames + SOURCE_HOPS) * HOP_LENGTH, np.float32)
+        if belief.any():
+            made += source_of_frames(self.notes, first_frame, num_frames, self._tuning.of(self.notes))
+            if (belief < 1).any():
+                at = np.arange(len(made)) / HOP_LENGTH
+                made *= np.interp(at, np.arange(len(belief)), belief).astype(np.float32)
+        half = keys.SMOOTHED // 2
+        wanted = np.arange(times[0] - half, times[-1] + half + 1) - self._first
+        inside = (wanted >= 0) & (wanted < len(self._levels))
+        near = np.where(inside[:, None], self._at(self._levels, wanted), 0.0)
+        total = np.cumsum(np.concatenate([np.zeros((1, keys.NUM_KEYS)), near]), axis=0)
+        levels = (total[keys.SMOOTHED :] - total[: -keys.SMOOTHED]) / keys.SMOOTHED
+        levels *= 1 - belief[:, None] * self._listed(times[0], len(times))
+        levels[levels < 1e-7] = 0.0  # what rounding leaves of sums
+        outside = np.maximum(times - len(self._clock) + 1, 0) + np.minimum(times, 0)
+        made += keys.tones(levels, self._at(self._clock, times) + outside / FRAME_RATE)
+        forgotten = max(0, min(times[0] - keys.SMOOTHED - self._first, len(self._levels)))
+        self._levels, self._first = self._levels[forgotten:], self._first + forgotten
+        return made
+
+    def _listed(self, first_frame: int, num_frames: int) -> np.ndarray:
+        """Which keys sound by the list, bool [num_frames, 88]."""
+        levels = levels_of(self._tuning.pitched, first_frame, num_frames)
+        return levels[:, keys.LOWEST :][:, : keys.NUM_KEYS] > SOUNDS
+
+    @staticmethod
+    def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Values at places, at the nearest where there is none; 0 where there are none at all."""
+        if not len(values):
+            return np.zeros((len(places), *values.shape[1:]))
+        return values[places.clip(0, len(values) - 1)]
