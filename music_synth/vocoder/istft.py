@@ -8,9 +8,10 @@ a spectrum a frame, and overlapping inverse transforms are the audio. Two things
   that the network reads off the mel, and is set anew where it says so: z_k = r_k e^(i theta_k) z_(k-1) + (1 - r_k) e_k.
 - Mel projections (`stft.project_to_mel`; `pull_to_mel` looks less ahead): they pull the audio to the mel asked for.
 
-Where the notes are known, a third: phases from a plain signal made of them (`vocoder.source`). A bin takes the source's
-phase where that explains what the mel has, else the recurrence holds. Magnitudes stay those of the mel: a wrong note
-adds nothing. How far a bin trusts the source, a network with `source` learns, and any other is told (`informed`).
+And where it is given one, a third: phases from a plain signal made of notes, or of keys read off the mel
+(`vocoder.excitation`). A bin takes the source's phase where that explains what the mel has, else the recurrence holds.
+Magnitudes stay those of the mel: a wrong note adds nothing. How far a bin trusts the source, a network with `source`
+learns, and any other is told (`informed`).
 """
 
 from __future__ import annotations

@@ -37,12 +37,12 @@ def period(pitch: int, tilt: float) -> np.ndarray:
 
 
 @functools.cache
-def templates() -> tuple[np.ndarray, np.ndarray]:
+def templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tones of each tilt and key, then bands of noise.
 
     Returns:
-      What rises above their envelopes, float32 [4 * 88 + 12, 128], the sum of each row 1; and the sum of the whole mel
-      of a tone, where that of its row is 1, [4 * 88], and of the tone that is played, [88].
+      What rises above their envelopes, float32 [4 * 88 + 12, 128], the sum of each row 1; the sum of the whole mel of a
+      tone, where that of its row is 1, [4 * 88]; and that of the tone that is played, at full scale, [88].
     """
     t = 1.0 + np.arange(FRAME_LENGTH) / SAMPLE_RATE
     pitches = range(LOWEST, LOWEST + NUM_KEYS)
