@@ -50,6 +50,13 @@ class NeuralInverter:
         parts = list(self.stream([mel], notes, stretch=stretch, early=False))
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
+    def without_source(self, mel: np.ndarray) -> np.ndarray:
+        """As called, but by the network's own phases, as an ONNX file that takes no source makes it."""
+        exists, first_frame = jnp.ones((1, len(mel)), bool), jnp.zeros(1, jnp.int32)
+        return np.asarray(
+            play_whole(self.generator, self.params, jnp.asarray(checked_mel(mel)[None]), exists, first_frame)
+        )[0]
+
     def stream(
         self,
         mels: Iterable[np.ndarray],

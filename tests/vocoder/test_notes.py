@@ -8,7 +8,7 @@ import pytest
 
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, log_mel
 from music_synth.midi.notes import Note
-from music_synth.vocoder.neural import SHIPPED, load_weights, play_whole
+from music_synth.vocoder.neural import SHIPPED, load_weights
 from music_synth.vocoder.objective import stft_distance
 from music_synth.vocoder.tuning import Tuning
 
@@ -63,10 +63,8 @@ def without_notes():
 
 @functools.cache
 def of_the_network():
-    """Without a source: the network's own phases, made consistent by its many steps."""
-    mel = log_mel(played(NOTES), np)[None]
-    given = mel, np.ones(mel.shape[:2], bool), np.zeros(1, np.int32)
-    return np.asarray(play_whole(shipped().generator, shipped().params, *given))[0]
+    """Its own phases, made consistent by its many steps."""
+    return shipped().without_source(log_mel(played(NOTES), np))
 
 
 @pytest.mark.parametrize("notes", [NOTES, None], ids=["notes", "keys"])
