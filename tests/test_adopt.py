@@ -1,6 +1,7 @@
 """From a folder of recordings to an instrument: every step, again, and broken off."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -73,6 +74,16 @@ def test_every_step_once_and_what_is_there_is_kept(place, tmp_path, monkeypatch,
     card = (out / "instrument" / "README.md").read_text()
     assert "the notes of 1 of 6 pieces are transcribed by a program" in card
     assert "| rehearsed | noise 1, as prepared arrays, 25% of the examples |" in card
+
+
+@pytest.mark.parametrize("heard, temperature", [([0.5, 0.1, 0.2, 0.6], 0.3), ([0.5, 0.495], 1.0)])
+def test_the_temperature_falls_until_as_many_notes_are_heard(place, tmp_path, monkeypatch, heard, temperature):
+    """What is heard stands here in place of basic-pitch's scores, which say nothing of a tiny decoder."""
+    shutil.copytree(place / "start", tmp_path / "best")
+    left = list(heard)  # two seconds are one piece
+    monkeypatch.setattr(adopt, "note_scores", lambda reference, estimate: {"onset_f1": left.pop(0)})
+    adopt.settle(place / "start", tmp_path / "best", place / "rehearsal", 2.0)
+    assert not left and runs.load(tmp_path / "best").model.sampler.temperature == temperature
 
 
 @pytest.mark.parametrize(
