@@ -347,7 +347,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="diffusion only: sampling steps a segment")
     parser.add_argument("--guidance", type=float, help="diffusion only: guidance scale, 1 = none")
     parser.add_argument(
-        "--temperature", type=float, help="how far samples differ: 0 plays the decoder's mean, 1 (default) as trained"
+        "--temperature", type=float, help="how far samples differ: 0 plays the decoder's mean, 1 as trained"
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, help="of activations (default: as trained); bfloat16 is for accelerators"

@@ -76,6 +76,7 @@ def test_every_step_once_and_what_is_there_is_kept(place, tmp_path, monkeypatch,
     assert "| rehearsed | noise 1, as prepared arrays, 25% of the examples |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heard, temperature", [([0.5, 0.1, 0.2, 0.6], 0.3), ([0.5, 0.495], 1.0)])
 def test_the_temperature_falls_until_as_many_notes_are_heard(place, tmp_path, monkeypatch, heard, temperature):
     """What is heard stands here in place of basic-pitch's scores, which say nothing of a tiny decoder."""

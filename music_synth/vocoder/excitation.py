@@ -20,6 +20,7 @@ LAGS = (-75, -50, -25, 25, 50, 75)  # frames by which a list is shifted, to be h
 SOUNDS = 1e-3  # level of a note in a list
 MEMORY = 300  # frames in which what was heard counts for 1/e
 PRIOR = (50.0, 0.2, 1.5)  # frames, share of what sounds that is in a list, and how much better than shifted, at first
+BLOCK = 4096  # frames that are read at once, which bounds the memory
 BELIEVED = (1.0, 1.12)  # how much better than shifted it must be: not believed, believed
 
 
@@ -40,8 +41,10 @@ class Excitation:
 
     def hear(self, mel: np.ndarray) -> None:
         """Takes the next frames of the mel, [t, 128]."""
-        if not len(mel):
-            return
+        for start in range(0, len(mel), BLOCK):
+            self._hear(mel[start : start + BLOCK])
+
+    def _hear(self, mel: np.ndarray) -> None:
         self._tuning.hear(mel)
         levels = keys.key_levels(mel)
         self._belief = np.append(self._belief, self._believe(levels) if self.notes else np.zeros(len(mel)))

@@ -12,6 +12,7 @@ import functools
 
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter1d
+from threadpoolctl import ThreadpoolController
 
 from music_synth.audio.mel import FRAME_LENGTH, HOP_LENGTH, NUM_MELS, SAMPLE_RATE, log_mel
 from music_synth.vocoder.source import hz, partials, read_table, wave_table
@@ -62,14 +63,20 @@ def above_envelope(magnitude: np.ndarray) -> np.ndarray:
     return np.maximum(magnitude - uniform_filter1d(opened, ENVELOPE, axis=-1), 0.0)
 
 
+@functools.cache
+def thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 def key_levels(mel: np.ndarray) -> np.ndarray:
     """Reads how loud each key's tone is in the source, frame by frame: log-mel [T, 128] to float32 [T, 88]."""
     magnitude = np.exp(mel).astype(np.float32)
     wanted = above_envelope(magnitude) + 1e-6
     rows, masses, played = templates()
     weights = np.full((len(mel), len(rows)), wanted.sum(axis=1, keepdims=True) / len(rows), np.float32)
-    for _ in range(STEPS):
-        weights *= (wanted / (weights @ rows + 1e-8)) @ rows.T
+    with thread_pools().limit(limits=1, user_api="blas"):  # threads stall where the decoder keeps all cores busy
+        for _ in range(STEPS):
+            weights *= (wanted / (weights @ rows + 1e-8)) @ rows.T
     found = (weights[:, : len(masses)] * masses).reshape(len(mel), len(TILTS), NUM_KEYS).sum(axis=1)
     whole = np.maximum(magnitude.sum(axis=1), found.sum(axis=1))[:, None]
     levels = GAIN * whole * (found / whole) ** SHARPNESS / played
