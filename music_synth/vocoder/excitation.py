@@ -19,7 +19,7 @@ from music_synth.vocoder.tuning import Tuning, levels_of
 LAGS = (-75, -50, -25, 25, 50, 75)  # frames by which a list is shifted, to be held against
 SOUNDS = 1e-3  # level of a note in a list
 MEMORY = 300  # frames in which what was heard counts for 1/e
-PRIOR = (50.0, 0.2, 1.5)  # frames, share of what sounds that is in a list, and how much better than shifted, at first
+PRIOR = (15.0, 10.0)  # added to what was found in the list and in it shifted: music that no reader reads tells little
 BLOCK = 4096  # frames that are read at once, which bounds the memory
 BELIEVED = (1.0, 1.12)  # how much better than shifted it must be: not believed, believed
 
@@ -36,8 +36,7 @@ class Excitation:
         self._tuning, self._keys_tuning = Tuning(self.notes), Tuning(())
         self._levels, self._first = np.zeros((0, keys.NUM_KEYS), np.float32), 0  # of frames from the first one kept on
         self._belief, self._clock = np.zeros(0), np.zeros(0)  # by frame; the clock is that of `keys.tones`
-        share = PRIOR[0] * PRIOR[1]
-        self._sums = np.array([share * PRIOR[2], share])
+        self._sums = np.zeros(2)  # of the shares of what sounds that are in the list, and in it shifted
 
     def hear(self, mel: np.ndarray) -> None:
         """Takes the next frames of the mel, [t, 128]."""
@@ -66,7 +65,8 @@ class Excitation:
         better = np.empty(len(levels))
         for t, (own, others) in enumerate(zip(found[0], found[1:].mean(axis=0), strict=True)):
             self._sums = self._sums * np.exp(-1 / MEMORY) + (own, others)
-            better[t] = self._sums[0] / (self._sums[1] + 1e-9)
+            own, others = self._sums + PRIOR
+            better[t] = own / others
         low, high = BELIEVED
         return np.clip((better - low) / (high - low), 0.0, 1.0)
 
