@@ -6,15 +6,13 @@ what is judged. Everything random takes a `numpy.random.Generator`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from music_synth.errors import UserError
+from music_synth.threads import one_blas_thread
 
 MAX_FULL_DIMS = 1024  # above it only the diagonal of the covariance is kept
 MIN_FRAMES_AT_INFINITY = 500  # the smallest sample of `frechet_distance_at_infinity`
@@ -114,20 +112,6 @@ def frechet_distance(reference: Gaussian, judged: Gaussian) -> float:
         root = vectors * np.sqrt(positive(values))  # S_1 = root root^T
         trace_of_root = float(np.sum(np.sqrt(positive(np.linalg.eigvalsh(root.T @ second @ root)))))
     return max(0.0, shift + float(np.trace(first) + np.trace(second)) - 2 * trace_of_root)
-
-
-def one_blas_thread() -> AbstractContextManager:
-    """Keeps OpenBLAS to one thread inside the block.
-
-    Eigenvalues of these sizes take it as long on one as on many, which spin where cores are shared: a hundred times
-    the CPU time on two busy cores.
-    """
-    return _blas().limit(limits=1, user_api="blas")
-
-
-@functools.cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def positive(eigenvalues: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The file takes and gives what the published SoundStream inverter does (`interop.inverters`): `input_features`, log-mel
 float32 [1, T, 128] of any T, and `audio`, float32 [1, 320 T]. A file that takes the notes has a second input,
-`source`, float32 [1, 320 (T + 3)], the signal made of them by `vocoder.source.source_of_frames`; zeros: no notes.
+`source`, float32 [1, 320 (T + 3)], the signal that `vocoder.excitation` makes of them and the mel; zeros: none.
 """
 
 from __future__ import annotations

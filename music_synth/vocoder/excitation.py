@@ -20,7 +20,6 @@ LAGS = (-75, -50, -25, 25, 50, 75)  # frames by which a list is shifted, to be h
 SOUNDS = 1e-3  # level of a note in a list
 MEMORY = 300  # frames in which what was heard counts for 1/e
 PRIOR = (15.0, 10.0)  # added to what was found in the list and in it shifted: music that no reader reads tells little
-BLOCK = 4096  # frames that are read at once, which bounds the memory
 BELIEVED = (1.0, 1.12)  # how much better than shifted it must be: not believed, believed
 
 
@@ -40,26 +39,24 @@ class Excitation:
 
     def hear(self, mel: np.ndarray) -> None:
         """Takes the next frames of the mel, [t, 128]."""
-        for start in range(0, len(mel), BLOCK):
-            self._hear(mel[start : start + BLOCK])
-
-    def _hear(self, mel: np.ndarray) -> None:
-        self._tuning.hear(mel)
+        if not len(mel):
+            return
+        heard, around = len(self._clock), max(LAGS)
+        listed = levels_of(self._tuning.pitched, heard - around, len(mel) + 2 * around)
+        self._tuning.hear(mel, listed[around:-around])
         levels = keys.key_levels(mel)
-        self._belief = np.append(self._belief, self._believe(levels) if self.notes else np.zeros(len(mel)))
+        belief = self._believe(levels, in_keys(listed) > SOUNDS) if self.notes else np.zeros(len(mel))
+        self._belief = np.append(self._belief, belief)
         pitches = np.zeros((len(mel), 128), np.float32)
-        pitches[:, keys.LOWEST :][:, : keys.NUM_KEYS] = levels
-        heard = len(self._clock)
+        in_keys(pitches)[:] = levels
         self._keys_tuning.hear(mel, pitches)
         seconds = 2 ** (self._keys_tuning.cents[heard:] / 1200) / FRAME_RATE
-        self._clock = np.append(self._clock, (self._clock[-1] if heard else 0.0) + np.cumsum(seconds))
+        self._clock = np.append(self._clock, np.cumsum([*self._clock[-1:], *seconds])[min(heard, 1) :])
         self._levels = np.concatenate([self._levels, levels])
 
-    def _believe(self, levels: np.ndarray) -> np.ndarray:
-        """How far the list is believed in each of the next frames, 0 to 1."""
-        around = max(LAGS)
-        listed = self._listed(len(self._belief) - around, len(levels) + 2 * around)
-        lags = [0, *LAGS]
+    def _believe(self, levels: np.ndarray, listed: np.ndarray) -> np.ndarray:
+        """How far the list, given with `max(LAGS)` frames on either side, is believed in the next frames, 0 to 1."""
+        around, lags = max(LAGS), [0, *LAGS]
         found = np.array([(levels * listed[around + lag :][: len(levels)]).sum(axis=1) for lag in lags])
         found /= levels.sum(axis=1) + 1e-9
         better = np.empty(len(levels))
@@ -80,24 +77,18 @@ class Excitation:
             if (belief < 1).any():
                 at = np.arange(len(made)) / HOP_LENGTH
                 made *= np.interp(at, np.arange(len(belief)), belief).astype(np.float32)
-        half = keys.SMOOTHED // 2
-        wanted = np.arange(times[0] - half, times[-1] + half + 1) - self._first
+        wanted = np.arange(times[0] - keys.AHEAD, times[-1] + keys.AHEAD + 1) - self._first
         inside = (wanted >= 0) & (wanted < len(self._levels))
-        near = np.where(inside[:, None], self._at(self._levels, wanted), 0.0)
-        total = np.cumsum(np.concatenate([np.zeros((1, keys.NUM_KEYS)), near]), axis=0)
-        levels = (total[keys.SMOOTHED :] - total[: -keys.SMOOTHED]) / keys.SMOOTHED
-        levels *= 1 - belief[:, None] * self._listed(times[0], len(times))
-        levels[levels < 1e-7] = 0.0  # what rounding leaves of sums
+        near = np.zeros((len(wanted), keys.NUM_KEYS), np.float32)
+        near[inside] = self._levels[wanted[inside]]
+        levels = np.lib.stride_tricks.sliding_window_view(near, keys.SMOOTHED, axis=0).mean(axis=-1)
+        listed = in_keys(levels_of(self._tuning.pitched, times[0], len(times))) > SOUNDS
+        levels *= 1 - belief[:, None] * listed
         outside = np.maximum(times - len(self._clock) + 1, 0) + np.minimum(times, 0)
         made += keys.tones(levels, self._at(self._clock, times) + outside / FRAME_RATE)
         forgotten = max(0, min(times[0] - keys.SMOOTHED - self._first, len(self._levels)))
         self._levels, self._first = self._levels[forgotten:], self._first + forgotten
         return made
-
-    def _listed(self, first_frame: int, num_frames: int) -> np.ndarray:
-        """Which keys sound by the list, bool [num_frames, 88]."""
-        levels = levels_of(self._tuning.pitched, first_frame, num_frames)
-        return levels[:, keys.LOWEST :][:, : keys.NUM_KEYS] > SOUNDS
 
     @staticmethod
     def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -105,3 +96,8 @@ class Excitation:
         if not len(values):
             return np.zeros((len(places), *values.shape[1:]))
         return values[places.clip(0, len(values) - 1)]
+
+
+def in_keys(pitches: np.ndarray) -> np.ndarray:
+    """Takes the keys' part of arrays over pitches, [T, 128] to [T, 88]."""
+    return pitches[:, keys.LOWEST :][:, : keys.NUM_KEYS]

@@ -183,7 +183,7 @@ class ISTFTGenerator:
     takes_notes = True
 
     def as_played(self) -> ISTFTGenerator:
-        """The generator as it plays where notes are known: good phases need fewer steps, and so less of the future."""
+        """The generator as it plays by a source: its phases need fewer steps, and so less of the future."""
         if self.source:
             return self
         steps, momentum = INFORMED_PULL
@@ -216,7 +216,7 @@ class ISTFTGenerator:
         Args:
           mel: natural-log mel [B, behind + n + ahead, M]; whatever stands where `exists` [B, ..] is False is not seen.
           first_frame: int32 [B], the number in the piece of frame 0 of mel: the noise goes by it.
-          source: of the notes, [B, 320 (frames + 3)], from a hop before frame 0 on; None: they are not known.
+          source: [B, 320 (frames + 3)], from a hop before frame 0 on (`vocoder.excitation`); None: there is none.
           state: as it came out for the frames before those n, or `no_state` if they begin `lead` before the piece.
 
         Returns:

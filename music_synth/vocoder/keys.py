@@ -12,9 +12,9 @@ import functools
 
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter1d
-from threadpoolctl import ThreadpoolController
 
 from music_synth.audio.mel import FRAME_LENGTH, HOP_LENGTH, NUM_MELS, SAMPLE_RATE, log_mel
+from music_synth.threads import one_blas_thread
 from music_synth.vocoder.source import hz, partials, read_table, wave_table
 
 LOWEST, NUM_KEYS = 21, 88  # of the piano
@@ -22,6 +22,7 @@ TILTS = (1.0, 0.5, 2.0, 3.0)  # partial k of a tone has amplitude 1 / k^tilt; to
 NOISE_BANDS = 12
 ENVELOPE = 15  # filters under which the lower envelope runs
 STEPS = 30  # of the factorization
+AT_ONCE = 32  # frames that it is made of: a product of one size rounds alike, however many frames come
 SHARPNESS = 1.5  # power of a key's share of its frame: what is unsure counts less
 LEAST = 0.05  # of a frame's loudest key, under which a key is silent
 FLOOR = 1e-5  # under which all keys are
@@ -47,8 +48,8 @@ def templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     t = 1.0 + np.arange(FRAME_LENGTH) / SAMPLE_RATE
     pitches = range(LOWEST, LOWEST + NUM_KEYS)
-    tones = np.stack([read_table(period(pitch, tilt), hz(pitch) * t) for tilt in TILTS for pitch in pitches])
-    mels = np.exp(log_mel(tones, np)[:, 0])
+    waves = np.stack([read_table(period(pitch, tilt), hz(pitch) * t) for tilt in TILTS for pitch in pitches])
+    mels = np.exp(log_mel(waves, np)[:, 0])
     centers = np.linspace(0, NUM_MELS - 1, NOISE_BANDS)
     bands = np.maximum(0, 1 - np.abs(np.arange(NUM_MELS) - centers[:, None]) / centers[1])
     rows = np.concatenate([above_envelope(mels), bands])
@@ -63,9 +64,13 @@ def above_envelope(magnitude: np.ndarray) -> np.ndarray:
     return np.maximum(magnitude - uniform_filter1d(opened, ENVELOPE, axis=-1), 0.0)
 
 
-@functools.cache
-def thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()
+def fit(wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Finds how much of each row is in each frame: [AT_ONCE, 128] and [R, 128] to [AT_ONCE, R], float32."""
+    weights = np.full((len(wanted), len(rows)), wanted.sum(axis=1, keepdims=True) / len(rows), np.float32)
+    with one_blas_thread():
+        for _ in range(STEPS):
+            weights *= (wanted / (weights @ rows + 1e-8)) @ rows.T
+    return weights
 
 
 def key_levels(mel: np.ndarray) -> np.ndarray:
@@ -73,10 +78,9 @@ def key_levels(mel: np.ndarray) -> np.ndarray:
     magnitude = np.exp(mel).astype(np.float32)
     wanted = above_envelope(magnitude) + 1e-6
     rows, masses, played = templates()
-    weights = np.full((len(mel), len(rows)), wanted.sum(axis=1, keepdims=True) / len(rows), np.float32)
-    with thread_pools().limit(limits=1, user_api="blas"):  # threads stall where the decoder keeps all cores busy
-        for _ in range(STEPS):
-            weights *= (wanted / (weights @ rows + 1e-8)) @ rows.T
+    count = -(-len(mel) // AT_ONCE)
+    padded = np.pad(wanted, ((0, count * AT_ONCE - len(mel)), (0, 0)), constant_values=1e-6)
+    weights = np.concatenate([fit(block, rows) for block in padded.reshape(count, AT_ONCE, -1)])[: len(mel)]
     found = (weights[:, : len(masses)] * masses).reshape(len(mel), len(TILTS), NUM_KEYS).sum(axis=1)
     whole = np.maximum(magnitude.sum(axis=1), found.sum(axis=1))[:, None]
     levels = GAIN * whole * (found / whole) ** SHARPNESS / played

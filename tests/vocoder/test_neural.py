@@ -41,7 +41,7 @@ def random_mel(frames):
 
 
 def test_chunked_equals_whole(inverter):
-    """However the mel arrives and in whatever stretches it is made, up to rounding; and equal to one window."""
+    """However the mel arrives and in whatever stretches it is made, sample for sample; and equal to one window."""
     mel = random_mel(150)
     whole = np.concatenate(list(inverter.stream([mel], NOTES, stretch=200, early=False)))
     assert whole.shape == (150 * HOP_LENGTH,) and np.std(whole) > 0
@@ -49,8 +49,9 @@ def test_chunked_equals_whole(inverter):
         np.concatenate(list(inverter.stream(np.split(mel, cuts), NOTES, stretch=32, early=False)))
         for cuts in ([], [7, 8, 90, 149])
     ]
+    np.testing.assert_array_equal(*again)
     early = np.concatenate(list(inverter.stream([mel], NOTES, stretch=32)))
-    for streamed in (*again, early):
+    for streamed in (again[0], early):
         np.testing.assert_allclose(streamed, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
     without = np.concatenate(list(inverter.stream([mel], stretch=200, early=False)))
     assert np.array_equal(without, whole) != inverter.generator.takes_notes
