@@ -92,7 +92,7 @@ def synthesize_stream(
     """Plays notes as it samples them: the audio of `synthesize`, up to rounding, in parts float32 [S] as they are done.
 
     The first part comes when one segment has been sampled. It is shorter than a segment by what the inverter must see
-    of the future (0.28 s of the one that ships), and all parts are late by as much. Inverters that cannot stream
+    of the future (0.3 s of the one that ships), and all parts are late by as much. Inverters that cannot stream
     (Griffin-Lim, those of other projects) give one part at the end.
     """
     mels = Decoder(model, params, tokenizer, timbre).stream(notes, seed)

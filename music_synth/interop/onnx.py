@@ -49,6 +49,7 @@ from music_synth.vocoder.istft import (
     ISTFTGenerator,
     interpolation,
     noise_table,
+    trusted_bins,
 )
 from music_synth.vocoder.melgan import MelGANGenerator, normalized
 from music_synth.vocoder.source import SOURCE_FLOOR
@@ -132,10 +133,11 @@ def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str, no
     grows by about 40 kB a frame.
     """
     log_magnitude, direction = spectra(graph, generator, params, mel)
+    held = None
     if notes and not generator.source:
-        log_magnitude, direction = informed(graph, log_magnitude, direction, mel)
+        log_magnitude, direction, held = informed(graph, log_magnitude, direction, mel)
     size, wanted = graph.add("Exp", log_magnitude), graph.add("Exp", mel)
-    audio = steps(graph, generator, direction, graph.add("Unsqueeze", size, np.array([2])), wanted)
+    audio = steps(graph, generator, direction, graph.add("Unsqueeze", size, np.array([2])), wanted, held)
     return graph.add("Reshape", audio, np.array([1, -1]), name=OUTPUT)
 
 
@@ -204,23 +206,28 @@ def spectra(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str) 
     )
 
 
-def informed(graph: Graph, log_magnitude: str, direction: str, mel: str) -> tuple[str, str]:
-    """As `istft.informed`: log-magnitude [1, T, F], direction [1, T, 2, F]."""
+def informed(graph: Graph, log_magnitude: str, direction: str, mel: str) -> tuple[str, str, str]:
+    """As `istft.informed`: log-magnitude [1, T, F], direction [1, T, 2, F], how far it is held [1, T, 1, F]."""
     excited, spectrum = excitation(graph)
     size = flat(graph, magnitude(graph, spectrum, 1e-6))
     shaped = graph.add("MatMul", graph.add("Sub", mel, excited), interpolation().T)
     shaped = graph.add("Add", shaped, graph.add("Log", graph.add("Add", size, np.float32(1e-4))))
     above = graph.add("Sub", shaped, log_magnitude)
     trust = graph.add("Sigmoid", graph.add("Add", graph.add("Mul", above, np.float32(2)), np.float32(4)))
+    trust = graph.add("Mul", trust, trusted_bins())
     change = graph.add("Mul", graph.add("Clip", above, *map(np.float32, FINE_RANGE)), np.float32(SOURCE_SHARE))
     log_magnitude = graph.add("Add", log_magnitude, graph.add("Mul", change, trust))
 
-    def times(x: str, factor: str) -> str:
-        return graph.add("Mul", x, graph.add("Unsqueeze", factor, np.array([2])))
+    held = graph.add("Unsqueeze", trust, np.array([2]))
+    other = graph.add("Div", spectrum, graph.add("Unsqueeze", size, np.array([2])))
+    return log_magnitude, between(graph, direction, other, held), held
 
-    own = times(direction, graph.add("Sub", np.float32(1), trust))
-    direction = graph.add("Add", own, times(spectrum, graph.add("Div", trust, size)))
-    return log_magnitude, graph.add("Div", direction, magnitude(graph, direction, 1e-6))
+
+def between(graph: Graph, direction: str, other: str, share: str) -> str:
+    """As `istft.between`: [1, T, 2, F], share [1, T, 1, F]."""
+    own = graph.add("Mul", direction, graph.add("Sub", np.float32(1), share))
+    mixed = graph.add("Add", own, graph.add("Mul", other, share))
+    return graph.add("Div", mixed, magnitude(graph, mixed, 1e-6))
 
 
 def excitation(graph: Graph) -> tuple[str, str]:
@@ -248,8 +255,8 @@ def next_phasor(graph: Graph, *values: str) -> list[str]:
     ]
 
 
-def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wanted: str) -> str:
-    """As `ISTFTGenerator._audio`: direction [1, T, 2, F], size [1, T, 1, F], wanted [1, T, 128] to audio [1, 320 T].
+def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wanted: str, held: str | None) -> str:
+    """As `ISTFTGenerator._audio`: direction [1, T, 2, F], size and held [1, T, 1, F], wanted [1, T, 128] to [1, 320 T].
 
     Whatever does not change from step to step is made once, out here.
     """
@@ -268,8 +275,11 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
     def towards_magnitudes(graph: Graph, audio: str) -> str:
         padded = graph.add("Pad", audio, np.array([0, HOP_LENGTH, 0, 2 * HOP_LENGTH]))
         spectrum = pairs(graph, wide.spectra(graph, frames_of(graph, padded, WINDOW, HOP_LENGTH)))
-        gain = graph.add("Div", size, magnitude(graph, spectrum, 1e-9))
-        return inverse(graph, graph.add("Mul", spectrum, gain))
+        present = magnitude(graph, spectrum, 1e-9)
+        if held is None:
+            return inverse(graph, graph.add("Mul", spectrum, graph.add("Div", size, present)))
+        own = graph.add("Div", spectrum, present)
+        return inverse(graph, graph.add("Mul", between(graph, own, direction, held), size))
 
     def project_frames(graph: Graph, frames: str, wanted: str) -> str:
         """As `stft.project_frames`: [1, n, 640] towards mel magnitudes [1, n, 128]."""

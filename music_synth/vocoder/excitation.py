@@ -20,7 +20,7 @@ LAGS = (-75, -50, -25, 25, 50, 75)  # frames by which a list is shifted, to be h
 SOUNDS = 1e-3  # level of a note in a list
 MEMORY = 300  # frames in which what was heard counts for 1/e
 PRIOR = (15.0, 10.0)  # added to what was found in the list and in it shifted: music that no reader reads tells little
-BELIEVED = (1.0, 1.12)  # how much better than shifted it must be: not believed, believed
+BELIEVED = (1.04, 1.16)  # how much better than shifted it must be: not believed, believed
 
 
 class Excitation:

@@ -29,6 +29,7 @@ import numpy as np
 from music_synth.audio.mel import HOP_LENGTH, NUM_MELS, SAMPLE_RATE, hann_window, log_mel, scale_mel
 from music_synth.errors import check_range
 from music_synth.vocoder.convnext import ConvNeXtBlock, context
+from music_synth.vocoder.keys import AHEAD as KEYS_AHEAD
 from music_synth.vocoder.pre_echo import pre_echo_limits
 from music_synth.vocoder.source import SOURCE_FLOOR, SOURCE_HOPS
 from music_synth.vocoder.stft import (
@@ -49,8 +50,11 @@ WINDOW = 4 * HOP_LENGTH  # samples of a synthesis frame; also its FFT size
 NUM_BINS = WINDOW // 2 + 1
 TURN = 2 * np.pi * HOP_LENGTH / WINDOW  # radians in a hop of a tone at a frequency of one bin
 MAX_LOG_MAGNITUDE = 7.0  # a full-scale sine has 5.8
-INFORMED_PULL = (3, 0.5)  # steps a hop, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
-SOURCE_SHARE = 0.25  # of the source's log-magnitude in a bin that it explains: half would cost STFT distance
+INFORMED_STEPS = 1  # of consistency, by which the phases that the source does not hold follow those that it does
+INFORMED_PULL = (5, 0.5)  # steps a hop, momentum: more cost notes, fewer leave the mel (docs/inverter_log.md)
+SOURCE_SHARE = 0.45  # of the source's log-magnitude in a bin that it explains
+SOURCE_HZ = (2500.0, 500.0)  # where trust in its phases is half, and how slowly it falls: high partials lie elsewhere
+SOURCE_AHEAD = SOURCE_HOPS - 1 + KEYS_AHEAD  # frames of mel after one that the source of its synthesis frame needs
 FINE_RANGE = (-5.0, 3.0)  # natural-log magnitude of a bin of the source over that of its mel filters
 MAX_OFFSET = 2.5  # bins between a bin and the tone that it follows: half a Hann window's main lobe, and some
 
@@ -120,7 +124,7 @@ class ISTFTGenerator:
     num_layers: int = 6
     width: int = 7  # frames under each convolution
     ahead: int | None = None  # of them, those that come later; None: half of them
-    max_ahead: int = 6  # frames that all layers together see ahead when it plays; more gain nothing
+    max_ahead: int = 7  # frames that all layers together see ahead when it plays: as many as a source needs, too
     source: bool = False  # whether the network itself is given the signal made of the notes
     num_consistency_steps: int = 16  # towards the network's magnitudes (Griffin and Lim 1984), when it plays
     num_projections: int = 32  # then towards the mel, when it plays
@@ -165,9 +169,10 @@ class ISTFTGenerator:
 
     @property
     def reach(self) -> tuple[int, int]:
-        """Frames before and after that must be given to play a frame, besides the state that is carried along."""
+        """Frames before and after that must be given to play a frame and its source, besides the carried state."""
         behind, ahead = self.network_reach
         steps = 3 * self.num_consistency_steps + self.num_projections
+        ahead = max(ahead, SOURCE_AHEAD) if self.source or self.pull_steps else ahead
         return max(1, behind + 2 + steps - self.lead), ahead + 1 + steps + self.hops_pulled
 
     @property
@@ -188,7 +193,7 @@ class ISTFTGenerator:
             return self
         steps, momentum = INFORMED_PULL
         pulled = replace(self, pull_steps=steps, projection_momentum=momentum)
-        return replace(pulled, num_consistency_steps=0, num_projections=0)
+        return replace(pulled, num_consistency_steps=INFORMED_STEPS, num_projections=0)
 
     def no_state(self, rows: int) -> State:
         """What is carried along, before a piece begins."""
@@ -247,7 +252,10 @@ class ISTFTGenerator:
 
         def towards_magnitudes(audio: Array) -> Array:
             present = analysis(audio)
-            return inverse(scaled(present, size / magnitude(present, 1e-9)), exists)
+            if spectra.held is None:
+                return inverse(scaled(present, size / magnitude(present, 1e-9)), exists)
+            own = scaled(present, 1 / magnitude(present, 1e-9))
+            return inverse(scaled(between(own, spectra.direction, spectra.held), size), exists)
 
         audio = inverse(scaled(spectra.direction, size), exists)
         audio = iterate(towards_magnitudes, audio, steps[0], self.consistency_momentum)
@@ -268,24 +276,37 @@ class Spectra(NamedTuple):
     frequency: Array  # of the tone that a bin follows, in bins
     direction: Array  # the phase, as a complex number of magnitude 1
     phasor: Array  # the recurrence's state, whose direction it is
+    held: Array | None = None  # how far consistency steps leave the direction as it is, 0 to 1; None: not at all
 
 
 def informed(spectra: Spectra, mel: Array, source: Array) -> Spectra:
     """The spectra with the source's phases where it explains them, without any learning.
 
     Scaled to the mel of each filter, the source has a magnitude of its own in every bin; the lower it lies under the
-    network's, the less its phase counts. Where that counts, the magnitude goes a part of the way to the source's.
+    network's, the less its phase counts. Where that counts, the magnitude goes a part of the way to the source's, and
+    consistency steps leave the phase.
     """
     excited = jnp.log(jnp.exp(log_mel(source)[:, 1:-2]) + SOURCE_FLOOR)  # [B, T, M]
     spectrum = centered_spectra(source)
     size = magnitude(spectrum, 1e-6)
     shaped = jnp.log(size + 1e-4) + (mel - excited) @ interpolation().T
     above = shaped - spectra.log_magnitude
-    trust = nn.sigmoid(2 * above + 4)
-    direction = scaled(spectra.direction, 1 - trust) + scaled(spectrum, trust / size)
+    trust = nn.sigmoid(2 * above + 4) * trusted_bins()[None, None]
+    direction = between(spectra.direction, scaled(spectrum, 1 / size), trust)
     log_magnitude = spectra.log_magnitude + SOURCE_SHARE * trust * jnp.clip(above, *FINE_RANGE)
-    direction = scaled(direction, 1 / magnitude(direction, 1e-6))
-    return spectra._replace(log_magnitude=log_magnitude, direction=direction)
+    return spectra._replace(log_magnitude=log_magnitude, direction=direction, held=trust)
+
+
+def trusted_bins() -> np.ndarray:
+    """How far the source's phase is trusted in each bin at most, float32 [F]."""
+    most, width = SOURCE_HZ
+    return (1 / (1 + np.exp((np.linspace(0, SAMPLE_RATE / 2, NUM_BINS) - most) / width))).astype(np.float32)
+
+
+def between(direction: Array, other: Array, share: Array) -> Array:
+    """A direction a share of the way to another: complex numbers of magnitude 1."""
+    mixed = scaled(direction, 1 - share) + scaled(other, share)
+    return scaled(mixed, 1 / magnitude(mixed, 1e-6))
 
 
 class State(NamedTuple):

@@ -15,7 +15,7 @@ from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter1d
 
 from music_synth.audio.mel import FRAME_LENGTH, HOP_LENGTH, NUM_MELS, SAMPLE_RATE, log_mel
 from music_synth.threads import one_blas_thread
-from music_synth.vocoder.source import hz, partials, read_table, wave_table
+from music_synth.vocoder.source import hz, partials, read_table, scattered, wave_table
 
 LOWEST, NUM_KEYS = 21, 88  # of the piano
 TILTS = (1.0, 0.5, 2.0, 3.0)  # partial k of a tone has amplitude 1 / k^tilt; tones are played with the first
@@ -35,7 +35,7 @@ AHEAD = SMOOTHED // 2  # frames after one that its levels wait for
 def period(pitch: int, tilt: float) -> np.ndarray:
     """A period of a key's tone, its partials out of phase: in phase they would be pulses. As of `wave_table`."""
     k = partials(pitch)
-    return wave_table(k**-tilt * np.exp(2j * np.pi * np.random.default_rng(pitch).random(len(k))))
+    return wave_table(k**-tilt * scattered(k, pitch))
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """The excitation of a note-informed inverter: a plain signal made of the notes, whose phases hold.
 
-Each note is the sum over k of sin(2 pi k f t) / k up to 8 kHz at its exact frequency f, from its onset on; a drum hit
-is a burst of noise. What it lacks (spectra, decays, vibrato, rooms) is the inverter's part, which reads them off the
-mel: a harmonic source before a learned filter, as in DDSP (Engel et al. 2020) and in neural source-filter models (Wang
-et al. 2019), for all notes of all instruments in one signal.
+Each note is the sum over k of sin(2 pi k f t) / k up to 8 kHz at its exact frequency f, from its onset on, in a low
+note with other phases, as its partials would be pulses; a drum hit is a burst of noise. What it lacks (spectra, decays,
+vibrato, rooms) is the inverter's part, which reads them off the mel: a harmonic source before a learned filter, as in
+DDSP (Engel et al. 2020) and in neural source-filter models (Wang et al. 2019), for all notes of all instruments in one
+signal.
 
 A sample depends on its number and the notes alone, so pieces of a stream are those of the whole.
 """
@@ -22,6 +23,7 @@ SOURCE_HOPS = 3  # beyond the frames: one before, two after, as far as synthesis
 SOURCE_FLOOR = 1e-2  # magnitude that counts as silence; a partial of the softest note is ten times louder
 MAX_HZ = SAMPLE_RATE / 2
 TABLE = 8192  # samples of a period; a line between two of them is within 0.3 % of a sine of 200 periods a table
+SCATTERED = 40  # pitches under E2 have a period in which the ear, and a window of 16 ms, hears pulses
 ATTACK = 0.002  # seconds
 RELEASE = 0.1  # seconds in which a note falls to 1/e once it is let go
 RELEASE_SECONDS = 0.7  # then it is 61 dB down, and ends
@@ -90,8 +92,14 @@ def hz(pitch: int, cents: float = 0.0) -> float:
 
 @functools.cache
 def period(pitch: int) -> np.ndarray:
-    """A period of the harmonics of a pitch below 8 kHz, float32 [TABLE + 1]."""
-    return wave_table(1 / partials(pitch))
+    """A period of the harmonics of a pitch below 8 kHz, float32 [TABLE + 1]; those of a low one out of phase."""
+    k = partials(pitch)
+    return wave_table(scattered(k, pitch) / k if pitch < SCATTERED else 1 / k)
+
+
+def scattered(values: np.ndarray, seed: int) -> np.ndarray:
+    """Complex numbers of magnitude 1 and random phase, as many as there are values: the same for one seed."""
+    return np.exp(2j * np.pi * np.random.default_rng(seed).random(len(values)))
 
 
 def partials(pitch: int) -> np.ndarray:

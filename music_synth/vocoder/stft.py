@@ -13,7 +13,7 @@ from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, HOP_LENGTH, frame, han
 from music_synth.vocoder.pre_echo import without_pre_echo
 
 Array = jax.Array
-PULL_AHEAD = 6  # frames that `pull_to_mel` moves besides that which it fixes next
+PULL_AHEAD = 3  # frames that `pull_to_mel` moves besides that which it fixes next
 
 
 def windowed(frames: Array, window: np.ndarray) -> Array:

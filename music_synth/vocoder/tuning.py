@@ -19,11 +19,9 @@ from music_synth.vocoder.source import RELEASE, RELEASE_SECONDS, SOURCE_FLOOR, t
 TRIED = (-30.0, -15.0, 0.0, 15.0, 30.0)  # cents
 MEMORY = 400  # frames in which what was heard counts for 1/e
 LEAD = 4  # frames of a note that are heard before its tuning is fixed: streams need not wait for more
-MARGIN = 0.05  # of correlation, by which another tuning must win over the notes as they are written
 # Samples of one instrument are 10 cents apart, and notes a few cents apart beat where in truth they are in tune: to
-# follow those cents cost a tenth of the notes that a transcriber hears (docs/inverter_log.md).
-IN_TUNE = 12.5  # cents within which notes stay where they are written
-STEP = 5.0  # cents, to which what lies beyond is rounded
+# follow those cents, too, costs a tenth of the notes that a transcriber hears (docs/inverter_log.md).
+MARGIN = 0.05  # of correlation, by which another tuning must win over the notes as they are written
 SMOOTHED = 7  # filters whose mean is taken off, which leaves the fine structure
 
 
@@ -99,7 +97,7 @@ def best_tuning(sums: np.ndarray) -> float:
     bend = before - 2 * top + after
     step = TRIED[1] - TRIED[0]
     cents = TRIED[best] + (np.clip(0.5 * (before - after) / bend, -1, 1) * step if bend < 0 else 0.0)
-    return float(0.0 if abs(cents) < IN_TUNE else STEP * round(cents / STEP))
+    return float(round(cents))  # whole cents, as the last bit of a product goes by how much of the mel came at once
 
 
 def _fine_structure() -> np.ndarray:

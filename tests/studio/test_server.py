@@ -249,7 +249,7 @@ def test_live_keys_come_back_as_sound(studio):
         items = client.receive(lambda item: not isinstance(item, dict))
         assert {"type": "live-keys", "keys": [7]} in items
         kind, _, position, samples = items[-1]
-        assert kind == LIVE and position > 16000 and len(samples) == 28 * 320
+        assert kind == LIVE and position > 16000 and len(samples) == 27 * 320
         later = client.receive(lambda item: not isinstance(item, dict))[-1]  # it is held: more comes by itself
         assert later[2] > position
         client.send(type="live", voice=None)
