@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
 
@@ -26,7 +28,7 @@ from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.held_out import HeldOut, first_held_out
 from music_synth.training.lock import lock_model_dir
 from music_synth.training.optimizer import Optimizer
-from music_synth.training.step import Feed, Metrics, Model, TrainState, create_state, train_step
+from music_synth.training.step import Batch, Feed, Metrics, Model, TrainState, create_state, train_step
 from music_synth.training.writer import NoWriter, Writer, last_value
 
 MAX_COUNT = 10**8  # of steps; the longest published runs have a million
@@ -76,9 +78,13 @@ def train(
     mesh = partitioning.make_mesh(model_parallelism)
     with contextlib.ExitStack() as run:
         checkpointer = Checkpointer(run.enter_context(lock_model_dir(model_dir)), keep_checkpoints)
-        state, position = start_state(model, optimizer, mesh, checkpointer, seed, ema_decay, initial)
-        step = start_step = saved_step = int(state.step)
-        say(f"{num_params(state.params):,} parameters on {mesh.devices.size} {jax.default_backend()} device(s)")
+        create, like = state_to_make(model, optimizer, mesh, seed, ema_decay)
+        restored, position = checkpointer.restore_latest(like) or (None, 0)
+        params = None if initial is None or restored is not None else initial(model)
+        if params is not None:
+            say(f"parameters from {initial}")
+        step = start_step = saved_step = 0 if restored is None else int(restored.step)
+        say(f"{num_params(like.params):,} parameters on {mesh.devices.size} {jax.default_backend()} device(s)")
         say(f"going on from step {step} in {model_dir}" if step else f"starting in {model_dir}")
         first = jax.process_index() == 0
         writer = run.enter_context(contextlib.closing(Writer(model_dir, step) if first else NoWriter()))
@@ -86,8 +92,8 @@ def train(
         best = Best(model_dir, patience, step)
 
         @cache  # compiled once for each stage of the training that the model has
-        def update_of(stage: Model) -> Callable:
-            layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        def update_of(stage: Model) -> Any:
+            layout = jax.tree.map(lambda leaf: leaf.sharding, like)
             return jax.jit(
                 partial(train_step, stage, optimizer, num_microbatches, ema_decay),
                 donate_argnums=0,
@@ -104,7 +110,8 @@ def train(
         window: list[Metrics] = []  # of the steps since the last line of the log
         minutes = last_value(model_dir, "train/minutes") if step else 0.0  # up to that line
         budget = math.inf if max_minutes is None else max_minutes
-        batches = run.enter_context(contextlib.closing(prefetch(map(ready, feed.train_batches(position)))))
+        coming = run.enter_context(contextlib.closing(prefetch(map(ready, feed.train_batches(position)))))
+        batches: Iterator[Batch] = coming
         stop = run.enter_context(StopSignal())
         bar = run.enter_context(progress_bar(start_step, num_steps, first))
 
@@ -116,9 +123,21 @@ def train(
             held_out.write_samples(writer, step, params)
             writer.flush()
 
-        if best.wants(step) and step % eval_every == 0:
-            evaluate(minutes)
         clock = time.monotonic()
+        if restored is None:
+            first_batch = next(batches)
+            batches = itertools.chain([first_batch], batches)
+            update = update_of(model.at_step(0)).lower(like, first_batch)
+            with ThreadPoolExecutor(1) as pool:  # each takes seconds to compile
+                compiled = pool.submit(update.compile)
+                state = create(params)
+                compiled.result()
+        else:
+            state = restored
+        if best.wants(step) and step % eval_every == 0:
+            paused = time.monotonic()
+            evaluate(minutes)
+            clock += time.monotonic() - paused
         while step < num_steps and minutes < budget and not best.is_over:
             batch = next(batches)
             state, metrics = update_of(model.at_step(step))(state, batch)
@@ -162,27 +181,15 @@ def train(
 # --- before the first step ---------------------------------------------------------------------------------------
 
 
-def start_state(
-    model: Model,
-    optimizer: Optimizer,
-    mesh: Mesh,
-    checkpointer: Checkpointer,
-    seed: int,
-    ema_decay: float,
-    initial: Callable[[Model], Any] | None = None,
-) -> tuple[TrainState, int]:
-    """Returns the newest checkpoint's state or a fresh one, laid out over the mesh, and which batch comes next."""
+def state_to_make(
+    model: Model, optimizer: Optimizer, mesh: Mesh, seed: int, ema_decay: float
+) -> tuple[Callable[[Any], TrainState], TrainState]:
+    """Returns what makes a fresh state of parameters (None: random ones), and its shapes, laid out over the mesh."""
     create = partial(create_state, model, optimizer, jax.random.key(seed), ema_decay)
     shapes = jax.eval_shape(create)
     layout = partitioning.state_shardings(mesh, shapes, model.logical_axes())
     like = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout)
-    restored = checkpointer.restore_latest(like)
-    if restored is not None:
-        return restored
-    params = initial(model) if initial is not None else None
-    if params is not None:
-        say(f"parameters from {initial}")
-    return jax.jit(create, out_shardings=layout)(params), 0
+    return jax.jit(create, out_shardings=layout), like
 
 
 def check_range(low: int, high: int, **values: int | None) -> None:

@@ -261,9 +261,10 @@ def test_no_folder_no_checkpoint_no_such_step(saved, tmp_path):
         load_params(saved, step=25)
 
 
-def test_start_state_is_laid_out_over_the_mesh(saved):
+def test_a_run_goes_on_laid_out_over_the_mesh(saved):
     mesh = partitioning.make_mesh()
-    state, position = loop.start_state(Toy(), adamw(1e-2), mesh, Checkpointer(saved), seed=0, ema_decay=0.9)
+    _, like = loop.state_to_make(Toy(), adamw(1e-2), mesh, seed=0, ema_decay=0.9)
+    state, position = Checkpointer(saved).restore_latest(like)
     assert position == 31
     assert_same(state, some_state(30))
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(state))
