@@ -27,11 +27,12 @@ from music_synth.studio.outbox import Outbox
 from music_synth.studio.protocol import Key, Live, Voice
 from music_synth.studio.worker import Worker
 from music_synth.vocoder.inverter import Inverter
+from music_synth.vocoder.istft import ISTFTGenerator
 from music_synth.vocoder.neural import NeuralInverter
 
 FRAMES = 42  # of a stretch of mel
 RUN_UP = 32  # frames before it that the inverter is given
-LOOK_AHEAD = 15  # of its last frames, which only help the inverter; so it lasts 0.54 s
+LOOK_AHEAD = ISTFTGenerator().as_played().reach[1]  # of its last frames, which only help the inverter: 0.54 s are left
 RENEW_SECONDS = 0.2  # before what is made runs out
 HELD_SECONDS = 10.0  # that a key which is down is taken to last on
 FORGOTTEN_SECONDS = 3.0  # after its end, when nothing of a note is heard

@@ -110,8 +110,9 @@ def train(
         window: list[Metrics] = []  # of the steps since the last line of the log
         minutes = last_value(model_dir, "train/minutes") if step else 0.0  # up to that line
         budget = math.inf if max_minutes is None else max_minutes
-        coming = run.enter_context(contextlib.closing(prefetch(map(ready, feed.train_batches(position)))))
-        batches: Iterator[Batch] = coming
+        batches: Iterator[Batch] = run.enter_context(
+            contextlib.closing(prefetch(map(ready, feed.train_batches(position))))
+        )
         stop = run.enter_context(StopSignal())
         bar = run.enter_context(progress_bar(start_step, num_steps, first))
 
@@ -125,15 +126,10 @@ def train(
 
         clock = time.monotonic()
         if restored is None:
-            first_batch = next(batches)
-            batches = itertools.chain([first_batch], batches)
-            update = update_of(model.at_step(0)).lower(like, first_batch)
-            with ThreadPoolExecutor(1) as pool:  # each takes seconds to compile
-                compiled = pool.submit(update.compile)
-                state = create(params)
-                compiled.result()
+            state, batches = first_state(partial(create, params), update_of(model.at_step(0)), like, batches)
         else:
             state = restored
+        del params, restored  # for the whole run they would hold what the state has its own of
         if best.wants(step) and step % eval_every == 0:
             paused = time.monotonic()
             evaluate(minutes)
@@ -190,6 +186,19 @@ def state_to_make(
     layout = partitioning.state_shardings(mesh, shapes, model.logical_axes())
     like = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, layout)
     return jax.jit(create, out_shardings=layout), like
+
+
+def first_state(
+    create: Callable[[], TrainState], update: Any, like: TrainState, batches: Iterator[Batch]
+) -> tuple[TrainState, Iterator[Batch]]:
+    """Makes the state while the jitted `update` compiles for the first batch; returns it, and the batches anew."""
+    batch = next(batches)
+    lowered = update.lower(like, batch)
+    with ThreadPoolExecutor(1) as pool:  # each takes seconds to compile
+        compiled = pool.submit(lowered.compile)
+        state = create()
+        compiled.result()
+    return state, itertools.chain([batch], batches)
 
 
 def check_range(low: int, high: int, **values: int | None) -> None:

@@ -67,9 +67,8 @@ def above_envelope(magnitude: np.ndarray) -> np.ndarray:
 def fit(wanted: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Finds how much of each row is in each frame: [AT_ONCE, 128] and [R, 128] to [AT_ONCE, R], float32."""
     weights = np.full((len(wanted), len(rows)), wanted.sum(axis=1, keepdims=True) / len(rows), np.float32)
-    with one_blas_thread():
-        for _ in range(STEPS):
-            weights *= (wanted / (weights @ rows + 1e-8)) @ rows.T
+    for _ in range(STEPS):
+        weights *= (wanted / (weights @ rows + 1e-8)) @ rows.T
     return weights
 
 
@@ -80,7 +79,8 @@ def key_levels(mel: np.ndarray) -> np.ndarray:
     rows, masses, played = templates()
     count = -(-len(mel) // AT_ONCE)
     padded = np.pad(wanted, ((0, count * AT_ONCE - len(mel)), (0, 0)), constant_values=1e-6)
-    weights = np.concatenate([fit(block, rows) for block in padded.reshape(count, AT_ONCE, -1)])[: len(mel)]
+    with one_blas_thread():
+        weights = np.concatenate([fit(block, rows) for block in padded.reshape(count, AT_ONCE, -1)])[: len(mel)]
     found = (weights[:, : len(masses)] * masses).reshape(len(mel), len(TILTS), NUM_KEYS).sum(axis=1)
     whole = np.maximum(magnitude.sum(axis=1), found.sum(axis=1))[:, None]
     levels = GAIN * whole * (found / whole) ** SHARPNESS / played
