@@ -1,12 +1,12 @@
 """Converts a decoder from one form to another:
 
-    python -m music_synth.convert SOURCE TARGET [--to run|export|t5x|diffusers]
+    python -m music_synth.convert SOURCE TARGET [--to run|export|t5x|diffusers|onnx]
 
 SOURCE is recognized: the MODEL_DIR of a run, an exported model, a checkpoint of T5X (a folder checkpoint_<step>, or one
 that holds such folders) or a pipeline folder of diffusers. TARGET is a new folder. Without --to, a run is exported to
-one folder with weights and a model card, and everything else becomes a run, which plays and trains on. An inverter
-(a run of istft.gin or melgan.gin, a .safetensors file, or "shipped") is converted to what TARGET ends in, .onnx or
-.safetensors. `--to onnx` writes a diffusion decoder as one .onnx file.
+one folder with weights and a model card, and everything else becomes a run, which plays and trains on. An inverter (a
+run of istft.gin, informed.gin or melgan.gin, a .safetensors file, or "shipped") is converted to what TARGET ends in,
+.onnx or .safetensors. `--to onnx` writes a diffusion decoder as one .onnx file.
 
 What was written is read again, and both sides compute the same segment.
 """

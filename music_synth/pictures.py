@@ -69,7 +69,7 @@ def plot_piece(
     Args:
       path: `.png`, `.pdf` or `.svg`.
       mels: log-mel [T, M] each, on one color scale: what was sampled, or a recording beside its samples.
-      notes: may reach past the mels; what lies outside is not drawn. None: no piano roll.
+      notes: may reach past the mels; what lies outside is not drawn. (): no piano roll.
       audio: [S] at 16 kHz, in [-1, 1]; None: no waveform.
 
     Raises:

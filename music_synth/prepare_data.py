@@ -26,6 +26,7 @@ from music_synth.data import synthetic
 from music_synth.data.data_dir import default_data_dir
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.datasets.reading import CORPORA, corpus, pieces, reader, scan, seconds
+from music_synth.data.datasets.variation import KINDS as VARIATIONS
 from music_synth.data.examples import Piece, data_set_of
 from music_synth.data.feed import folder_of, is_embedded
 from music_synth.data.prepared import read_manifest, write_folder
@@ -60,7 +61,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     rendered.add_argument("--variations", type=int, default=0, help="of each training piece, besides it as it is (0)")
     rendered.add_argument(
         "--vary",
-        help="what varies, by commas (default: all): programs, transposition, tempo, gains, tuning, room, equalizer",
+        help=f"what varies, by commas (default: all): {', '.join(VARIATIONS)}",
     )
     rendered.add_argument("--gain", type=float, help="FluidSynth's master gain (default 0.5)")
     parser.add_argument("--seed", type=int, default=0, help="of rendered's variations, of pairs' splits (0)")
@@ -176,13 +177,13 @@ def find_recordings(name: str, flags: argparse.Namespace, folder: Path) -> Found
     """Finds what --source holds of a corpus; of rendered, what to render of it."""
     sources = flags.source or [folder / "downloads" / "manual" / name]  # tfds's place for what users bring
     if name == "rendered":
-        from music_synth.data.datasets import rendered, variation
+        from music_synth.data.datasets import rendered
 
         return rendered.find_renderings(
             sources,
             local_paths(flags.soundfont or ""),
             flags.variations,
-            variation.KINDS if flags.vary is None else [kind for kind in flags.vary.split(",") if kind],
+            VARIATIONS if flags.vary is None else [kind for kind in flags.vary.split(",") if kind],
             flags.seed,
             rendered.GAIN if flags.gain is None else flags.gain,
         )

@@ -178,8 +178,8 @@ def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) ->
 
     Args:
         name: None or "shipped": the trained one of the package; "mel_only": the same, not told the notes;
-            "griffin_lim"; a .safetensors file; the MODEL_DIR of a run of istft.gin or melgan.gin; or a model of
-            another project: an .onnx file or a folder with a SavedModel.
+            "griffin_lim"; a .safetensors file; the MODEL_DIR of a run of istft.gin, informed.gin or melgan.gin; or a
+            model of another project: an .onnx file or a folder with a SavedModel.
         trust: whether a SavedModel, which is a program, may run.
 
     Raises:
@@ -206,5 +206,7 @@ def load_generator(model_dir: str | os.PathLike, step: int | None = None, ema: b
     folder = Path(model_dir)
     model = _maker(folder, PARTS).value("train.model")
     if not hasattr(model, "generator"):
-        raise UserError(f"{folder} is a run of {type(model).__name__}, not of an inverter (istft.gin, melgan.gin)")
+        raise UserError(
+            f"{folder} is a run of {type(model).__name__}, not of an inverter (istft, informed, melgan.gin)"
+        )
     return model.generator, load_params(folder, step, ema, model)[0]["generator"]

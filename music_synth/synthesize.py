@@ -37,7 +37,7 @@ from music_synth.models.base import Params, SpectrogramModel
 from music_synth.models.layers import DTYPES
 from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
 from music_synth.playing import Decoder, Segment, frames_of
-from music_synth.vocoder.inverter import GRIFFIN_LIM, Inverter, stream_audio
+from music_synth.vocoder.inverter import GRIFFIN_LIM, MEL_ONLY, Inverter, stream_audio
 
 STDOUT = Path("-")
 ACCELERATED_BATCH = 16  # pieces side by side on an accelerator; on a CPU one after the other is as fast
@@ -364,7 +364,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         help=f"pieces sampled side by side (default: {ACCELERATED_BATCH} on an accelerator; one by one on a CPU)",
     )
     parser.add_argument(
-        "--inverter", help=f"mel to audio: {GRIFFIN_LIM}, a file or a run's MODEL_DIR (default: the one that ships)"
+        "--inverter",
+        help=f"mel to audio: {runs.SHIPPED} (the default), {MEL_ONLY} (the same, not told the notes), {GRIFFIN_LIM}, a"
+        " file or a run's MODEL_DIR",
     )
     parser.add_argument("--trust", action="store_true", help="let an --inverter that is a SavedModel, a program, run")
     flags = parser.parse_args(argv)

@@ -211,10 +211,17 @@ def slug(heading: str) -> str:
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
-def test_every_page_is_linked_from_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    pages = {page.name for page in (ROOT / "docs").glob("*.md") if not page.name.endswith("_log.md")} - {"index.md"}
-    assert pages == {page for page in pages if f"(docs/{page})" in readme}
+@pytest.mark.parametrize(
+    "name, entry",
+    [
+        ("README.md", r"^\| .* \| \[\w+\]\(docs/(\w+\.md)\) \|$"),
+        ("docs/index.md", r"^\| .* \| \[[\w ,]+\]\((\w+\.md)\) \|$"),
+        ("mkdocs.yml", r"^  - [\w ,]+: (?!index)(\w+\.md)$"),
+    ],
+)
+def test_every_page_is_listed_once(name, entry):
+    listed = re.findall(entry, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted({page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"})
 
 
 def test_the_readme_is_read_to_its_end():

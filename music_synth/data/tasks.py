@@ -98,7 +98,7 @@ def register_tasks(
     Args:
       tokenizer: default settings if None.
       names: as of `build`; every data set of this package if None.
-      empty_context: share of training windows without context, see `music_synth.data.feed.open_feed`.
+      empty_context: share of training windows without context, see `music_synth.data.examples.SegmentSettings`.
       data_dir: see `build`.
       on_skip: told (piece id, seconds) of every window that has too many tokens.
 

@@ -19,7 +19,7 @@ from music_synth.models.layers import NetworkConfig
 from music_synth.models.transformer import CrossCache, MelTransformer
 
 Array = jax.Array
-LOSS_TARGETS = ("x0", "eps", "v", "max_x0_eps", "x0_and_eps")
+LOSS_TARGETS = ("x0", "eps", "v", "max_x0_eps", "x0_and_eps")  # the last two: maximum and sum of the first two
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Diffusion(SpectrogramModel):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     schedule: Schedule = field(default_factory=CosineSchedule)
     prediction_type: str = "x0"  # what the network's output means: "eps", "x0", "v" or "x0_and_eps"
-    loss_target: str = "x0"  # where the error is taken: "x0", "eps", "max_x0_eps" or "x0_and_eps" (their sum)
+    loss_target: str = "x0"  # where the error is taken, one of LOSS_TARGETS
     loss_norm: str = "l2"  # "l1" or "l2"
     condition_dropout: float = 0.1  # share of training examples without notes and context, for guidance
     sampler: Sampler = field(default_factory=Sampler)
@@ -168,7 +168,7 @@ def drop_conditions(batch: Batch, keep: Array) -> Batch:
 def elementwise_loss(
     output: Array, x_0: Array, eps: Array, x_t: Array, log_snr: Array, prediction_type: str, target: str, norm: str
 ) -> Array:
-    """Computes |error| or error^2 [B, T, M] of x_0, of eps, their maximum or their sum (docs/spec.md 3.15.4)."""
+    """Computes |error| or error^2 [B, T, M] of x_0, eps or v, or of x_0 and eps together (docs/spec.md 3.15.4)."""
     predicted_x_0, predicted_eps = process.to_x_0_and_eps(output, x_t, log_snr, prediction_type)
     distance = jnp.abs if norm == "l1" else jnp.square
     if target == "v":

@@ -64,7 +64,7 @@ def evaluate(
     A decoder that has a temperature is also scored at 0, its mean, and beside it that mean plus Gaussian noise.
 
     Args:
-      checkpoints: of decoders, in the order of the table; of a run the newest counts. None: inverters alone are scored.
+      checkpoints: of decoders, in the order of the table; of a run the newest counts. (): inverters alone are scored.
       task: name of a task, or path of a prepared folder; its `train` split gives the mean spectrum.
       split: what is scored.
       output_dir: gets the table, the numbers, the report, and every clip that was made.

@@ -121,16 +121,17 @@ def melgan(graph: Graph, generator: MelGANGenerator, params: Mapping, mel: str) 
 def istft(graph: Graph, generator: ISTFTGenerator, params: Mapping, mel: str, notes: bool) -> str:
     """As `ISTFTGenerator.play`, for one piece that exists from end to end, from frame 0 on.
 
-    The accelerated steps magnify rounding. Measured with the shipped inverter (16 and 32 steps) on 8 s of each of four
-    test pieces, against JAX: largest difference over the peak, and root mean square below that of the audio:
+    The accelerated steps magnify rounding. Measured with the shipped inverter, written without the notes (16 and 32
+    steps), on 8 s of each of four test pieces, against JAX: largest difference over the peak, and root mean square
+    below that of the audio:
 
         ONNX without the steps                         4e-6 to 8e-5    -113 to -97 dB
         ONNX                                           5e-4 to 2e-2     -75 to -50 dB
         JAX with the last bit of the mel changed       2e-4 to 8e-3     -85 to -57 dB
 
     The mel of the audio is as near to what was asked for as JAX's, to 1e-5. On one core it plays at 8 to 14 times real
-    time, JAX at 32 to 40, as the transforms are matrix products here. The file has 34 MB whatever the steps; memory
-    grows by about 40 kB a frame.
+    time, JAX at 32 to 40, as the transforms are matrix products here. Memory grows by about 40 kB a frame; the size of
+    the file, whatever the steps, is in docs/checkpoints.md.
     """
     log_magnitude, direction = spectra(graph, generator, params, mel)
     held = None

@@ -38,7 +38,7 @@ def model_of(
 
     Args:
         params: nested dictionaries of arrays, named as published.
-        given: what the gin file binds (`config.read_values`); empty where there is none.
+        given: what the gin file binds (`gin_files.read_values`); empty where there is none.
         where: for messages.
         num_heads: of the attention, where no gin file says it; None: as many as have 64 channels.
 

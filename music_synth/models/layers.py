@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the three networks. Defaults are the tiny size, which a laptop trains."""
+    """Sizes of the three networks. Defaults are small; `configs/models/` has the sizes that recipes train."""
 
     vocab_size: int = 1536  # rows of the token embedding: the vocabulary rounded up to a multiple of 128
     model_dim: int = 128  # D

@@ -151,8 +151,8 @@ def load_weights(path: str | Path) -> NeuralInverter:
 
     if not Path(path).is_file():
         raise UserError(
-            f"no inverter {str(path)!r}: give griffin_lim, a .safetensors or .onnx file, or the folder "
-            "of a run of melgan.gin or of a SavedModel"
+            f"no inverter {str(path)!r}: give shipped, mel_only, griffin_lim, a .safetensors or .onnx "
+            "file, or the folder of a run of istft.gin, informed.gin or melgan.gin, or of a SavedModel"
         )
     try:
         with safe_open(str(path), framework="numpy") as file:

@@ -1,1 +1,1 @@
-"""One tfds builder a data set. All store the same record: id, audio, sequence, programs."""
+"""Data sets for tfds: one builder for all that have a reader, one for the embedded one. All store the same record."""
