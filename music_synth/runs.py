@@ -201,12 +201,12 @@ def load_inverter(name: str | os.PathLike | None = None, trust: bool = False) ->
     return neural.load_weights(path)
 
 
-def load_generator(model_dir: str | os.PathLike, step: int | None = None, ema: bool = True) -> tuple[Any, Any]:
-    """Loads (generator, its parameters) of a run that trained an inverter; arguments and errors as of `load`."""
+def load_generator(model_dir: str | os.PathLike) -> tuple[Any, Any]:
+    """Loads (generator, its averaged parameters) of a run that trained an inverter; errors as of `load`."""
     folder = Path(model_dir)
     model = _maker(folder, PARTS).value("train.model")
     if not hasattr(model, "generator"):
         raise UserError(
             f"{folder} is a run of {type(model).__name__}, not of an inverter (istft, informed, melgan.gin)"
         )
-    return model.generator, load_params(folder, step, ema, model)[0]["generator"]
+    return model.generator, load_params(folder, model=model)[0]["generator"]

@@ -143,11 +143,8 @@ class StoredPiece:
 
 def write_folder(
     folder: Path, splits: Mapping[str, Iterable[Piece]], data_set: str, data_set_version: str, audio: bool = False
-) -> dict[str, int]:
+) -> None:
     """Writes a prepared folder, with the pieces' audio if asked; it appears under its name only when it is whole.
-
-    Returns:
-      Number of pieces in each split.
 
     Raises:
       UserError: the folder exists and is not empty, or cannot be written.
@@ -163,7 +160,6 @@ def write_folder(
             "splits": {split: _write_split(part, split, pieces, audio) for split, pieces in splits.items()},
         }
         write_whole(part / MANIFEST, json.dumps(manifest, indent=1))
-    return {split: len(entries) for split, entries in manifest["splits"].items()}
 
 
 def _write_split(part: Path, split: str, pieces: Iterable[Piece], audio: bool) -> list[dict[str, Any]]:

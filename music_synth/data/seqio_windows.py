@@ -27,11 +27,11 @@ class NoteToMelFeatureConverter(seqio.FeatureConverter):
     """Task features to the features of a batch.
 
     inputs [n] -> note_tokens [N], zeros appended. targets [t, M] -> mel [T, M], silence appended, and mel_mask [T]
-    (True throughout in training, where silence is a target too). targets_context [c, M], if the task has it ->
+    (True throughout: in training silence is a target too). targets_context [c, M], if the task has it ->
     context_mel [C, M], the frames at the front, and context_mask [C].
     """
 
-    def __init__(self, context: bool = True, training: bool = True):
+    def __init__(self, context: bool = True):
         spec = seqio.FeatureConverter.FeatureSpec
         self.TASK_FEATURES = {"inputs": spec(tf.int32), "targets": spec(tf.float32, rank=2)}
         self.MODEL_FEATURES = {
@@ -44,7 +44,6 @@ class NoteToMelFeatureConverter(seqio.FeatureConverter):
             self.MODEL_FEATURES["context_mel"] = spec(tf.float32, rank=2)
             self.MODEL_FEATURES["context_mask"] = spec(tf.bool)
         self._context = context
-        self._training = training
         super().__init__(pack=False, apply_length_check=False)  # `pad` checks lengths, at no cost
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
@@ -60,7 +59,7 @@ class NoteToMelFeatureConverter(seqio.FeatureConverter):
             batch = {
                 "note_tokens": pad(example["inputs"], task_feature_lengths["inputs"], 0),
                 "mel": mel,
-                "mel_mask": tf.ones_like(present) if self._training else present,
+                "mel_mask": tf.ones_like(present),
             }
             if self._context:
                 context = pad_frames(example["targets_context"], task_feature_lengths["targets_context"])

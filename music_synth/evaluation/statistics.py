@@ -7,7 +7,6 @@ what is judged. Everything random takes a `numpy.random.Generator`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -122,18 +121,14 @@ def positive(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance_at_infinity(
-    reference: np.ndarray, judged: np.ndarray, rng: np.random.Generator, replace: bool = True
+    reference: np.ndarray, judged: np.ndarray, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Estimates the Fréchet distance of infinitely many judged frames: the published limit, and how well it fits.
 
     The bias of the distance falls as 1 / n in the number of frames (Chong and Forsyth 2020). So it is taken
     of draws of 25 sizes from 500 frames to all of them against the whole reference, and a line in 1 / n is fitted,
-    whose value at 0 is the limit (Gui et al. 2024).
-
-    Args:
-      replace: draw with replacement, as Gui et al. do. What is removed is then the bias of the draws alone, which
-        comes on top of that of the judged frames: the limit is near the plain distance. False draws without, and
-        removes the latter.
+    whose value at 0 is the limit (Gui et al. 2024). Draws are with replacement, as theirs: what is removed is the bias
+    of the draws alone, which comes on top of that of the judged frames, and the limit is near the plain distance.
 
     Returns:
       (limit, R^2 of the fit). An R^2 well below 1 says that the limit is not to be trusted.
@@ -149,9 +144,7 @@ def frechet_distance_at_infinity(
         )
     whole = Gaussian.of(reference)
     sizes = np.linspace(MIN_FRAMES_AT_INFINITY, len(judged), SIZES_AT_INFINITY).astype(int)
-    distances = np.array(
-        [frechet_distance(whole, Gaussian.of(rng.choice(judged, size, replace=replace))) for size in sizes]
-    )
+    distances = np.array([frechet_distance(whole, Gaussian.of(rng.choice(judged, size))) for size in sizes])
     slope, limit = np.polyfit(1 / sizes, distances, 1)
     residual = float(np.sum((distances - limit - slope / sizes) ** 2))
     total = float(np.sum((distances - distances.mean()) ** 2))
@@ -161,19 +154,15 @@ def frechet_distance_at_infinity(
 # --- distances of the frames themselves --------------------------------------------------------------------------
 
 
-def kernel_distance(
-    reference: np.ndarray, judged: np.ndarray, rng: np.random.Generator, max_frames: int = MAX_KERNEL_FRAMES
-) -> float:
+def kernel_distance(reference: np.ndarray, judged: np.ndarray, rng: np.random.Generator) -> float:
     """Computes the unbiased squared maximum mean discrepancy (Gretton et al. 2012), Gaussian kernel, times 100.
 
     The kernel exp(-|x - y|^2 / (2 s^2)) has as its bandwidth s the median distance within the reference (Chung et al.
     2025, "KAD"). Being unbiased it is about 0, and may be below, where both sets have the same distribution.
 
     Sets of the same size are taken as pairs, frame by frame, and eq. 4 of Gretton et al. leaves the pairs themselves
-    out: equal sets are at 0 exactly. Sets of different sizes are compared by eq. 3.
-
-    Args:
-      max_frames: larger sets are thinned out to that many, drawn without replacement, pairs staying together.
+    out: equal sets are at 0 exactly. Sets of different sizes are compared by eq. 3. Sets of more than 2,048 frames are
+    thinned out to that many, drawn without replacement, pairs staying together.
 
     Raises:
       UserError: a set has fewer than two frames, or all frames of the reference are equal (silence).
@@ -182,7 +171,7 @@ def kernel_distance(
     if min(len(x), len(y)) < 2:
         raise UserError(f"the kernel distance needs two frames on each side, not {len(x)} and {len(y)}")
     paired = len(x) == len(y)
-    chosen = [drawn(len(frames), max_frames, rng) for frames in ((x,) if paired else (x, y))]
+    chosen = [drawn(len(frames), MAX_KERNEL_FRAMES, rng) for frames in ((x,) if paired else (x, y))]
     x, y = x[chosen[0]], y[chosen[-1]]
     within = squared_distances(x, x)
     bandwidth2 = float(np.median(np.sqrt(within[np.triu_indices(len(x), 1)]))) ** 2
@@ -238,33 +227,22 @@ def checked_frames(frames: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(
-    clips: Sequence,
-    rng: np.random.Generator,
-    statistic: Callable[[list], float] | None = None,
-    level: float = 0.95,
-    num_resamples: int = 1000,
+    clips: Sequence, rng: np.random.Generator, statistic: Callable[[list], float], num_resamples: int = 1000
 ) -> tuple[float, float]:
-    """Draws a percentile bootstrap over clips (Efron and Tibshirani 1993, section 13.3): (low, high).
+    """Draws a 95 % percentile bootstrap over clips (Efron and Tibshirani 1993, section 13.3): (low, high).
 
     Clips, not frames, are what is drawn: the frames of a clip resemble each other.
 
     Args:
-      clips: one number a clip, whose mean is meant; or what `statistic` takes, for instance a pair of `Gaussian`s each.
+      clips: what `statistic` takes, for instance a pair of `Gaussian`s each.
       statistic: of a list of as many clips, drawn with replacement. A Fréchet distance is higher on drawn clips than on
         all of them, since fewer are different; its interval may lie above it.
-      level: share of the resamples that lie inside.
 
     Returns:
       (nan, nan) for fewer than two clips: nothing is known about their spread.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: must lie between 0 and 1")
     if len(clips) < 2:
         return float("nan"), float("nan")
     draws = rng.integers(len(clips), size=(num_resamples, len(clips)))
-    if statistic is None:
-        values: Any = np.asarray(clips, np.float64)[draws].mean(axis=1)
-    else:
-        values = [statistic([clips[index] for index in draw]) for draw in draws]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile([statistic([clips[index] for index in draw]) for draw in draws], [0.025, 0.975])
     return float(low), float(high)

@@ -22,13 +22,13 @@ RULES = {
 }
 
 
-def make_mesh(model_parallelism: int = 1, devices: list | None = None) -> Mesh:
+def make_mesh(model_parallelism: int = 1) -> Mesh:
     """Makes a mesh [data, model] over all devices of all processes; `model_parallelism` of them share one copy."""
-    devices = jax.devices() if devices is None else devices
-    if model_parallelism < 1 or len(devices) % model_parallelism:
-        raise UserError(f"model_parallelism = {model_parallelism}: must divide the number of devices, {len(devices)}")
-    shape = (len(devices) // model_parallelism, model_parallelism)
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    num_devices = jax.device_count()
+    if model_parallelism < 1 or num_devices % model_parallelism:
+        raise UserError(f"model_parallelism = {model_parallelism}: must divide the number of devices, {num_devices}")
+    shape = (num_devices // model_parallelism, model_parallelism)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def param_shardings(mesh: Mesh, abstract_params: Any, logical_axes: Any) -> Any:

@@ -23,8 +23,7 @@ FLOAT16 = 0.004  # rounding of a log-mel between -11.6 and 6
 @pytest.fixture(scope="module")
 def folder(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared") / "made"
-    counts = write_folder(folder, made, "made", "1.0.0")
-    assert counts == {"train": 5, "validation": 2, "test": 1}
+    write_folder(folder, made, "made", "1.0.0")
     return folder
 
 

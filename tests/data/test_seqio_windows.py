@@ -134,10 +134,8 @@ def test_converter_equals_padding(made):
                 "targets_context": tf.TensorSpec([None, 128], tf.float32),
             },
         )
-        for training in (True, False):
-            converted = NoteToMelFeatureConverter(training=training)(dataset, lengths)
-            (row,) = converted.as_numpy_iterator()
-            assert_same(row, pad_window(window, tokenizer, 256, training=training))
+        (row,) = NoteToMelFeatureConverter()(dataset, lengths).as_numpy_iterator()
+        assert_same(row, pad_window(window, tokenizer, 256, training=True))
 
 
 @pytest.mark.parametrize("seed", range(20))

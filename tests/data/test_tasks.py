@@ -97,12 +97,14 @@ def test_mixture_rates(registered, made, made_data_dir, find_window):
     assert [piece.id[:5] for piece in feed.pieces("train")] == ["valid"] * 2 + ["train"] * 5  # few, made
 
 
-def test_offline_cache(registered, made, made_data_dir, tmp_path, find_window):
-    from music_synth.data.cache import write_cache
+def test_offline_cache(registered, made, made_data_dir, tmp_path, find_window, monkeypatch):
+    from music_synth.data import cache
 
-    assert write_cache("made", tmp_path, made_data_dir, min_files=3)
-    assert (tmp_path / "made" / "COMPLETED").exists()
-    assert not write_cache("made", tmp_path, made_data_dir)  # it is there
+    monkeypatch.setattr(cache, "MIN_FILES", 3)
+    cache.write_cache("made", tmp_path, made_data_dir)
+    completed = (tmp_path / "made" / "COMPLETED").stat()
+    cache.write_cache("made", tmp_path, made_data_dir)
+    assert (tmp_path / "made" / "COMPLETED").stat().st_mtime_ns == completed.st_mtime_ns  # it was there
     with pytest.raises(UserError, match="'few' is not cached"):
         tasks.use_cache(tasks.registered("few"), tmp_path)
 
