@@ -24,12 +24,11 @@ from music_synth.gin_files import (
     all_statements,
     key_of,
     located,
-    read_values,
     statements,
 )
 from music_synth.gin_objects import OPTIMIZERS, PARTS, RETIRED, Maker, nearest, parameter_missing
 
-__all__ = ["CONFIGURABLES", "CONFIG_FILE", "ENTRIES", "build", "find", "load_run", "parse", "read_values", "run_text"]
+__all__ = ["CONFIGURABLES", "CONFIG_FILE", "ENTRIES", "build", "find", "parse", "run_text"]
 
 # Names that a recipe may use, and what they stand for; imported only when a recipe uses them. All lie below this.
 CONFIGURABLES = {
@@ -269,10 +268,3 @@ def _text(bindings: Mapping[str, Any]) -> str:
         lines += [""] * (name != before or len(lines) == 1) + [f"{key} = {bindings[key]!r}"]
         before = name
     return "\n".join([*lines, ""])
-
-
-def load_run(model_dir: str | Path, step: int | None = None, ema: bool = True) -> Any:
-    """`runs.load`, under its name of before."""
-    from music_synth import runs
-
-    return runs.load(model_dir, step, ema)

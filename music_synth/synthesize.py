@@ -31,12 +31,13 @@ from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE
 from music_synth.compilation import keep_compiled
 from music_synth.errors import UserError, telling
 from music_synth.midi.notes import Note, read_midi
+from music_synth.midi.segments import frames_of, num_segments
 from music_synth.midi.smf import SUFFIXES as MIDI_SUFFIXES
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import Params, SpectrogramModel
 from music_synth.models.layers import DTYPES
 from music_synth.pictures import PICTURE_SUFFIXES, plot_piece
-from music_synth.playing import Decoder, Segment, frames_of
+from music_synth.playing import Decoder, Segment
 from music_synth.vocoder.inverter import GRIFFIN_LIM, MEL_ONLY, Inverter, stream_audio
 
 STDOUT = Path("-")
@@ -152,7 +153,7 @@ def play(
     files, streaming, begin, samples = list(pieces), STDOUT in targets.values(), time.perf_counter(), 0
     mels: list[np.ndarray] = []
     audio: list[np.ndarray] = []
-    total = sum(-(-frames_of(notes) // decoder.tokenizer.segment_frames) for notes in pieces.values())
+    total = sum(num_segments(frames_of(notes), decoder.tokenizer.segment_frames) for notes in pieces.values())
     with (
         contextlib.ExitStack() as unfinished,
         tqdm(desc="sampling", total=total, unit="segment", disable=streaming) as bar,

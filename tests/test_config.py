@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from music_synth import config
+from music_synth import config, runs
 from music_synth.errors import UserError
+from music_synth.gin_files import read_values
 from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.optimizer import adamw
 from music_synth.training.step import create_state
@@ -292,7 +293,7 @@ def test_a_recipe_is_written_with_given_parts(tmp_path):
         Tokenizer(max_tokens=64, segment_frames=16),
         "/my run",
     ]
-    values = config.read_values(tmp_path / "config.gin")
+    values = read_values(tmp_path / "config.gin")
     assert (values["MAX_TOKENS"], values["SEGMENT_FRAMES"], values["Tokenizer.segment_frames"]) == (64, 32, 16)
     assert values["train.optimizer"] == "@muon()"
 
@@ -320,17 +321,17 @@ def run_folder(recipe, tmp_path):
 
 def test_a_run_is_loaded_as_it_was(run_folder):
     folder, model, state = run_folder
-    loaded, tokenizer, params, step = config.load_run(folder)
+    loaded, tokenizer, params, step = runs.load(folder)
     assert loaded == model and step == 7 and tokenizer.ties is False
     jax.tree.map(np.testing.assert_array_equal, params, state.ema_params)
-    _, _, params, _ = config.load_run(folder, step=7, ema=False)
+    _, _, params, _ = runs.load(folder, step=7, ema=False)
     jax.tree.map(np.testing.assert_array_equal, params, state.params)
 
 
 def test_loading_leaves_the_configuration_in_force_alone(run_folder, recipe):
     built(recipe, "WIDTH=64")
     before = config.operative_text(), config.unread()
-    config.load_run(run_folder[0])
+    runs.load(run_folder[0])
     assert (config.operative_text(), config.unread()) == before
     assert "64" in before[0]
 
@@ -338,20 +339,20 @@ def test_loading_leaves_the_configuration_in_force_alone(run_folder, recipe):
 def test_folders_that_are_no_run_are_named(run_folder, tmp_path):
     folder = run_folder[0]
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        config.load_run(tmp_path / "nowhere")
+        runs.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty is not recognized: a run has config\.gin and checkpoints/"):
-        config.load_run(tmp_path / "empty")
+        runs.load(tmp_path / "empty")
     shutil.copy(folder / "config.gin", tmp_path / "empty")
     with pytest.raises(UserError, match=r"no checkpoint in .*empty"):
-        config.load_run(tmp_path / "empty")
+        runs.load(tmp_path / "empty")
     (tmp_path / "empty" / "config.gin").write_text("")
     with pytest.raises(UserError, match=r"does not say train\.model"):
-        config.load_run(tmp_path / "empty")
+        runs.load(tmp_path / "empty")
     with (folder / "config.gin").open("a") as file:
         file.write("NetworkConfig.mlp_dim = 24\n")
     with pytest.raises(UserError, match=r"mlp.* has shape \(16, 16\) there and \(16, 24\) here"):
-        config.load_run(folder)
+        runs.load(folder)
 
 
 def test_importing_config_is_light():

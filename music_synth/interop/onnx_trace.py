@@ -86,12 +86,6 @@ class _Writer:
             return self.run(jaxpr, [constant(value) for value in constants], values)
         if name == "scan":
             return self.scan(given, values)
-        if name == "cond":
-            chosen = values[0].array
-            if chosen is None:
-                raise UserError("a branch that depends on the input cannot be written as ONNX")
-            branch = given["branches"][int(np.clip(chosen, 0, len(given["branches"]) - 1))]
-            return self.run(branch.jaxpr, [constant(value) for value in branch.consts], values[1:])
         if name in UNCHANGED:
             return values
         shapes = [tuple(variable.aval.shape) for variable in equation.invars]
@@ -214,8 +208,6 @@ class _Writer:
         if name == "concatenate":
             names = [self.full(value, shape) for value, shape in zip(values, shapes, strict=True)]
             return self.add(output.shape, "Concat", *names, axis=given["dimension"])
-        if name == "cumsum":
-            return self.add(output.shape, "CumSum", whole, np.int64(given["axis"]), reverse=int(given["reverse"]))
         made = getattr(self, f"_{name}", None)
         if made is None:
             raise UserError(f"the operation {name} cannot be written as ONNX: a model of other settings may be")
@@ -276,12 +268,6 @@ class _Writer:
         if pads.any():  # negative ones cut
             name = self.graph.add("Pad", name, pads.ravel(), fill)
         return Value(tuple(output.shape), name)
-
-    def _rev(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
-        steps = [-1 if axis in given["dimensions"] else 1 for axis in range(len(shapes[0]))]
-        far = np.iinfo(np.int64).max
-        starts, ends = zip(*((-1, -far) if step < 0 else (0, far) for step in steps), strict=True)
-        return Value(tuple(output.shape), self.cut(x.name, starts, ends, steps))
 
     def _cummax(self, given: Any, x: Value, others: list[Value], shapes: Any, output: Any) -> Value:
         """As a maximum over a window as long as the axis; of numbers that float32 knows exactly."""

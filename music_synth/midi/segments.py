@@ -52,12 +52,11 @@ def frames_of(notes: Sequence[Note]) -> int:
     return math.ceil((max(note.offset for note in notes) + RING_OUT_SECONDS) * FRAME_RATE)
 
 
-def segment_lengths(num_frames: int, segment_frames: int) -> np.ndarray:
-    """Frames of each segment, int32 [ceil(num_frames / segment_frames)]: all full but the last."""
+def num_segments(num_frames: int, segment_frames: int) -> int:
+    """Counts the segments of a piece, ceil(num_frames / segment_frames): all full but the last."""
     if num_frames < 1 or segment_frames < 1:
         raise ValueError(f"{num_frames} frames in segments of {segment_frames}; both must be at least 1")
-    starts = np.arange(0, num_frames, segment_frames)
-    return np.minimum(segment_frames, num_frames - starts).astype(np.int32)
+    return -(-num_frames // segment_frames)
 
 
 def token_bucket(num_tokens: int, max_tokens: int, buckets: Sequence[int] = TOKEN_BUCKETS) -> int:

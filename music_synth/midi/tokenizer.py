@@ -178,7 +178,7 @@ class Tokenizer:
         """
         if num_frames is None:
             num_frames = seg.num_frames(max((note.offset for note in notes), default=0.0))
-        count = len(seg.segment_lengths(num_frames, self.segment_frames))
+        count = seg.num_segments(num_frames, self.segment_frames)
         events = self._mapped(Events.from_notes(notes))
         segments = []
         for j in range(count):

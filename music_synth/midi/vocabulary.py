@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from music_synth.errors import check_range
-from music_synth.midi import segments as seg
 
-PAD_ID, EOS_ID, UNKNOWN_ID = 0, 1, 2
-NUM_SPECIAL_IDS = 3
+PAD_ID, EOS_ID = 0, 1
+NUM_SPECIAL_IDS = 3  # with 2, unknown
 NUM_EXTRA_IDS = 100  # unused ids after the vocabulary, which published checkpoints have
 NUM_PITCHES = NUM_PROGRAMS = 128
 MAX_VELOCITY = 127
@@ -28,7 +26,6 @@ class Vocabulary:
     velocity_bins: int = 1  # 1: only on and off; 127: every MIDI velocity
     max_shift_steps: int = 1000  # longest single shift, in steps of 10 ms
     timbres: tuple[str, ...] = ()  # names of SoundFonts, rooms, players: what a segment may be said to sound like
-    steps_per_second: ClassVar[int] = seg.STEPS_PER_SECOND
 
     def __post_init__(self):
         if not 1 <= self.velocity_bins <= MAX_VELOCITY:

@@ -376,6 +376,7 @@ class MelTransformer(nn.Module):
         return jnp.where(known, jnp.exp(unscale_mel(frame)) - np.exp(MIN_LOG_MEL), 0.0)[:, 0]
 
     def precompute(self, sources: tuple[Array, ...], masks: tuple[Array, ...]) -> CrossCache:
+        """The part of `encode` that follows `encodings`, for scripts/benchmark.py."""
         return self.decoder.precompute(sources, masks)
 
     def condition_time(self, t: Array) -> Array:

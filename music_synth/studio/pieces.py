@@ -14,8 +14,7 @@ import numpy as np
 
 from music_synth.errors import UserError
 from music_synth.midi.notes import Note, midi_bytes, read_midi
-from music_synth.midi.segments import FRAME_RATE
-from music_synth.playing import frames_of
+from music_synth.midi.segments import FRAME_RATE, frames_of
 from music_synth.studio import limits
 from music_synth.studio.protocol import Edit, PartEdit, flag, number, read, some, text, whole
 

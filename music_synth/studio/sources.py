@@ -16,10 +16,9 @@ from music_synth.data.prepared import read_manifest, split_of
 from music_synth.data.synthetic import DEFAULT_MINUTES, compose, plan_split
 from music_synth.errors import UserError
 from music_synth.midi.notes import midi_bytes
-from music_synth.midi.segments import FRAME_RATE
+from music_synth.midi.segments import FRAME_RATE, frames_of
 from music_synth.midi.smf import SUFFIXES
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.playing import frames_of
 from music_synth.studio import limits
 from music_synth.studio.pieces import StudioPiece, from_midi
 

@@ -92,7 +92,6 @@ BROKEN = {
     "picking": (0, 3, 1, 2, 0, 3, 2, 1),
     "wide": (0, 2, 3, 1),
 }
-BASS_STYLES = ("roots", "fifths", "walking", "eighths", "syncopated", "octaves")
 
 # Sixteen sixteenths of 4/4 (twelve of 3/4 and of swing, there as triplets): x struck, X accented.
 GROOVES = {
@@ -177,7 +176,7 @@ def harmonized(phrase: Phrase, tones: Sequence[Tone], low: int) -> list[Tone]:
 
 
 def bass(rng: random.Random, phrase: Phrase, low: int, high: int, style: str) -> list[Tone]:
-    """Writes a bass line in one of `BASS_STYLES`; the root on every change of chord."""
+    """Writes a bass line: roots, fifths, walking, eighths, syncopated or octaves; the root where the chord changes."""
     tones, pitch = [], (low + high) / 2 - 2
     for chord, following in itertools.zip_longest(phrase.chords, phrase.chords[1:]):
         root = nearest(chord.classes[:1], pitch, low, high)
