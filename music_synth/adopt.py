@@ -106,10 +106,10 @@ def settle(start: Path, best: Path, data: Path, seconds: float) -> None:
     Onset F1 of basic-pitch on the validation pieces, `seconds` of them at most, is held against that of `start` at its
     own temperature, within `TOLERANCE`. Where no temperature reaches it, the one that comes nearest is set.
     """
-    model, tokenizer, params, _ = runs.load(best)
-    if not model.can_sample(temperature=0):
+    trained = runs.load(best)
+    if not trained.model.can_sample(temperature=0):
         return
-    pieces = list(take(open_feed(str(data), tokenizer, batch_size=1).pieces("validation"), seconds))
+    pieces = list(take(open_feed(str(data), trained.tokenizer, batch_size=1).pieces("validation"), seconds))
     inverter = runs.load_inverter()
 
     def heard(decoder: Decoder) -> float:
@@ -117,19 +117,18 @@ def settle(start: Path, best: Path, data: Path, seconds: float) -> None:
         found = [BasicPitch()(np.concatenate(audio)) for audio in parts]
         return float(np.mean([note_scores(p.notes, f)["onset_f1"] for p, f in zip(pieces, found, strict=True)]))
 
-    before = runs.load(start)
-    wanted = heard(Decoder(before.model, before.params, before.tokenizer))
+    wanted = heard(runs.load(start).decoder())
     print(f"onset F1 on the validation pieces: {wanted:.3f} before", flush=True)
     scores = {}
     for temperature in (None, *TEMPERATURES):
-        tried = model if temperature is None else model.with_sampling(temperature=temperature)
-        scores[tried] = heard(Decoder(tried, params, tokenizer))
+        tried = trained.model if temperature is None else trained.model.with_sampling(temperature=temperature)
+        scores[tried] = heard(trained._replace(model=tried).decoder())
         at = "its own temperature" if temperature is None else f"temperature {temperature}"
         print(f"  {scores[tried]:.3f} now, at {at}", flush=True)
         if scores[tried] >= wanted - TOLERANCE:
             break
     chosen = max(scores, key=lambda tried: scores[tried])
-    if chosen != model:
+    if chosen != trained.model:
         write_whole(best / CONFIG_FILE, config.run_text(str((best / CONFIG_FILE).resolve()), [chosen]))
 
 

@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def sample_segments(
+def sample_batch(
     model: SpectrogramModel, params: Params, batch: Batch, seeds: jax.Array, index: jax.Array
 ) -> jax.Array:
     """Samples one segment of several pieces: log-mel [B, T, M].
@@ -172,7 +172,7 @@ class Decoder:
         }
         row_seeds = np.array([seeds[row.piece] for row in rows], np.uint32)
         indices = np.array([row.index for row in rows], np.uint32)
-        mels = np.asarray(sample_segments(self.model, self.params, batch, row_seeds, indices))
+        mels = np.asarray(sample_batch(self.model, self.params, batch, row_seeds, indices))
         return [
             Segment(row.piece, row.index, check_finite(mel, f"segment {row.index}"))
             for row, mel in zip(rows, mels, strict=True)

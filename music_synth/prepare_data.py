@@ -219,14 +219,13 @@ def sampler_of(model_dir: str) -> Callable[[Piece], Piece]:
     """Gives a piece the mel that a run's decoder samples of its notes, segment by segment, each with true context."""
     from music_synth import runs  # here alone: only this needs JAX, and what follows
     from music_synth.compilation import keep_compiled
-    from music_synth.playing import Decoder, piece_seed, whole_mels
+    from music_synth.playing import piece_seed, whole_mels
 
     keep_compiled()
-    model, tokenizer, params, _ = runs.load(model_dir)
-    decoder = Decoder(model, params, tokenizer)
+    decoder = runs.load(model_dir).decoder()
 
     def sampled(piece: Piece) -> Piece:
-        tokens = tokenizer.encode(piece.notes, len(piece.mel), timbre=piece.timbre)
+        tokens = decoder.tokenizer.encode(piece.notes, len(piece.mel), timbre=piece.timbre)
         batches = decoder.sample_segments([tokens], [piece.mel], [piece_seed(piece.id)], SAMPLED_TOGETHER)
         ((_, mel),) = whole_mels(batches, [len(piece.mel)])
         return dataclasses.replace(piece, mel=mel)

@@ -23,6 +23,7 @@ from music_synth.interop.decoders import Trained
 from music_synth.interop.model_card import WEIGHTS, load_exported
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import Params, SpectrogramModel
+from music_synth.playing import Decoder
 from music_synth.training.checkpoint import FOLDER, check_shapes, load_params, load_progress
 from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import GRIFFIN_LIM, MEL_ONLY, GriffinLim, Inverter, MelOnly
@@ -42,6 +43,10 @@ class Run(NamedTuple):
     tokenizer: Tokenizer
     params: Params
     step: int
+
+    def decoder(self, timbre: str = "") -> Decoder:
+        """Makes the decoder that plays it, as what is named `timbre`; UserError if it knows no such timbre."""
+        return Decoder(self.model, self.params, self.tokenizer, timbre)
 
 
 # --- decoders ----------------------------------------------------------------------------------------------------

@@ -115,24 +115,24 @@ def main(argv: list[str]) -> None:
     what = str(next(iter(pieces))) if len(pieces) == 1 else f"{len(pieces)} pieces"
     say(f"{what}: {sum(map(len, pieces.values())):,} notes, {in_words(seconds)} of music")
     inverter = runs.load_inverter(flags.inverter, flags.trust)
-    model, tokenizer, params, step = runs.load(flags.checkpoint, flags.step)
+    run = runs.load(flags.checkpoint, flags.step)
     settings = {
         "name": flags.sampler,
         "num_steps": flags.steps,
         "guidance_scale": flags.guidance,
         "temperature": flags.temperature,
     }
-    model = model.with_sampling(**{name: value for name, value in settings.items() if value is not None})
+    model = run.model.with_sampling(**{name: value for name, value in settings.items() if value is not None})
     if flags.dtype:
         model = dataclasses.replace(model, network=dataclasses.replace(model.network, dtype=flags.dtype))
-    say(f"played by {type(model).__name__} of {flags.checkpoint}, step {step}")
+    say(f"played by {type(model).__name__} of {flags.checkpoint}, step {run.step}")
     if flags.inverter == GRIFFIN_LIM:
         say("Griffin-Lim makes the audio, which sounds metallic; leave out --inverter for the trained inverter")
-    decoder = Decoder(model, params, tokenizer, flags.timbre)
+    decoder = run._replace(model=model).decoder(flags.timbre)
     batch_size = flags.batch_size or (1 if jax.default_backend() == "cpu" else ACCELERATED_BATCH)
     mel, audio = play(decoder, pieces, targets, inverter, flags.seed, batch_size, say, keep=bool(flags.plot))
     if flags.plot:
-        title = f"{what}: {type(model).__name__}, step {step}"
+        title = f"{what}: {type(model).__name__}, step {run.step}"
         plot_piece(flags.plot, {"sampled log-mel": mel}, next(iter(pieces.values())), audio, title)
         say(f"{flags.plot}: piano roll, mel and waveform")
     if failed:

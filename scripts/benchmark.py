@@ -52,7 +52,7 @@ from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.playing import sample_segments
+from music_synth.playing import sample_batch
 from music_synth.runs import load_inverter
 from music_synth.synthesize import check_writable, synthesize, synthesize_stream
 from music_synth.training.step import create_state, train_step
@@ -207,7 +207,7 @@ def decoder(flags: argparse.Namespace) -> Iterator[Work]:
         yield Work(
             f"{size}, segment",
             "segments",
-            once(sample_segments, model, params, batch, seed, index),
+            once(sample_batch, model, params, batch, seed, index),
             plain.share_of(1),
             about=sampling(model),
         )

@@ -11,9 +11,11 @@ import pytest
 import soundfile
 
 from music_synth import evaluate as entry
+from music_synth import runs
 from music_synth.errors import UserError
 from music_synth.evaluation import measures, scoring
 from music_synth.evaluation.measures import Cell
+from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import SpectrogramModel
 from tests import tiny_runs
 
@@ -195,7 +197,7 @@ class Hot(SpectrogramModel):
 
 
 def test_a_decoder_that_has_a_mean_is_scored_at_it_too(monkeypatch):
-    monkeypatch.setattr(scoring, "load_run", lambda path: (Hot(), None, {}, 0))
+    monkeypatch.setattr(scoring, "load_run", lambda path: runs.Run(Hot(), Tokenizer(), {}, 0))
 
     def given(*args):
         return [dict(opener.sampling) for opener in scoring.plan(["a"], *args)]

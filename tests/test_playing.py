@@ -18,7 +18,7 @@ from music_synth.midi.notes import Note
 from music_synth.midi.segments import pad_tokens, token_bucket
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.layers import NetworkConfig
-from music_synth.playing import Decoder, piece_seed, sample_segments, whole_mels
+from music_synth.playing import Decoder, piece_seed, sample_batch, whole_mels
 from tests import tiny_runs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -153,8 +153,8 @@ def test_a_piece_sounds_the_same_alone_and_in_any_company(model):
 
 def test_a_row_goes_to_the_next_piece_and_none_is_idle(monkeypatch):
     model, sizes = Counter(TINY), []
-    sampled = playing.sample_segments
-    monkeypatch.setattr(playing, "sample_segments", lambda *args: sizes.append(len(args[3])) or sampled(*args))
+    sampled = playing.sample_batch
+    monkeypatch.setattr(playing, "sample_batch", lambda *args: sizes.append(len(args[3])) or sampled(*args))
     lengths = [1, 5, 2, 1, 4, 3, 1]
     mels = whole(sample_pieces(model, {}, [tokens(*[3] * n) for n in lengths], [0] * 7, 3))
     assert sum(sizes) == sum(lengths)
@@ -174,14 +174,14 @@ def test_a_segment_is_what_the_model_samples(model):
         "context_mask": np.ones((1, 6), bool),
     }
     seeds, index = np.array([5], np.uint32), np.array([2], np.uint32)
-    chained = sample_segments(model, params, batch, seeds, index)
+    chained = sample_batch(model, params, batch, seeds, index)
     rng = jax.random.fold_in(jax.random.key(5), 2)
     plain = jax.jit(model.sample)(params, batch, rng[None])
     np.testing.assert_allclose(chained, plain, atol=2e-4)
 
 
 def test_a_longer_piece_compiles_nothing_after_its_first_segment(compilations):
-    sample_segments.clear_cache()  # of an earlier run of this test
+    sample_batch.clear_cache()  # of an earlier run of this test
     model = Counter(dataclasses.replace(TINY, max_tokens=2048))
     sampled = sample_pieces(model, {}, [tokens(3, 500, *[100, 400] * 10)], [0], 1)
     next(sampled)

@@ -27,7 +27,6 @@ from music_synth.evaluation.sources import WHOLE, Checkpoint
 from music_synth.evaluation.transcription import BasicPitch, Transcriber
 from music_synth.files import write_whole
 from music_synth.midi.tokenizer import Tokenizer
-from music_synth.playing import Decoder
 from music_synth.runs import SHIPPED
 from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
@@ -164,20 +163,19 @@ class OpenCheckpoint:
 
     def __call__(self) -> Checkpoint:
         """Loads it; UserError if there is none, or it has no such settings."""
-        model, tokenizer, params, step = load_run(self.path)
-        settings = dict(self.sampling)
+        run, settings = load_run(self.path), dict(self.sampling)
         said = "".join(f", {name} {value}" for name, value in settings.items())
-        name = f"{type(model).__name__} ({self.path}, step {step}{said})"
-        return Checkpoint(name, Decoder(model.with_sampling(**settings), params, tokenizer))
+        name = f"{type(run.model).__name__} ({self.path}, step {run.step}{said})"
+        return Checkpoint(name, run._replace(model=run.model.with_sampling(**settings)).decoder())
 
     def about(self) -> dict[str, Any]:
         """Tells, for scores.json, which run it is, how it samples, and how it learned."""
-        model, _, params, step = load_run(self.path)
-        sampled = model.with_sampling(**dict(self.sampling))
+        run = load_run(self.path)
+        sampled = run.model.with_sampling(**dict(self.sampling))
         return {
             "model_dir": self.path,
-            "step": step,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "step": run.step,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
             "given": dict(self.sampling),
             "is_reference": self.is_reference,
             "sampler": dataclasses.asdict(sampled.sampler) if hasattr(sampled, "sampler") else {},
@@ -218,7 +216,7 @@ def plan(checkpoints: Sequence[str], samplers: Sequence[str], reference: str | N
     openers: list[OpenCheckpoint] = []
     fitting, refusals = set(), defaultdict(list)
     for path in checkpoints:
-        model = load_run(path)[0]
+        model = load_run(path).model
         own: list[OpenCheckpoint] = []
         for text, sampling in asked.items():
             try:

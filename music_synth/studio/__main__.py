@@ -108,11 +108,10 @@ def open_decoders(paths: list[str], step: int | None) -> list[tuple[str, Decoder
     """Loads decoders, each under a short name of its own."""
     decoders: list[tuple[str, Decoder]] = []
     for path in paths:
-        model, tokenizer, params, _ = runs.load(path, step)
         name = Path(os.path.normpath(path)).name
         taken = [other for other, _ in decoders]
         name = f"{name} ({len(taken) + 1})" if name in taken else name
-        decoders.append((name, Decoder(model, params, tokenizer)))
+        decoders.append((name, runs.load(path, step).decoder()))
     return decoders
 
 
