@@ -36,7 +36,7 @@ from music_synth.interop import diffusers, model_card, published, t5x
 from music_synth.interop.decoders import KINDS, Trained
 from music_synth.midi.notes import Note
 from music_synth.training.checkpoint import Checkpointer
-from music_synth.training.step import create_state
+from music_synth.training.step import create_state, num_params
 
 FLAGS = {
     "export": ("dtype", "scores", "license"),
@@ -190,11 +190,10 @@ def convert_decoder(flags: argparse.Namespace) -> None:
         for name in names:
             if getattr(flags, name) is not None and to != form:
                 raise UserError(f"--{name} is of {FORMS[form]}, and {flags.target} becomes {FORMS[to]}: leave it out")
-    count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
     network = decoder.model.network
     context = f"{network.context_frames} frames of context" if network.context_frames else "no context"
     print(f"{flags.source}: {KINDS[decoder.kind]}, step {decoder.step}, {disk_size(decoder.path)}")
-    print(f"  {type(decoder.model).__name__}, {context}, {count:,} parameters")
+    print(f"  {type(decoder.model).__name__}, {context}, {num_params(decoder.params):,} parameters")
     for remark in decoder.remarks:
         print(f"  {remark}")
     if to == decoder.kind and to != "t5x":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE, MAX_LOG_MEL, MIN_LOG_MEL, NUM_MELS, SAMPLE_RATE
+from music_synth.audio.mel import FRAME_RATE, MAX_LOG_MEL, MIN_LOG_MEL, SAMPLE_RATE, mel_bin
 from music_synth.errors import UserError, telling
 from music_synth.files import replacing
 
@@ -163,12 +163,6 @@ def draw_waveform(axes: Axes, audio: np.ndarray) -> None:
     axes.set_ylabel("amplitude")
     axes.set_title("audio", loc="left", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
-
-
-def mel_bin(hertz: float) -> float:
-    """Places a frequency among the mel bins: bin k peaks at the f for which mel_bin(f) = k."""
-    mel, top = (1127 * float(np.log1p(frequency / 700)) for frequency in (hertz, SAMPLE_RATE / 2))
-    return mel / top * (NUM_MELS + 1) - 1
 
 
 def program_name(program: int) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE_RATE = 16_000  # Hz
-HOP_LENGTH = 320  # samples between the starts of frames
+from music_synth.midi.segments import FRAME_RATE as FRAME_RATE
+from music_synth.midi.segments import HOP_LENGTH, SAMPLE_RATE
+
 FRAME_LENGTH = 640  # samples under the window
 FFT_SIZE = 1024  # samples; FRAME_LENGTH and zeros
-FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # 50 frames a second
 NUM_MELS = 128
 MIN_HZ, MAX_HZ = 0.0, 8000.0  # outer edges of the first and the last filter
 MIN_MEL, MAX_MEL = 1e-5, 1e8  # the magnitude is clipped to this range before the logarithm
@@ -41,21 +41,27 @@ def hann_window(length: int = FRAME_LENGTH) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * n / length)).astype(np.float32)
 
 
+def htk_mel(hertz: Any) -> Any:
+    """Places frequencies on the HTK mel scale, m = 1127 ln(1 + f/700)."""
+    return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
+
+
+def mel_bin(hertz: float) -> float:
+    """Places a frequency among the mel bins: bin k peaks at the f for which mel_bin(f) = k."""
+    return float(htk_mel(hertz) / htk_mel(SAMPLE_RATE / 2)) * (NUM_MELS + 1) - 1
+
+
 @functools.cache
 def mel_matrix(
     num_mels: int = NUM_MELS, fft_size: int = FFT_SIZE, min_hz: float = MIN_HZ, max_hz: float = MAX_HZ
 ) -> np.ndarray:
     """Computes the filter bank, float32 [fft_size / 2 + 1, num_mels], of 16 kHz audio: mel = magnitude @ mel_matrix().
 
-    HTK mel scale m = 1127 ln(1 + f/700); triangles whose slopes are linear in mel, not in Hz, with height 1
+    HTK mel scale; triangles whose slopes are linear in mel, not in Hz, with height 1
     (no area normalization); the DC bin has weight 0. Models of others use other sizes than ours.
     """
-
-    def mel(hz):
-        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
-
-    bins = mel(np.linspace(0.0, SAMPLE_RATE / 2, fft_size // 2 + 1))[:, None]  # [513, 1]
-    edges = np.linspace(mel(min_hz), mel(max_hz), num_mels + 2)  # [130]
+    bins = htk_mel(np.linspace(0.0, SAMPLE_RATE / 2, fft_size // 2 + 1))[:, None]  # [513, 1]
+    edges = np.linspace(htk_mel(min_hz), htk_mel(max_hz), num_mels + 2)  # [130]
     lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
     rising = (bins - lower) / (center - lower)  # [513, 128]
     falling = (upper - bins) / (upper - center)

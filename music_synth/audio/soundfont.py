@@ -21,7 +21,7 @@ BLOCK = 64  # samples; FluidSynth starts events only at multiples of it, so even
 MAX_TAIL = 6.0  # seconds; how long releases and reverb may ring after the last event
 QUIET = 1e-4  # -80 dB; the tail ends with the first tenth of a second below it
 REVERB_SEND = 40  # CC91 where the file sets none, General MIDI 2's default; FluidSynth's own is 0
-CC_REVERB, CC_PEDAL = 91, 64
+REVERB = 91  # a controller
 FINE_TUNE = 52  # a generator of SoundFonts, cents
 MELODIC, DRUMS = 0, 1  # FluidSynth's types of channels
 _SETUP = threading.Lock()  # FluidSynth fills its tables when the first synthesizer is made; rendering needs no lock
@@ -109,7 +109,7 @@ class _Device:
             channel.reset(device)
             self._set_type(channel)
             self.synth.program_change(channel.number, 0)
-            self.synth.cc(channel.number, CC_REVERB, REVERB_SEND)
+            self.synth.cc(channel.number, REVERB, REVERB_SEND)
             self._tune(channel)
 
     def _set_type(self, channel: players.Channel) -> None:
@@ -151,7 +151,7 @@ class _Device:
     def let_go(self) -> None:
         """Lets go what is down at the end of the file."""
         for number in range(16):
-            self.synth.cc(number, CC_PEDAL, 0)
+            self.synth.cc(number, players.SUSTAIN_CONTROL, 0)
             self.synth.all_notes_off(number)
 
 

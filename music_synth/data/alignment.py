@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE, log_mel
-from music_synth.midi.notes import Note
-from music_synth.pictures import mel_bin
+from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, NUM_MELS, SAMPLE_RATE, log_mel, mel_bin
+from music_synth.midi.notes import Note, hertz_of
 
 BLOCK_FRAMES = 60 * FRAME_RATE  # of which the mel is taken at a time
 LOUDEST_RANGE = 7.0  # nepers (61 dB) below the loudest bin of the audio: what is softer has no onsets
@@ -84,7 +83,7 @@ def _partials(pitch: int) -> np.ndarray:
     """The mel bins of a note's partials, float32 [128]."""
     bins = np.zeros(NUM_MELS, np.float32)
     for number, weight in enumerate(PARTIALS, start=1):
-        hertz = 440.0 * 2 ** ((pitch - 69) / 12) * number
+        hertz = hertz_of(pitch) * number
         if hertz < SAMPLE_RATE / 2:
             bins = np.maximum(bins, weight * np.exp(-0.5 * (np.arange(NUM_MELS) - mel_bin(hertz)) ** 2))
     return bins.astype(np.float32)

@@ -37,7 +37,8 @@ from music_synth.data.note_sequences import parse_note_sequence
 from music_synth.data.quiet_tensorflow import seqio, tf
 from music_synth.midi.notes import Note, apply_sustain, trim_overlaps
 from music_synth.midi.segments import FRAME_RATE, STEPS_PER_FRAME, SegmentTooLong
-from music_synth.midi.tokenizer import NUM_PITCHES, Events, Tokenizer
+from music_synth.midi.tokenizer import Events, Tokenizer
+from music_synth.midi.vocabulary import NUM_PITCHES
 
 BLOCK_STARTS = 2048  # frames of a block at which a window may start
 MARGIN_FRAMES = 512  # frames of a block before the first start and after the last; the longest segment

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from music_synth import runs
 from music_synth.data.feed import open_feed
 from music_synth.errors import UserError, telling
@@ -28,6 +26,7 @@ from music_synth.evaluation.transcription import BasicPitch, Transcriber
 from music_synth.files import write_whole
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.runs import SHIPPED
+from music_synth.training.step import num_params
 from music_synth.training.writer import read_metrics
 from music_synth.vocoder import neural
 from music_synth.vocoder.inverter import MEL_ONLY
@@ -175,7 +174,7 @@ class OpenCheckpoint:
         return {
             "model_dir": self.path,
             "step": run.step,
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+            "parameters": num_params(run.params),
             "given": dict(self.sampling),
             "is_reference": self.is_reference,
             "sampler": dataclasses.asdict(sampled.sampler) if hasattr(sampled, "sampler") else {},

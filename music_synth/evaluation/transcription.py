@@ -20,7 +20,7 @@ import numpy as np
 from music_synth.audio.io import resample
 from music_synth.audio.mel import SAMPLE_RATE
 from music_synth.errors import UserError, needing
-from music_synth.midi.notes import Note
+from music_synth.midi.notes import Note, hertz_of
 
 
 class Transcriber(Protocol):
@@ -305,7 +305,7 @@ def match(
 def as_arrays(notes: Sequence[Note]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Times in seconds [n, 2], pitches in Hz [n], velocities [n]."""
     times = np.array([(note.onset, note.offset) for note in notes], np.float64)
-    pitches = 440.0 * 2.0 ** ((np.array([note.pitch for note in notes], np.float64) - 69) / 12)
+    pitches = hertz_of(np.array([note.pitch for note in notes], np.float64))
     return times, pitches, np.array([note.velocity for note in notes], np.float64)
 
 

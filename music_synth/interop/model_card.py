@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -23,6 +22,7 @@ from music_synth.data.prepared import MANIFEST, TRANSCRIBED
 from music_synth.errors import UserError
 from music_synth.gin_files import CONFIG_FILE, read_values
 from music_synth.interop.decoders import KINDS, Trained
+from music_synth.training.step import num_params
 from music_synth.training.writer import last_value, read_metrics
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -79,7 +79,7 @@ def card(
     """
     model, network, tokenizer = decoder.model, decoder.model.network, decoder.tokenizer
     name = type(model).__name__
-    count = sum(leaf.size for leaf in jax.tree.leaves(decoder.params))
+    count = num_params(decoder.params)
     segment = network.target_frames / FRAME_RATE
     context = f"{network.context_frames / FRAME_RATE:.2f} s of the segment before" if network.context_frames else "none"
     velocities = f"{tokenizer.velocity_bins} velocity bin{'s' * (tokenizer.velocity_bins > 1)}"

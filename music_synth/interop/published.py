@@ -15,7 +15,8 @@ from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, LinearSchedule
 from music_synth.errors import UserError
-from music_synth.midi.tokenizer import Tokenizer, Vocabulary
+from music_synth.midi.tokenizer import Tokenizer
+from music_synth.midi.vocabulary import Vocabulary
 from music_synth.models.base import SpectrogramModel
 from music_synth.models.layers import NetworkConfig
 

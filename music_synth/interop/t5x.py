@@ -34,6 +34,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from music_synth.errors import UserError
 from music_synth.files import check_inside, most_unpacked
+from music_synth.gin_files import CONFIG_FILE
 
 FILE = "checkpoint"
 DATABASE = "manifest.ocdbt"
@@ -82,7 +83,7 @@ def _with_file(path: Path) -> Path | None:
 def find_config(folder: Path) -> Path | None:
     """The config.gin of the run that a checkpoint's folder belongs to: in it, or up to two folders above."""
     places = (folder, folder.parent, folder.parent.parent if folder.name == "state" else folder)
-    return next((place / "config.gin" for place in places if (place / "config.gin").is_file()), None)
+    return next((place / CONFIG_FILE for place in places if (place / CONFIG_FILE).is_file()), None)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

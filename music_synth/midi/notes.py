@@ -50,6 +50,11 @@ class Pedal(NamedTuple):
     value: int  # 0..127
 
 
+def hertz_of(pitch: Any) -> Any:
+    """Computes the fundamental frequency of MIDI pitches, A4 (69) at 440 Hz."""
+    return 440.0 * 2.0 ** ((pitch - 69) / 12)
+
+
 def read_midi(source: Source, as_published: bool = False) -> list[Note]:
     """Reads the notes of a MIDI file (a path, or a file's bytes), as a player sounds them, in order of their onsets.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from music_synth.midi.notes import Note
 
 SAMPLE_RATE = 16000  # samples a second
-HOP_LENGTH = 320  # samples a frame
+HOP_LENGTH = 320  # samples between the starts of frames
 FRAME_RATE = SAMPLE_RATE // HOP_LENGTH  # 50 frames a second
 RING_OUT_SECONDS = 1.0  # what is kept of a played piece after the end of its last note
 STEPS_PER_SECOND = 100  # resolution of event times

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.errors import check_range
-from music_synth.midi.tokenizer import Vocabulary
+from music_synth.midi.vocabulary import Vocabulary
 
 Array = jax.Array
 MASKED_LOGIT = -1e10

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, hann_window, mel_matrix, scale_mel
+from music_synth.midi.notes import hertz_of
 from music_synth.midi.segments import STEPS_PER_FRAME
-from music_synth.midi.tokenizer import NUM_PITCHES, Vocabulary
+from music_synth.midi.vocabulary import NUM_PITCHES, Vocabulary
 from music_synth.models.layers import Dense, NetworkConfig, partitioned
 
 Array = jax.Array
@@ -135,8 +136,7 @@ def harmonic_mels(count: int) -> np.ndarray:
 
     Those beyond 8 kHz are 0.
     """
-    hz = 440.0 * 2.0 ** ((np.arange(NUM_PITCHES) - 69.0) / 12.0)
-    hz = hz[:, None] * np.arange(1, count + 1)  # [P, count]
+    hz = hertz_of(np.arange(NUM_PITCHES))[:, None] * np.arange(1, count + 1)  # [P, count]
     audible = hz < SAMPLE_RATE / 2
     seconds, filters = np.arange(FRAME_LENGTH) / SAMPLE_RATE, mel_matrix()
     sines = np.exp(2j * np.pi * hz[audible, None] * seconds) * hann_window()

@@ -28,7 +28,7 @@ from music_synth.training.checkpoint import Checkpointer
 from music_synth.training.held_out import HeldOut, first_held_out
 from music_synth.training.lock import lock_model_dir
 from music_synth.training.optimizer import Optimizer
-from music_synth.training.step import Batch, Feed, Metrics, Model, TrainState, create_state, train_step
+from music_synth.training.step import Batch, Feed, Metrics, Model, TrainState, create_state, num_params, train_step
 from music_synth.training.writer import NoWriter, Writer, last_value
 
 MAX_COUNT = 10**8  # of steps; the longest published runs have a million
@@ -235,10 +235,6 @@ def mean_metrics(window: list[dict[str, jax.Array]], step: int, saved_step: int,
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
-
-
-def num_params(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 # --- the console, and signals ------------------------------------------------------------------------------------

@@ -165,6 +165,10 @@ def eval_step(model: Model, params: Any, batch: Batch, key: Array) -> tuple[Metr
     return metrics | {"loss": loss}, num_counted(batch)
 
 
+def num_params(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def num_counted(batch: Batch) -> Array:
     """Counts the target frames of a batch that mel_mask counts, as a float."""
     return jnp.sum(batch["mel_mask"].astype(jnp.float32))

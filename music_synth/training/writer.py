@@ -17,6 +17,7 @@ import numpy as np
 
 from music_synth.errors import telling
 from music_synth.files import write_whole
+from music_synth.gin_files import CONFIG_FILE
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -75,7 +76,7 @@ class Writer:
 
         if text:
             with self._telling():
-                write_whole(self._folder / "config.gin", text)
+                write_whole(self._folder / CONFIG_FILE, text)
                 shown = "    " + text.replace("\n", "\n    ")
                 self._add(step, summary=summary.text("config", shown))
 

@@ -17,7 +17,7 @@ from music_synth.data.composer import ensembles, lines, score, theory, wide
 from music_synth.data.composer.instruments import pitch_range
 from music_synth.data.synthetic import KINDS, SPLITS, PieceSpec, compose, plan_split, render
 from music_synth.errors import UserError
-from music_synth.midi import smf
+from music_synth.midi import players, smf
 from music_synth.midi.notes import parse_midi, read_midi
 from music_synth.midi.tokenizer import Tokenizer
 
@@ -183,13 +183,13 @@ class Heard(NamedTuple):
             heard.velocities.extend(note.velocity for note in notes)
             heard.programs.update(note.program for note in notes if not note.is_drum)
             heard.strokes.update(note.pitch for note in notes if note.is_drum)
-            heard.volumes.update(event.b for event in controls if event.a == score.CC_VOLUME)
+            heard.volumes.update(event.b for event in controls if event.a == players.VOLUME)
             heard.silences.append(max(np.array([note.onset for note in notes[1:]]) - ends[:-1]))
             heard.densities.append(len(notes) / ends[-1])
             tempi = [60e6 / event.a for event in events if event.kind == smf.TEMPO]
             heard.tempi.extend(tempi)
             heard = heard._replace(
-                swells=heard.swells + any(event.a == score.CC_EXPRESSION for event in controls),
+                swells=heard.swells + any(event.a == players.EXPRESSION for event in controls),
                 changing=heard.changing + any(not 5 / 6 < b / a < 1.2 for a, b in itertools.pairwise(tempi)),
             )
         return heard
@@ -347,4 +347,4 @@ def test_tempo_and_program_reach_the_file():
     assert (note.onset, note.offset) == pytest.approx((2.0, 2.5))
     assert [(p.time, p.value) for p in pedals] == [pytest.approx((2.25, 127)), pytest.approx((2.75, 0))]
     kinds = {(e.kind, e.a): e.b for track in smf.parse(midi).tracks for e in track}
-    assert kinds[smf.CONTROL_CHANGE, score.CC_VOLUME] == 77
+    assert kinds[smf.CONTROL_CHANGE, players.VOLUME] == 77

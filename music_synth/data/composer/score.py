@@ -8,16 +8,16 @@ import random
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from music_synth.midi import smf
+from music_synth.midi import players, smf
+from music_synth.midi.smf import DRUM_CHANNEL
 
 TICKS_PER_BEAT = 480
-DRUM_CHANNEL = 9
 MELODIC_CHANNELS = tuple(channel for channel in range(16) if channel != DRUM_CHANNEL)
 MIN_SECONDS = 0.05  # of a note, and between two onsets of one pitch
 GAP_SECONDS = 0.01  # between a note and the next of its pitch
 VELOCITIES = (25, 120)  # the softest and the loudest note
 VELOCITY_SPREAD = 3.0  # standard deviation
-CC_VOLUME, CC_PAN, CC_EXPRESSION, CC_PEDAL = 7, 10, 11, 64
+PAN = 10  # a controller
 
 
 class Tone(NamedTuple):
@@ -126,11 +126,11 @@ def _track(part: Part, channel: int, notes: list[Played]) -> list[smf.Event]:
     """Program, volume and place, then notes, pedal and other controls in order of time."""
     setup = [
         smf.Event(0, smf.PROGRAM_CHANGE, channel, part.program, 0),
-        smf.Event(0, smf.CONTROL_CHANGE, channel, CC_VOLUME, part.volume),
-        smf.Event(0, smf.CONTROL_CHANGE, channel, CC_PAN, part.pan),
+        smf.Event(0, smf.CONTROL_CHANGE, channel, players.VOLUME, part.volume),
+        smf.Event(0, smf.CONTROL_CHANGE, channel, PAN, part.pan),
     ]
     events = [
-        smf.Event(round(beat * TICKS_PER_BEAT), smf.CONTROL_CHANGE, channel, CC_PEDAL, value)
+        smf.Event(round(beat * TICKS_PER_BEAT), smf.CONTROL_CHANGE, channel, players.SUSTAIN_CONTROL, value)
         for beat, value in part.pedals
     ]
     events += [

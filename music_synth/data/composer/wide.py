@@ -12,7 +12,8 @@ import dataclasses
 import random
 
 from music_synth.data.composer.instruments import pitch_range
-from music_synth.data.composer.score import CC_EXPRESSION, CC_VOLUME, Part, Score, Tone
+from music_synth.data.composer.score import Part, Score, Tone
+from music_synth.midi.players import EXPRESSION, VOLUME
 
 METERS = (4, 4, 4, 3, 3, 2, 5, 6, 7)
 PAUSES = (0, 0, 0, 0, 1, 2, 4, 8, 12)  # beats between phrases
@@ -119,7 +120,7 @@ def _mix(part: Part, rng: random.Random, end: float) -> None:
     part.volume = rng.choice((100, rng.randint(40, 127), rng.randint(70, 127)))
     part.loudness += rng.randint(-12, 12)
     if rng.random() < 0.3:
-        part.controls.append((rng.uniform(0, end), CC_VOLUME, rng.randint(45, 127)))
+        part.controls.append((rng.uniform(0, end), VOLUME, rng.randint(45, 127)))
     if rng.random() < (0.6 if part.program in SUSTAINED and not part.is_drum else 0.2):
         start = rng.randint(50, 127)
         beat = 0.0
@@ -127,7 +128,7 @@ def _mix(part: Part, rng: random.Random, end: float) -> None:
             goal, length = rng.randint(35, 127), rng.choice((4, 8, 16))
             steps = length * 2 if rng.random() < 0.7 else 1  # or all at once
             part.controls += [
-                (beat + length * step / steps, CC_EXPRESSION, round(start + (goal - start) * (step + 1) / steps))
+                (beat + length * step / steps, EXPRESSION, round(start + (goal - start) * (step + 1) / steps))
                 for step in range(steps)
             ]
             start, beat = goal, beat + length
