@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     recipe = start / CONFIG_FILE
     if not recipe.is_file():
         raise UserError(f"{start} has no {CONFIG_FILE} to go on from: make a run of it by music_synth convert")
-    prepare_data.check_writable(out)
+    prepare_data.check_folder(out)
     data, run, scores, instrument = (out / name for name in ("data", "run", "evaluation", "instrument"))
     if (data / MANIFEST).exists():
         print(f"{data} was prepared before: {flags.folder} is not read; remove it to do so")

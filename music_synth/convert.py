@@ -184,7 +184,7 @@ def disk_size(path: Path) -> str:
 
 
 def convert_decoder(flags: argparse.Namespace) -> None:
-    decoder = runs.read(flags.source, num_heads=flags.num_heads, gin_file=flags.config)
+    decoder = runs.load_trained(flags.source, num_heads=flags.num_heads, gin_file=flags.config)
     to = flags.to or ("export" if decoder.kind == "run" else "run")
     for form, names in FLAGS.items():
         for name in names:
@@ -212,7 +212,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
             write_t5x(decoder, folder, flags.config)
         else:
             diffusers.write(folder, decoder.model, decoder.params, flags.inverter or decoder.inverter)
-        written = runs.read(folder)
+        written = runs.load_trained(folder)
         changed = settings_changed(decoder, written)
         compared = compare(decoder, written, flags.target)
     print(f"{flags.target}: {KINDS[to]}, {disk_size(flags.target)}")

@@ -125,7 +125,7 @@ class SpectrogramDiffusionPipeline:
             if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
                 raise UserError(f"no folder {name}, and no name of a repository on the hub, which is owner/name")
             folder = download(name, cache_dir, revision, token, local_files_only)
-        decoder = runs.read(folder)
+        decoder = runs.load_trained(folder)
         if inverter is None and decoder.kind == "diffusers" and decoder.inverter is None:
             ours = "the inverter that ships with music_synth makes the audio"
             warnings.warn(f"no {folder / diffusers.INVERTER}: {ours}", stacklevel=2)

@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     flags = parse_flags(argv)
     for folder in (flags.out, flags.cache):
         if folder is not None:
-            check_writable(folder)
+            check_folder(folder)
     if flags.out is not None:
         check_new(flags.out)
     sampler = sampler_of(flags.sampled_by) if flags.sampled_by else None
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     elif flags.out is None and flags.cache is None:
         raise UserError("nothing to do: name an --out folder, or a --cache")
     if flags.out is not None:
-        version, splits = read_pieces(data_set, flags.data_dir)
+        version, splits = open_splits(data_set, flags.data_dir)
         with tqdm(desc=f"preparing {data_set}", total=sum(count for count, _ in splits.values()), unit="piece") as bar:
             shown = {split: counted(pieces, bar) for split, (_, pieces) in splits.items()}
             if sampler is not None:
@@ -196,7 +196,7 @@ def find_recordings(name: str, flags: argparse.Namespace, folder: Path) -> Found
     return scan(name, sources[0], place)
 
 
-def read_pieces(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tuple[int, Iterable[Piece]]]]:
+def open_splits(data_set: str, data_dir: Path | None) -> tuple[str, dict[str, tuple[int, Iterable[Piece]]]]:
     """Gives the version of a data set, built now if it can be, and of each split the number of its pieces and them."""
     if is_embedded(data_set):
         folder = folder_of(data_set, data_dir)
@@ -258,7 +258,7 @@ def summary(name: str, found: Found, measure: bool) -> str:
     return "\n".join([*lines, *(f"  bad: {line}" for line in bad)])
 
 
-def check_writable(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuses, before work begins, a folder that could not be written after it."""
     with telling(f"cannot write {folder}", "; choose another folder"):
         parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -64,11 +64,11 @@ def load(path: str | os.PathLike, step: int | None = None, ema: bool = True) -> 
         UserError: it is none of these, or damaged, or asks for more than a model; no such step; tokenizer and network
             do not belong together.
     """
-    trained = read(path, step, ema)
+    trained = load_trained(path, step, ema)
     return Run(trained.model, trained.tokenizer, trained.params, trained.step)
 
 
-def read(
+def load_trained(
     path: str | os.PathLike,
     step: int | None = None,
     ema: bool = True,

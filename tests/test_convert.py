@@ -60,7 +60,7 @@ def test_t5x_to_a_run_and_back(tmp_path, name, capsys):
     model, tokenizer, params, step = runs.load(tmp_path / "run")
     assert step == 17 and tokenizer.segment_frames == model.network.target_frames
     assert_same(params, golden_arrays.tree(golden_arrays.load(t5x_folders.FILES[name])))
-    assert model == runs.read(source, num_heads=2).model
+    assert model == runs.load_trained(source, num_heads=2).model
     moments = t5x.moments_of(load_progress(tmp_path / "run")["opt_state"])
     assert_same(moments, t5x.read(source).moments)
 
@@ -69,7 +69,7 @@ def test_t5x_to_a_run_and_back(tmp_path, name, capsys):
     again = tmp_path / "again" / "checkpoint_17"
     assert (again / "checkpoint").read_bytes() == (GOLDEN / f"t5x_{name}.msgpack").read_bytes()
     assert_same(t5x.read(again).params, params)
-    assert runs.read(tmp_path / "again").model == model  # by the gin file that was written beside it
+    assert runs.load_trained(tmp_path / "again").model == model  # by the gin file that was written beside it
 
 
 def test_t5x_to_diffusers_and_back(tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_t5x_to_diffusers_and_back(tmp_path, capsys):
     run(tmp_path / "port", tmp_path / "t5x", "--to", "t5x")
     said = capsys.readouterr().out
     assert "a pipeline of diffusers" in said and "--inverter" in said
-    back, original = runs.read(tmp_path / "t5x"), runs.read(source, num_heads=2)
+    back, original = runs.load_trained(tmp_path / "t5x"), runs.load_trained(source, num_heads=2)
     assert_same(back.params, original.params)
     assert back.model.network == original.model.network and back.step == 0 and back.moments is None
     run(tmp_path / "port", tmp_path / "run")
@@ -200,7 +200,7 @@ def test_initial_parameters_of_another_model_are_refused_or_warned_of(model_dir,
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         InitialCheckpoint(str(tmp_path / "nowhere"))(model)
     published = t5x_folders.make(tmp_path, "context")
-    theirs = runs.read(published, num_heads=2).model
+    theirs = runs.load_trained(published, num_heads=2).model
     with pytest.warns(UserWarning, match=r"Diffusion.prediction_type is eps in .* and v here"):
         params = InitialCheckpoint(str(published))(convert.Diffusion(theirs.network, prediction_type="v"))
     assert_same(params, t5x.read(published).params)

@@ -95,7 +95,7 @@ def test_what_ships_goes_by_its_name(run, tmp_path, monkeypatch):
     model, tokenizer, params, step = runs.load(run)
     folder = tmp_path / "package/diffusion"
     folder.mkdir(parents=True)
-    model_card.export(runs.read(run), (run / "config.gin").read_text(), folder)
+    model_card.export(runs.load_trained(run), (run / "config.gin").read_text(), folder)
     loaded = runs.load("shipped")
     assert (loaded.model, loaded.tokenizer, loaded.step) == (model, tokenizer, step)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)

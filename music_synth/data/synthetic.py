@@ -1,6 +1,6 @@
 """The embedded data set: its pieces, how each is composed and sounds, and all of it as a prepared folder.
 
-No TensorFlow here; `datasets/synthetic.py` makes tfds's data set of the same pieces.
+No TensorFlow here; `datasets/embedded_tfds.py` makes tfds's data set of the same pieces.
 
 A piece is a pure function of the seed, the split and its number: seed -> MIDI bytes -> notes and audio. The
 MIDI file is the only source of both, so labels and sound cannot drift apart.

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from music_synth.data import preprocessors
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.datasets import builder, reading, synthetic
+from music_synth.data.datasets import builder, embedded_tfds, reading
 from music_synth.data.datasets.corpus import SPLITS
 from music_synth.data.examples import NO_CONTEXT, Piece, data_set_of
 from music_synth.data.note_sequences import timbre_of_note_sequence
@@ -36,7 +36,7 @@ SkipHook = Callable[[str, float], None]
 
 
 def build_synthetic(config: str, data_dir: Path) -> tfds.core.DatasetBuilder:
-    return synthetic.prepare(Edition.named(config), data_dir)
+    return embedded_tfds.prepare(Edition.named(config), data_dir)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def open_corpus(name: str, config: str, data_dir: Path) -> tfds.core.DatasetBuil
     return builder.open_built(name, data_dir)
 
 
-DATA_SETS = {"synthetic": DataSet(str(synthetic.Synthetic.VERSION), build_synthetic)} | {
+DATA_SETS = {"synthetic": DataSet(str(embedded_tfds.Synthetic.VERSION), build_synthetic)} | {
     name: DataSet(reading.VERSION, functools.partial(open_corpus, name), reading.corpus(name).trim)
     for name in reading.CORPORA
 }

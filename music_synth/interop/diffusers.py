@@ -29,7 +29,7 @@ from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import CosineSchedule, SquaredCosineSchedule
 from music_synth.errors import UserError, telling
 from music_synth.files import check_inside
-from music_synth.interop.diffusers_parts import PARTS, SHARED, Part
+from music_synth.interop.diffusers_parts import NETWORKS, SHARED, Part
 from music_synth.interop.tensor_files import read_tensors
 from music_synth.midi.tokenizer import Tokenizer
 from music_synth.models.base import Params
@@ -79,13 +79,13 @@ def read(folder: str | Path) -> Pipeline:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: give one with the {INDEX} of a {PIPELINE}")
-    check_inside(folder, INDEX, "scheduler", "melgan", *PARTS)
+    check_inside(folder, INDEX, "scheduler", "melgan", *NETWORKS)
     index = _read_json(folder / INDEX)
     if index.get("_class_name") != PIPELINE:
         raise UserError(f"{folder} holds a {index.get('_class_name')}, not a {PIPELINE} ({INDEX}, _class_name)")
     model = _read_model(folder)
     params: dict[str, Any] = {}
-    for name, part in PARTS.items():
+    for name, part in NETWORKS.items():
         params |= _read_weights(folder / name, part, model)
     inverter = folder / INVERTER if any(index.get("melgan") or ()) else None
     whole = inverter is not None and inverter.is_file()
@@ -107,13 +107,13 @@ def write(folder: str | Path, model: Any, params: Params, inverter: str | Path |
     _check_writable(model)
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(_unstacked(params, network), sep="/").items()}
     with telling(f"cannot write into {folder}"):
-        for name, part in PARTS.items():
+        for name, part in NETWORKS.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             _write_json(folder / name / CONFIG, part.class_name, _settings(part, network))
             _write_weights(folder / name, part, network, flat)
         (folder / SCHEDULER).parent.mkdir(exist_ok=True)
         _write_json(folder / SCHEDULER, str(SCHEDULE["_class_name"]), _scheduler_settings(model))
-        index: dict[str, Any] = {name: [part.library, part.class_name] for name, part in PARTS.items()}
+        index: dict[str, Any] = {name: [part.library, part.class_name] for name, part in NETWORKS.items()}
         index |= {"scheduler": ["diffusers", "DDPMScheduler"], "melgan": [None, None]}
         if inverter is not None:
             (folder / INVERTER).parent.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_model(folder: Path) -> Diffusion:
     network: dict[str, Any] = {}
     said: dict[str, Path] = {}  # of each setting, the file that it is from
-    for name, part in PARTS.items():
+    for name, part in NETWORKS.items():
         path = folder / name / CONFIG
         config = _read_json(path)
         for key, value in {"_class_name": part.class_name, **part.fixed}.items():

@@ -52,7 +52,7 @@ LIBRARY = "diffusers.pipelines.deprecated.spectrogram_diffusion"
 
 @dataclass(frozen=True)
 class Part:
-    """One network of the pipeline; its folder is called by its key in `PARTS`."""
+    """One network of the pipeline; its folder is called by its key in `NETWORKS`."""
 
     library: str  # in the index
     class_name: str
@@ -71,7 +71,7 @@ class Part:
         return {f"{theirs}.weight": ours for theirs, ours in names.items()}
 
 
-PARTS = {
+NETWORKS = {
     "notes_encoder": Part(
         f"{LIBRARY}.notes_encoder",
         "SpectrogramNotesEncoder",

@@ -116,7 +116,7 @@ class Graph:
                 ]
                 for side in (inputs, outputs)
             )
-            return helper.make_graph(nodes, "inverter", given, given_back, constants)
+            return helper.make_graph(nodes, "music_synth", given, given_back, constants)
 
         constants, widened = [], []
         for name, value in self.constants.items():

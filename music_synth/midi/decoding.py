@@ -23,7 +23,7 @@ class Decoded(NamedTuple):
     num_dropped: int  # tokens in a segment's tail that lies after the start of the next segment
 
 
-class TokenDecoder:
+class NoteReader:
     """The state of decoding which lives on from segment to segment. Times are steps."""
 
     def __init__(self, vocabulary: Vocabulary):

@@ -129,7 +129,7 @@ def check_notes(notes: Sequence[Note]) -> list[Note]:
 
 def _check(source: Source, midi: smf.MidiFile, notes: list[Note]) -> None:
     if not notes:
-        damage = f" ({smf.in_words(midi.problems)})" if midi.problems else ""
+        damage = f" ({smf.first_of(midi.problems)})" if midi.problems else ""
         raise MidiError(f"{smf.source_name(source)}: no notes in this MIDI file{damage}")
     hours = max(note.offset for note in notes) / 3600
     if not hours < MAX_HOURS:

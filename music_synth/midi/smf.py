@@ -81,11 +81,11 @@ def load(source: Source, strict: bool = False) -> MidiFile:
 def warn_of_problems(midi: MidiFile, source: Source) -> None:
     """Warns (`MidiWarning`), in one line, of what was passed over while reading."""
     if midi.problems:
-        told = f"{source_name(source)} breaks the MIDI standard, read nevertheless: {in_words(midi.problems)}"
+        told = f"{source_name(source)} breaks the MIDI standard, read nevertheless: {first_of(midi.problems)}"
         warnings.warn(told, MidiWarning, stacklevel=3)
 
 
-def in_words(problems: list[str]) -> str:
+def first_of(problems: list[str]) -> str:
     """Names the first problems of a file."""
     return "; ".join(problems[:3]) + "; and more" * (len(problems) > 3)
 

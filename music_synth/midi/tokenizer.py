@@ -23,7 +23,7 @@ import numpy as np
 
 from music_synth.errors import UserError, check_range
 from music_synth.midi import segments as seg
-from music_synth.midi.decoding import Decoded, TokenDecoder
+from music_synth.midi.decoding import Decoded, NoteReader
 from music_synth.midi.notes import Note
 from music_synth.midi.vocabulary import EOS_ID, MAX_VELOCITY, NUM_PITCHES, NUM_PROGRAMS, Vocabulary
 
@@ -301,7 +301,7 @@ class Tokenizer:
         Velocities are those of the bins, times whole steps. Tokens that make no sense are passed over and
         counted (docs/spec.md 3.10).
         """
-        decoder = TokenDecoder(self.vocabulary)
+        decoder = NoteReader(self.vocabulary)
         segment_steps = self.segment_frames * seg.STEPS_PER_FRAME
         for j, tokens in enumerate(segments):
             end = (j + 1) * segment_steps if j < len(segments) - 1 else None

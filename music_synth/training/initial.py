@@ -10,7 +10,7 @@ import jax
 
 from music_synth.interop import decoders
 from music_synth.models.base import Params
-from music_synth.runs import kind_of, read
+from music_synth.runs import kind_of, load_trained
 from music_synth.training.checkpoint import check_shapes
 
 OPTIONAL_PARTS = {"timbre", "harmonics"}  # that a network may have
@@ -39,7 +39,7 @@ class InitialCheckpoint:
         """
         if self.path is None:
             return None
-        trained = read(self.path, num_heads=model.network.num_heads if kind_of(self.path) == "t5x" else None)
+        trained = load_trained(self.path, num_heads=model.network.num_heads if kind_of(self.path) == "t5x" else None)
         params = with_optional_parts(trained.params, model)
         same_kind = isinstance(trained.model, type(model))
         if not same_kind:

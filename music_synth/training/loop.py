@@ -69,10 +69,10 @@ def train(
             shapes, a batch size that the devices do not divide, a model_dir that cannot be written or that another
             training is at work in.
     """
-    check_range(1, MAX_COUNT, num_steps=num_steps, num_eval_batches=num_eval_batches, patience=patience)
-    check_range(1, MAX_COUNT, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
-    check_range(1, MAX_COUNT, shortest_token_bucket=min(token_buckets, default=0))
-    check_range(0, 2**32 - 1, seed=seed, num_samples=num_samples)
+    check_settings(1, MAX_COUNT, num_steps=num_steps, num_eval_batches=num_eval_batches, patience=patience)
+    check_settings(1, MAX_COUNT, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
+    check_settings(1, MAX_COUNT, shortest_token_bucket=min(token_buckets, default=0))
+    check_settings(0, 2**32 - 1, seed=seed, num_samples=num_samples)
     check_minutes(max_minutes)
     model.check_feed(feed)
     mesh = partitioning.make_mesh(model_parallelism)
@@ -201,7 +201,7 @@ def first_state(
     return state, itertools.chain([batch], batches)
 
 
-def check_range(low: int, high: int, **values: int | None) -> None:
+def check_settings(low: int, high: int, **values: int | None) -> None:
     """Raises UserError for a value, except None, that is not in low..high."""
     for name, value in values.items():
         if value is not None and not low <= value <= high:

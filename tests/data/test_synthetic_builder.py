@@ -12,7 +12,7 @@ import music_synth
 from music_synth.audio import soundfont
 from music_synth.data import synthetic as pieces
 from music_synth.data.data_dir import default_data_dir
-from music_synth.data.datasets import synthetic
+from music_synth.data.datasets import embedded_tfds
 from music_synth.data.preprocessors import notes_of_sequence
 from music_synth.errors import UserError
 from music_synth.midi.notes import read_midi
@@ -24,7 +24,7 @@ MINUTES = 2.3  # three training pieces, one each for validation and test
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path_factory.mktemp("data"))
+    return embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=tmp_path_factory.mktemp("data"))
 
 
 def files_of(builder):
@@ -52,16 +52,16 @@ def test_records_are_the_planned_pieces_in_order(built):
 
 def test_same_seed_same_bytes(built, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # nor does the number of workers matter
-    again = synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path)
+    again = embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=tmp_path)
     assert files_of(again) == files_of(built) and len(files_of(built)) == 3
-    other = synthetic.prepare(pieces.Edition(MINUTES, seed=1), data_dir=tmp_path)
+    other = embedded_tfds.prepare(pieces.Edition(MINUTES, seed=1), data_dir=tmp_path)
     assert other.data_path != again.data_path
     assert not set(files_of(other).values()) & set(files_of(built).values())
 
 
 def test_built_once(built, monkeypatch):
     monkeypatch.setattr(pieces, "make_pieces", None)
-    again = synthetic.prepare(pieces.Edition(MINUTES), data_dir=built.data_path.parents[2])
+    again = embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=built.data_path.parents[2])
     assert again.info.splits["train"].num_examples == 3
 
 
@@ -96,9 +96,9 @@ def test_failed_build_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pieces, "render", failing)
         with pytest.raises(UserError, match="FluidSynth"):
-            synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path)
+            embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=tmp_path)
     assert not list(tmp_path.rglob("*.tfrecord*")) and not list(tmp_path.rglob("dataset_info.json"))
-    assert len(records_of(synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path), "train")) == 3
+    assert len(records_of(embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=tmp_path), "train")) == 3
 
 
 def test_missing_fluidsynth_is_said_in_one_line(tmp_path, monkeypatch):
@@ -107,13 +107,13 @@ def test_missing_fluidsynth_is_said_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(soundfont, "_import_fluidsynth", missing)
     with pytest.raises(UserError, match="apt-get install libfluidsynth3"):
-        synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path)
+        embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=tmp_path)
 
 
 def test_data_dir_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot build .*file"):
-        synthetic.prepare(pieces.Edition(MINUTES), data_dir=tmp_path / "file")
+        embedded_tfds.prepare(pieces.Edition(MINUTES), data_dir=tmp_path / "file")
 
 
 def test_default_data_dir(monkeypatch, tmp_path):
@@ -127,7 +127,9 @@ def test_default_data_dir(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
-    code = f"from music_synth.data.datasets.synthetic import Edition, prepare; prepare(Edition(20), {str(tmp_path)!r})"
+    code = (
+        f"from music_synth.data.datasets.embedded_tfds import Edition, prepare; prepare(Edition(20), {str(tmp_path)!r})"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list(tmp_path.rglob("*incomplete*")) and time.time() < deadline and process.poll() is None:
@@ -136,9 +138,9 @@ def test_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was still building"
     assert list(tmp_path.rglob("*incomplete*"))
-    builder = synthetic.Synthetic(config="20min", data_dir=str(tmp_path))
+    builder = embedded_tfds.Synthetic(config="20min", data_dir=str(tmp_path))
     assert not builder.data_path.exists()
-    synthetic.prepare(pieces.Edition(0.5), tmp_path)
+    embedded_tfds.prepare(pieces.Edition(0.5), tmp_path)
     assert list(tmp_path.rglob("*incomplete*"))  # of another size
-    synthetic.prepare(pieces.Edition(20), tmp_path)
+    embedded_tfds.prepare(pieces.Edition(20), tmp_path)
     assert not list(tmp_path.rglob("*incomplete*")) and not list(tmp_path.rglob(".part*"))

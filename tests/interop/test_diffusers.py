@@ -348,7 +348,7 @@ def torch_save(path, tensors, order="little", compression=zipfile.ZIP_STORED):
 
 
 def test_bin_instead_of_safetensors(tiny, folder):
-    for part in diffusers.PARTS:
+    for part in diffusers.NETWORKS:
         path = folder / part / WEIGHTS
         torch_save(path.with_suffix(".bin"), read_tensors(path))
         path.unlink()

@@ -105,7 +105,7 @@ def test_moments_are_those_of_our_adafactor(written_by_t5x):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_outputs_are_reproduced(written_by_t5x, name):
-    decoder = runs.read(written_by_t5x[name], num_heads=2)
+    decoder = runs.load_trained(written_by_t5x[name], num_heads=2)
     arrays, model = golden_arrays.load(t5x_folders.FILES[name]), decoder.model
     tokens = arrays["inputs/tokens"]
     if name == "autoregressive":
@@ -303,7 +303,7 @@ def with_gin(written_by_t5x, tmp_path):
     def read(text, **arguments):
         path = tmp_path / "their.gin"
         path.write_text(text)
-        return runs.read(written_by_t5x["context"], gin_file=path, **arguments)
+        return runs.load_trained(written_by_t5x["context"], gin_file=path, **arguments)
 
     return read
 
@@ -324,7 +324,7 @@ def test_the_gin_file_says_what_the_tensors_do_not(with_gin):
 
 
 def test_without_a_gin_file_it_is_said_what_is_assumed(written_by_t5x):
-    decoder = runs.read(written_by_t5x["context"], num_heads=2)
+    decoder = runs.load_trained(written_by_t5x["context"], num_heads=2)
     c = dict(model_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=2)
     network = NetworkConfig(**c, max_tokens=64, target_frames=32, context_frames=32)
     sampler = Sampler("ddpm", 1000, guidance_scale=2.0, variance="large")
@@ -335,8 +335,8 @@ def test_without_a_gin_file_it_is_said_what_is_assumed(written_by_t5x):
 def test_a_config_beside_the_checkpoint_is_found(written_by_t5x, tmp_path):
     made = t5x_folders.make(tmp_path, "context")
     (tmp_path / "config.gin").write_text(PUBLISHED_GIN)
-    assert runs.read(tmp_path).model == runs.read(made).model
-    assert runs.read(made).model.network.num_heads == 4
+    assert runs.load_trained(tmp_path).model == runs.load_trained(made).model
+    assert runs.load_trained(made).model.network.num_heads == 4
 
 
 def test_gin_files_in_pieces_are_read(tmp_path):
@@ -448,7 +448,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, said):
     params = golden_arrays.tree(golden_arrays.load("network_autoregressive"))
     t5x.write(tmp_path, 17, change(params))
     with pytest.raises(UserError, match=said) as told:
-        runs.read(tmp_path, num_heads=2)
+        runs.load_trained(tmp_path, num_heads=2)
     assert str(tmp_path) in str(told.value) and "\n" not in str(told.value)
 
 
@@ -479,11 +479,11 @@ def test_a_gin_file_that_does_not_fit_is_named(with_gin, old, new, said):
 
 def test_heads_that_cannot_be_told_are_asked_for(written_by_t5x):
     with pytest.raises(UserError, match="attention of width 32 is not 0 heads of 64: convert it with --num_heads"):
-        runs.read(written_by_t5x["context"])
+        runs.load_trained(written_by_t5x["context"])
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        runs.read("/nowhere")
+        runs.load_trained("/nowhere")
     with pytest.raises(UserError, match=r"is not recognized: a run has config.gin and checkpoints/"):
-        runs.read(Path(__file__).parent)
+        runs.load_trained(Path(__file__).parent)
     with pytest.raises(UserError, match="no T5X checkpoint in"):
         t5x.read(Path(__file__).parent)
 

@@ -1,6 +1,6 @@
 """The embedded data set as a tfds data set, composed and rendered on first use.
 
-    builder = synthetic.prepare(Edition())  # 40 minutes of training pieces, 5 each for validation and test
+    builder = embedded_tfds.prepare(Edition())  # 40 minutes of training pieces, 5 each for validation and test
     builder.as_dataset(split="train")
 
 Its size is its configuration: `synthetic/40min` (the default), `synthetic/400min`, `synthetic/5min-seed1`, any
