@@ -10,6 +10,7 @@ no file outside the folder is read. A SavedModel of TensorFlow is a program, and
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,14 +147,12 @@ def _read_run(kind: str, folder: Path, step: int | None, ema: bool) -> Trained:
         if folder.parent != SHIPPED_DIR:  # whose shapes a test checks: it takes a second
             check_shapes(params, model, where=f"{folder}, step {step}")
         return Trained(kind, folder, model, tokenizer, params, step)
-    params, step = load_params(folder, step, ema, model)
+    trained = Trained(kind, folder, model, tokenizer, *load_params(folder, step, ema, model))
     if maker.bindings.get("train.ema_decay", 1.0):  # moments are of other parameters than the average, which plays
-        average = ("the moving average of the parameters",)
-        return Trained(kind, folder, model, tokenizer, params, step, remarks=average)
-    if repr(maker.bindings.get("train.optimizer")) != "@adafactor()":
-        return Trained(kind, folder, model, tokenizer, params, step)
-    moments = t5x.moments_of(load_progress(folder, step)["opt_state"])
-    return Trained(kind, folder, model, tokenizer, params, step, moments)
+        return replace(trained, remarks=("the moving average of the parameters",))
+    if repr(maker.bindings.get("train.optimizer")) == "@adafactor()":
+        return replace(trained, moments=t5x.moments_of(load_progress(folder, trained.step)["opt_state"]))
+    return trained
 
 
 def load_optimizer(folder: str | os.PathLike) -> tuple[Any, float]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -281,12 +281,11 @@ def summarize(row: Folder, targets: Folder, names: Sequence[str], tools: Tools, 
 
 def drift(row: Folder, names: Sequence[str], key: str) -> list[dict[str, float]]:
     """Takes the mean over clips of the score of their k-th 5.12 s, for every k: [{value, clips}]."""
-    columns: list[list[float]] = []
+    columns: dict[int, list[float]] = defaultdict(list)
     for name in names:
         for k, value in enumerate(row.read_json(name, SCORES).get(key, {}).get("segments", ())):
-            columns += [[]] * (k == len(columns))
-            columns[k] = [*columns[k], value]
-    return [{"value": float(np.mean(values)), "clips": len(values)} for values in columns]
+            columns[k].append(value)
+    return [{"value": float(np.mean(values)), "clips": len(values)} for values in columns.values()]
 
 
 def _mean_cell(scores: Sequence[dict], key: str, seed: int, value: str = "value", weight: str | None = None) -> Cell:

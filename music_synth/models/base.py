@@ -14,6 +14,7 @@ of the batch: a row then comes out the same in any company. A batch is a diction
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -93,22 +94,16 @@ class SpectrogramModel:
 
     def check_tokenizer(self, tokenizer: Tokenizer, said: str = "") -> None:
         """Raises a UserError, which begins with `said`, unless the network reads what the tokenizer writes."""
-        network = self.network
-        if tokenizer.vocabulary != network.vocabulary:
-            raise UserError(
-                f"{said}NetworkConfig.vocabulary = {network.vocabulary}, but the Tokenizer writes"
-                f" {tokenizer.vocabulary}: give both the same"
-            )
-        if tokenizer.segment_frames != network.target_frames:
-            raise UserError(
-                f"{said}Tokenizer.segment_frames = {tokenizer.segment_frames}, but NetworkConfig.target_frames ="
-                f" {network.target_frames}: give both the same"
-            )
-        if tokenizer.max_tokens > network.max_tokens:
-            raise UserError(
-                f"{said}Tokenizer.max_tokens = {tokenizer.max_tokens}, but NetworkConfig.max_tokens ="
-                f" {network.max_tokens}: give both the same"
-            )
+        for theirs, ours, fits in (
+            ("vocabulary", "vocabulary", operator.eq),
+            ("segment_frames", "target_frames", operator.eq),
+            ("max_tokens", "max_tokens", operator.le),
+        ):
+            written, read = getattr(tokenizer, theirs), getattr(self.network, ours)
+            if not fits(written, read):
+                raise UserError(
+                    f"{said}Tokenizer.{theirs} = {written}, but NetworkConfig.{ours} = {read}: give both the same"
+                )
 
     def check_batch(self, batch: dict[str, Any]) -> None:
         """UserError unless a batch of NumPy arrays suits the network."""

@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
 def test_a_tokenizer_that_the_note_roll_cannot_read_is_refused(tmp_path):
     feed = ToyFeed(tokenizer=Tokenizer(velocity_bins=127))
     model = Toy(network=dataclasses.replace(Toy().network, note_roll=True))
-    with pytest.raises(UserError, match=r"Tokenizer writes Vocabulary\(velocity_bins=127"):
+    with pytest.raises(UserError, match=r"Tokenizer\.vocabulary = Vocabulary\(velocity_bins=127"):
         loop.train(model, feed, adamw(1e-2), model_dir=str(tmp_path), num_steps=1)
     assert not list(tmp_path.iterdir())
 
