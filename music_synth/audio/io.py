@@ -31,8 +31,8 @@ def resample(audio: np.ndarray, source_rate: float, target_rate: float) -> np.nd
     return soxr.resample(audio, source_rate, target_rate, quality="HQ")
 
 
-def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Reads WAV or FLAC (or what else libsndfile reads), a path or its bytes, as mono float32 [S] at `sample_rate`.
+def read_audio(source: str | os.PathLike[str] | bytes) -> np.ndarray:
+    """Reads WAV or FLAC (or what else libsndfile reads), a path or its bytes, as mono float32 [S] at 16 kHz.
 
     Channels are averaged; samples lie in [-1, 1] if the file's do.
 
@@ -52,7 +52,7 @@ def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE
                     f"{name} says that it has {file.frames} samples at {file.samplerate} Hz: rates are {MIN_RATE} to"
                     f" {MAX_RATE:,} Hz, and it may last {MAX_SECONDS // 3600} hours"
                 )
-            parts = list(_resampled(file.blocks(BLOCK, dtype="float32", always_2d=True), file.samplerate, sample_rate))
+            parts = list(_resampled(file.blocks(BLOCK, dtype="float32", always_2d=True), file.samplerate))
     except (soundfile.LibsndfileError, OSError) as error:
         raise UserError(f"cannot read {name} as audio ({error}); give a WAV or FLAC file") from error
     if not parts:
@@ -63,13 +63,13 @@ def read_audio(source: str | os.PathLike[str] | bytes, sample_rate: int = SAMPLE
     return audio
 
 
-def _resampled(blocks: Iterable[np.ndarray], source_rate: float, target_rate: float) -> Iterator[np.ndarray]:
-    """Averages the channels of blocks [s, channels] and yields them resampled: together, bit for bit, as `resample`."""
+def _resampled(blocks: Iterable[np.ndarray], rate: float) -> Iterator[np.ndarray]:
+    """Averages the channels of blocks [s, channels] and yields them at 16 kHz: together, bit for bit, as `resample`."""
     import soxr
 
     stream = None
-    if source_rate != target_rate:
-        stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
+    if rate != SAMPLE_RATE:
+        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     size = 0
     for block in blocks:
         mono = np.ascontiguousarray(block.mean(axis=1))
@@ -96,8 +96,8 @@ def audio_from_int16(samples: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def audio_writer(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yields a function that appends mono floats [S] in [-1, 1] to a 16-bit WAV or FLAC, by the suffix of `path`.
+def audio_writer(path: str | os.PathLike) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yields a function that appends mono floats [S] in [-1, 1] to a 16-bit WAV or FLAC of 16 kHz, by `path`'s suffix.
 
     The file takes its name when the block ends and it is on the disk; if the block raises, what was there stays.
     Samples outside [-1, 1] are clipped, with a warning at the end that says how many.
@@ -136,7 +136,7 @@ def audio_writer(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Ite
         with replacing(path) as part:
             part.touch()  # says what is wrong, as above
             kind = WRITABLE[path.suffix.lower()]
-            with soundfile.SoundFile(part, "w", sample_rate, 1, "PCM_16", format=kind) as file:
+            with soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, "PCM_16", format=kind) as file:
                 yield write
             if not num_samples:
                 raise UserError(f"nothing to write to {path}: the audio is empty")
@@ -149,7 +149,7 @@ def audio_writer(path: str | os.PathLike, sample_rate: int = SAMPLE_RATE) -> Ite
         warnings.warn(message, stacklevel=2)
 
 
-def write_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+def write_audio(path: str | os.PathLike, audio: np.ndarray) -> None:
     """Writes floats [S] in [-1, 1] as 16-bit WAV or FLAC, by the suffix of `path`; see `audio_writer`."""
-    with audio_writer(path, sample_rate) as write:
+    with audio_writer(path) as write:
         write(audio)

@@ -14,12 +14,11 @@ def sine(hz, rate, seconds=1.0, amplitude=0.5):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".WAV"])
-@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
-def test_round_trip(tmp_path, suffix, rate):
-    path, audio = tmp_path / f"a{suffix}", sine(440, rate)
-    write_audio(path, audio, rate)
-    assert soundfile.info(path).samplerate == rate and soundfile.info(path).channels == 1
-    again = read_audio(path, rate)
+def test_round_trip(tmp_path, suffix):
+    path, audio = tmp_path / f"a{suffix}", sine(440, 16000)
+    write_audio(path, audio)
+    assert soundfile.info(path).samplerate == 16000 and soundfile.info(path).channels == 1
+    again = read_audio(path)
     assert again.dtype == np.float32
     np.testing.assert_allclose(again, audio, atol=1.0 / 32768)
 
