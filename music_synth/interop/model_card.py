@@ -220,8 +220,14 @@ def load_exported(path: Path, step: int | None) -> tuple[Any, int]:
             tensors = {key: np.asarray(file.get_tensor(key)).astype(np.float32) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}): get it again") from error
-    if meta.get("format") != FORMAT or not meta.get("step", "").isdecimal():
-        raise UserError(f"{path} is not of music_synth: its header says format {meta.get('format')!r}")
-    if step not in (None, int(meta["step"])):
-        raise UserError(f"no checkpoint of step {step} in {path.parent}: there is {meta['step']}")
-    return unflatten_dict(tensors, sep="/"), int(meta["step"])
+    written = meta.get("step", "")
+    if meta.get("format") != FORMAT or not (written.isascii() and written.isdecimal() and len(written) < 19):
+        raise UserError(
+            f"{path} is not of music_synth: its header says format {meta.get('format')!r}, step {written[:20]!r}"
+        )
+    for key in tensors:
+        if any("/".join(key.split("/")[:depth]) in tensors for depth in range(1, key.count("/") + 1)):
+            raise UserError(f"{path}: tensor {key!r} lies inside another: get the file again")
+    if step not in (None, int(written)):
+        raise UserError(f"no checkpoint of step {step} in {path.parent}: there is {written}")
+    return unflatten_dict(tensors, sep="/"), int(written)

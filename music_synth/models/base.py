@@ -136,7 +136,7 @@ class SpectrogramModel:
 
     def _init_boxed(self, rng: Array) -> Params:
         c = self.network
-        tokens = jnp.zeros((1, 8), jnp.int32)
+        tokens = jnp.zeros((1, min(8, c.max_tokens)), jnp.int32)
         frames = jnp.zeros((1, c.target_frames, c.num_mels))
         context = jnp.zeros((1, c.context_frames, c.num_mels)) if c.context_frames else None
         mask = jnp.zeros((1, c.context_frames), bool) if c.context_frames else None
@@ -225,6 +225,10 @@ class SpectrogramModel:
         for name in overrides:
             if name not in names:
                 raise UserError(f"{type(settings).__name__} has no setting {name!r}: choose from {', '.join(names)}")
+            wanted = type(getattr(settings, name))
+            if not isinstance(overrides[name], (int, float) if wanted is float else wanted):
+                given = f"{type(settings).__name__}.{name} = {overrides[name]!r}"
+                raise UserError(f"{given}: must be {wanted.__name__}")
         try:
             return dataclasses.replace(settings, **overrides)
         except (ValueError, TypeError) as error:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from music_synth.audio.mel import NUM_MELS
 from music_synth.errors import check_range
 from music_synth.midi.vocabulary import Vocabulary
 
@@ -59,8 +60,7 @@ class NetworkConfig:
         check_range(self, 1, 2**17, "vocab_size", "mlp_dim", "max_tokens", "target_frames")
         if max(self.max_tokens, self.target_frames, self.context_frames) * self.model_dim > 2**27:
             raise ValueError(f"{self}: its tables of positions are too large")
-        if self.context_frames < 0:
-            raise ValueError(f"NetworkConfig.context_frames = {self.context_frames}: 0 (none) or more")
+        check_range(self, 0, self.target_frames, "context_frames")  # a context is the end of the segment before
         if self.model_dim % 2 or self.model_dim < 4:
             raise ValueError(f"NetworkConfig.model_dim = {self.model_dim}: sinusoids need an even width >= 4")
         if not 0 <= self.dropout_rate < 1:
@@ -75,6 +75,8 @@ class NetworkConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
         check_range(self, 0, 512, "num_prior_layers", "roll_harmonics")
+        if self.note_roll and self.num_mels != NUM_MELS:
+            raise ValueError(f"NetworkConfig.num_mels = {self.num_mels}: a note roll has {NUM_MELS}")
         if self.num_prior_layers and not self.note_roll:
             raise ValueError(f"NetworkConfig.num_prior_layers = {self.num_prior_layers}: needs note_roll = True")
         if self.decoder == "convolutional" and not self.num_prior_layers:
