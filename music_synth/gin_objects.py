@@ -90,7 +90,8 @@ class Maker:
         if unknown := sorted(bound.keys() - signature.keys() | bound.keys() & set(self.withheld)):
             raise UserError(f"{self.prefix}{parameter_missing(name, unknown[0], signature)}")
         given = {}
-        for parameter, (key, value) in bound.items():
+        # A feed may have to make its data, which takes minutes: all else is made, and found wrong, before.
+        for parameter, (key, value) in sorted(bound.items(), key=lambda item: item[0] == "feed"):
             self.used[key] = value
             made = self._resolve(value, scope, hints.get(parameter, Any), f"{name}.{parameter}", depth + 1)
             if not _fits(made, hints.get(parameter, Any)):

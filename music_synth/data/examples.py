@@ -48,6 +48,8 @@ class FeedSettings:
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size = {self.batch_size}: must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"{type(self).__name__}.seed = {self.seed}: must be in 0..{2**32 - 1}")
 
 
 @dataclass(kw_only=True)

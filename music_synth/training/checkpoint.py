@@ -46,8 +46,6 @@ class Checkpointer:
     """Saves and restores the state of the run in `model_dir`, keeping the newest `keep` checkpoints."""
 
     def __init__(self, model_dir: str | Path, keep: int = 3):
-        if keep < 1:
-            raise UserError(f"train.keep_checkpoints = {keep}: at least one checkpoint must be kept")
         self.folder = (Path(model_dir) / FOLDER).absolute()
         self.keep = keep
         self._manager = None

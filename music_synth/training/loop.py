@@ -72,13 +72,16 @@ def train(
     check_settings(1, MAX_COUNT, num_steps=num_steps, num_eval_batches=num_eval_batches, patience=patience)
     check_settings(1, MAX_COUNT, log_every=log_every, checkpoint_every=checkpoint_every, eval_every=eval_every)
     check_settings(1, MAX_COUNT, shortest_token_bucket=min(token_buckets, default=0))
+    check_settings(1, MAX_COUNT, keep_checkpoints=keep_checkpoints)
     check_settings(0, 2**32 - 1, seed=seed, num_samples=num_samples)
+    if not model_dir:
+        raise UserError("train.model_dir = '': name a folder for the run")
     check_minutes(max_minutes)
     model.check_feed(feed)
     mesh = partitioning.make_mesh(model_parallelism)
+    create, like = state_to_make(model, optimizer, mesh, seed, ema_decay)
     with contextlib.ExitStack() as run:
         checkpointer = Checkpointer(run.enter_context(lock_model_dir(model_dir)), keep_checkpoints)
-        create, like = state_to_make(model, optimizer, mesh, seed, ema_decay)
         restored, position = checkpointer.restore_latest(like) or (None, 0)
         params = None if initial is None or restored is not None else initial(model)
         if params is not None:
