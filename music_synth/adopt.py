@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import shlex
 from pathlib import Path
@@ -92,9 +93,9 @@ def prepare(flags: argparse.Namespace, out: Path, data: Path) -> None:
     """Looks through the folder and prepares what belongs together. UserError: some is bad, or too little is left."""
     step("looking", out / "check")
     flags.pictures = flags.pictures or out / "check"
-    (out / "check").mkdir(parents=True, exist_ok=True)
     found, table = recordings.find(flags.folder, flags)
     print(table)
+    (out / "check").mkdir(parents=True, exist_ok=True)
     write_whole(out / "check" / "table.txt", table + "\n")
     step("preparing", data)
     write_arrays("pairs", found, data, flags.skip_bad, flags.workers or os.cpu_count() or 1)
@@ -169,8 +170,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     recordings.check_flags(flags, parser, True, "adopt")
     for name in ("minutes", "test_seconds"):
-        if not getattr(flags, name) > 0:
-            parser.error(f"--{name} {getattr(flags, name)}: must be positive")
+        if not 0 < getattr(flags, name) < math.inf:
+            parser.error(f"--{name} {getattr(flags, name)}: must be positive and finite")
     return flags
 
 

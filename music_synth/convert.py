@@ -308,8 +308,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.inverter is not None and not flags.inverter.is_file():
         raise UserError(f"no file {flags.inverter}: --inverter takes an ONNX file")
-    if flags.num_heads is not None and flags.num_heads < 1:
-        raise UserError(f"--num_heads {flags.num_heads}: must be at least 1")
+    for name, least in (("num_heads", 1), ("max_tokens", 2)):
+        if (given := getattr(flags, name)) is not None and given < least:
+            raise UserError(f"--{name} {given}: must be at least {least}")
     return flags
 
 

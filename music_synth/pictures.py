@@ -93,7 +93,7 @@ def plot_piece(
         draw_waveform(rows[-1], audio)
     rows[-1].set(xlim=(0, seconds), xlabel="time (s)")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)  # names of files may hold dollar signs
     with telling(f"{path}: the picture cannot be written"), replacing(path) as part:
         figure.savefig(part, dpi=110)
 
@@ -149,7 +149,7 @@ def draw_mel(axes: Axes, mel: np.ndarray, title: str = "log-mel"):
     axes.set_yticks([mel_bin(hertz) for hertz in FREQUENCY_TICKS], [f"{hertz}" for hertz in FREQUENCY_TICKS])
     axes.set_ylim(-0.5, num_mels - 0.5)
     axes.set_ylabel("frequency (Hz)")
-    axes.set_title(title, loc="left", fontsize=9)
+    axes.set_title(title, loc="left", fontsize=9, parse_math=False)
     return image
 
 

@@ -40,6 +40,8 @@ def check_flags(flags: argparse.Namespace, parser: argparse.ArgumentParser, are_
     for name in FLAGS:
         if not are_read and getattr(flags, name) is not None:
             parser.error(f"--{name} is for pairs, not for {task}")
+    if flags.workers is not None and flags.workers < 1:
+        parser.error(f"--workers {flags.workers}: must be at least 1")
     if flags.max_offset is not None and not 0 < flags.max_offset <= 10:
         parser.error(f"--max_offset {flags.max_offset}: must be above 0 and at most 10")
 

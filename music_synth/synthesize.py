@@ -288,6 +288,7 @@ def outputs(midi: Sequence[Path], out: Path | None) -> dict[Path, Path]:
 
 def check_writable(path: Path, suffixes: Sequence[str]) -> None:
     """Refuses, before work begins, an output that could not be written after it."""
+    path = Path(os.path.realpath(path))
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: the name must end in {' or '.join(suffixes)}")
     with telling(f"{path}: cannot write into {path.parent}"):

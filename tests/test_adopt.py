@@ -92,6 +92,9 @@ def test_the_temperature_falls_until_as_many_notes_are_heard(place, tmp_path, mo
     [
         (["--checkpoint=nothing"], "no folder nothing|has no config.gin"),
         (["--minutes=0"], "--minutes 0.0: must be positive"),
+        (["--minutes=inf"], "--minutes inf: must be positive and finite"),
+        (["--workers=-5"], "--workers -5"),
+        (["--program=200"], "--program"),
         (["--gin_file=diffusion.gin"], "adopt follows finetune.gin"),
         (["--out=/proc/no/folder"], "cannot write /proc/no/folder"),
         (["--max_offset=-1"], "--max_offset"),

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from music_synth import config, errors
+from music_synth.interop.model_card import FORMAT, WEIGHTS
 from music_synth.midi.notes import Note, write_midi
 from tests import tiny_runs
 
@@ -116,6 +118,9 @@ CASES = [
     ("synthesize {w}/in.mid --checkpoint={w}/run --out=/proc/out.wav", "/proc"),
     (PLAY + " --plot={w}/out.gif", "out.gif", ".png"),
     (PLAY + " --plot={w}/no/out.png", "/no"),
+    ("synthesize {w}/in.mid --checkpoint={w}/run --out={w}/dangling.wav", "/nowhere"),
+    ("synthesize {w}/in.mid --checkpoint={w}/nested_tensors --out={w}/out.wav", "nested_tensors", "inside another"),
+    ("synthesize {w}/in.mid --checkpoint={w}/long_step --out={w}/out.wav", "long_step", "step '9999"),
     # configurations
     ("train", "--gin_file"),
     ("train --gin_file", "--gin_file"),
@@ -145,6 +150,12 @@ CASES = [
     (TRAIN + " --gin.Tokenizer.granularity=fine", "'fine'"),
     (TRAIN + " --gin.adafactor.decay_rate=0.5", "adafactor.decay_rate"),
     (TRAIN + " --gin.LEARNING_RATE=-1.0", "-1.0"),
+    (TRAIN + " --gin.LEARNING_RATE=1e400", "inf"),
+    (TRAIN + " --gin.Feed.seed=-1", "seed = -1"),
+    (TRAIN + " --gin.NetworkConfig.num_mels=64", "num_mels = 64"),
+    (TRAIN + " --gin.NetworkConfig.context_frames=100000", "context_frames = 100000"),
+    (TRAIN + " --gin.train.model_dir=''", "model_dir"),
+    (TRAIN + " --gin.TASK=synthetic:400min --gin.TRAIN_STEPS=-1", "-1"),  # before minutes of making data
     (TRAIN + " --gin.train.keep_checkpoints=0", "keep"),
     (TRAIN + " --gin.train.model_parallelism=3", "model_parallelism = 3"),
     (TRAIN + " --gin_dir=configs", "--gin_dir=configs"),
@@ -175,6 +186,9 @@ CASES = [
     (SCORE + " --checkpoints={w}/run --inverter={w}/no_inverter", "no_inverter"),
     (SCORE + " --checkpoints={w}/run --gin.evaluate.metric=fad", "metric"),
     (SCORE + " --checkpoint={w}/run", "--checkpoint="),
+    (SCORE + " --checkpoints={w}/run --sampler=temperature=nan", "temperature = 'nan'", "float"),
+    # convert
+    ("convert {w}/run {w}/run.onnx --to=onnx --max_tokens=1", "--max_tokens 1"),
     # prepare_data
     ("prepare_data", "task"),
     ("prepare_data synthetic", "--out"),
@@ -240,6 +254,15 @@ def w(tmp_path_factory) -> Path:
         path = w / name / config.CONFIG_FILE
         path.write_bytes(bytes(range(256))) if text is None else path.write_text(text)
     shutil.copytree(w / "run", w / "no_checkpoint", ignore=shutil.ignore_patterns("checkpoints"))
+    (w / "dangling.wav").symlink_to(w / "nowhere" / "out.wav")
+    for name, tensors, step in (
+        ("nested_tensors", ("encoder", "encoder/scale"), "7"),
+        ("long_step", ("encoder",), "9" * 5000),
+    ):
+        (w / name).mkdir()
+        shutil.copy(w / "run" / config.CONFIG_FILE, w / name)
+        arrays = {key: np.zeros(2, np.float32) for key in tensors}
+        save_file(arrays, w / name / WEIGHTS, metadata={"format": FORMAT, "step": step})
     shutil.copytree(w / "run", w / "damaged")
     rng = np.random.default_rng(0)
     for path in (w / "damaged" / "checkpoints").rglob("*"):

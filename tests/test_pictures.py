@@ -60,7 +60,8 @@ def test_mel_and_waveform_share_the_time_axis():
 def test_a_picture_is_written(tmp_path, suffix):
     path = tmp_path / f"piece{suffix}"
     mel = np.random.default_rng(0).normal(size=(60, 128)).astype(np.float32)
-    pictures.plot_piece(path, {"target": mel[:50], "sampled": mel}, NOTES, np.zeros(60 * 320, np.float32), "Title")
+    title = "cost $5_^ and $6.mid"  # no formula
+    pictures.plot_piece(path, {"target": mel[:50], title: mel}, NOTES, np.zeros(60 * 320, np.float32), title)
     assert path.stat().st_size > 5000
 
 
