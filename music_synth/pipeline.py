@@ -16,7 +16,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,6 +262,8 @@ class SpectrogramDiffusionPipeline:
         guidance_scale: float | None,
         temperature: float | None = None,
     ) -> SpectrogramModel:
+        if not isinstance(sampler, str | Sampler | None):
+            raise UserError(f"sampler = {sampler!r}: give a name or a Sampler")
         settings = {"name": sampler} if isinstance(sampler, str) else dataclasses.asdict(sampler) if sampler else {}
         asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale, "temperature": temperature}
         model = self.model.with_sampling(**(settings | {k: v for k, v in asked.items() if v is not None}))
@@ -272,8 +274,13 @@ class SpectrogramDiffusionPipeline:
     def _tokens(self, source: Any) -> list[np.ndarray]:
         """Checks what is to be the tokens of segments: int32 [n] each with EOS, without padding."""
         vocab_size, rows = self.model.network.vocab_size, []
+        if not isinstance(source, Iterable):
+            raise UserError(f"{str(source)[:50]!r} is no list of the tokens of segments, and nothing else that plays")
         for i, given in enumerate(source):
-            row = np.asarray(given)
+            try:
+                row = np.asarray(given)
+            except ValueError:  # of lists in lists that are not equally long
+                row = np.zeros(())
             if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
                 raise UserError(
                     f"segment {i} of the tokens is no list of whole numbers: give what a MidiProcessor gives"

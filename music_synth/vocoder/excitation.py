@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH
+from music_synth.errors import UserError
 from music_synth.midi.notes import Note
 from music_synth.vocoder import keys
 from music_synth.vocoder.source import SOURCE_HOPS, source_of_frames
@@ -28,10 +29,15 @@ class Excitation:
 
     Args:
       notes: times in seconds from frame 0; none: keys alone.
+
+    Raises:
+      UserError: a pitch that no MIDI file can hold.
     """
 
     def __init__(self, notes: Sequence[Note]):
         self.notes = list(notes)
+        if wrong := [note.pitch for note in self.notes if note.pitch not in range(128)]:
+            raise UserError(f"a note of pitch {wrong[0]}: pitches are 0..127")
         self._tuning, self._keys_tuning = Tuning(self.notes), Tuning(())
         self._levels, self._first = np.zeros((0, keys.NUM_KEYS), np.float32), 0  # of frames from the first one kept on
         self._belief, self._clock = np.zeros(0), np.zeros(0)  # by frame; the clock is that of `keys.tones`

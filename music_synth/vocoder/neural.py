@@ -45,6 +45,7 @@ class NeuralInverter:
 
     def __call__(self, mel: np.ndarray, notes: Sequence[Note] | None = None) -> np.ndarray:
         """log-mel [T, 128] to float32 [320 T]. It may exceed 1 where the mel is louder than audio can be."""
+        mel = checked_mel(mel)
         stretches = -(-len(mel) // LONGEST_STRETCH) or 1
         stretch = -(-len(mel) // (stretches * STRETCH)) * STRETCH or STRETCH
         parts = list(self.stream([mel], notes, stretch=stretch, early=False))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from music_synth.audio.mel import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, log_mel
+from music_synth.errors import UserError
 from music_synth.vocoder import keys
 from music_synth.vocoder.excitation import Excitation
 from music_synth.vocoder.source import source_of_frames
@@ -52,6 +53,11 @@ def test_a_silent_mel_and_an_empty_one_have_no_keys():
     excitation = Excitation([])
     excitation.hear(np.zeros((0, 128), np.float32))
     np.testing.assert_array_equal(excitation.of_frames(0, 5), np.zeros(8 * HOP_LENGTH, np.float32))
+
+
+def test_pitches_that_there_are_not_are_named():
+    with pytest.raises(UserError, match=r"a note of pitch 300: pitches are 0\.\.127"):
+        Excitation([NOTES[0]._replace(pitch=300)])
 
 
 @pytest.mark.parametrize("shift, believed", [(0.0, True), (1.0, False), (0.5, False)])

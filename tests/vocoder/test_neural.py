@@ -109,6 +109,8 @@ def test_bad_mels(inverter):
     mel[4, 2] = np.nan
     with pytest.raises(UserError, match="not finite at frame 4"):
         inverter(mel)
+    with pytest.raises(ValueError, match=r"not shape \(\)"):
+        inverter(None)
 
 
 def test_bad_files(inverter, tmp_path):
