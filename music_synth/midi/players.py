@@ -163,7 +163,8 @@ class _Synth:
             was_down, channel.sostenuto_down = channel.sostenuto_down, value >= PEDAL_DOWN
             if channel.sostenuto_down != was_down:
                 channel.sostenuto = dict(channel.down) if channel.sostenuto_down else {}
-                self._damp(channel, tick)
+                if not (channel.sostenuto_down or channel.sustain):  # else nothing ends
+                    self._damp(channel, tick)
         elif controller == RESET_CONTROLLERS:
             channel.reset_controllers()
             self._damp(channel, tick)

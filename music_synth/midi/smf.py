@@ -302,8 +302,6 @@ def _parse_track(data: bytes, begin: int, limit: int, room: int) -> _Track:
                     pass_over(at, "a data byte above 127")
                 elif kind in KEPT:
                     events.append(Event(tick, kind, here & 0x0F, a, b))
-                    if len(events) > room:
-                        raise MidiError(f"more than {MAX_EVENTS:,} notes and controls, which no piece has")
             elif here in (META, SYSTEM_EXCLUSIVE, ESCAPE):
                 kind = here
                 if here == META:
@@ -324,6 +322,8 @@ def _parse_track(data: bytes, begin: int, limit: int, room: int) -> _Track:
                 i += len(body)
             else:
                 i += SYSTEM_DATA_BYTES.get(here, 0)
+            if len(events) > room:
+                raise MidiError(f"more than {MAX_EVENTS:,} notes and controls, which no piece has")
     except IndexError:
         problems.append("ends inside an event")
         i, broken = limit, True

@@ -113,6 +113,14 @@ def test_damaged_files_are_one_clear_error(case, tmp_path):
         read_midi(data, as_published=True)
 
 
+@pytest.mark.parametrize("event", ["00 b00740", "00 ff5103070000", "00 f0057e7f0901f7"])
+def test_events_of_every_kind_are_bounded(monkeypatch, event):
+    """Controls, tempo, system exclusive: each takes memory, and time to play."""
+    monkeypatch.setattr(smf, "MAX_EVENTS", 10)
+    with pytest.raises(MidiError, match="more than 10 notes and controls"):
+        parse_midi(header() + track(bytes.fromhex(event) * 11 + NOTE + END))
+
+
 def test_paths_that_are_no_files(tmp_path):
     with pytest.raises(MidiError, match=r"missing\.mid: no such MIDI file"):
         read_midi(tmp_path / "missing.mid", as_published=True)
