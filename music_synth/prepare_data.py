@@ -86,8 +86,8 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     is_rendered = data_set_of(flags.task) == "rendered"
     if flags.source and len(flags.source) > 1 and not is_rendered:
         parser.error(f"--source {','.join(map(str, flags.source))}: {flags.task} has one")
-    if flags.variations < 0:
-        parser.error(f"--variations {flags.variations}: must be at least 0")
+    if not 0 <= flags.variations <= 1000:
+        parser.error(f"--variations {flags.variations}: must be in 0..1000")
     if flags.gain is not None and not 0 < flags.gain <= 10:
         parser.error(f"--gain {flags.gain}: must be above 0 and at most 10")
     if not is_rendered and (flags.soundfont or flags.variations or flags.vary or flags.gain):
