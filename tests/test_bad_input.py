@@ -153,7 +153,6 @@ CASES = [
     (TRAIN + " --gin.LEARNING_RATE=1e400", "inf"),
     (TRAIN + " --gin.Feed.seed=-1", "seed = -1"),
     (TRAIN + " --gin.NetworkConfig.num_mels=64", "num_mels = 64"),
-    (TRAIN + " --gin.NetworkConfig.context_frames=100000", "context_frames = 100000"),
     (TRAIN + " --gin.train.model_dir=''", "model_dir"),
     (TRAIN + " --gin.TASK=synthetic:400min --gin.TRAIN_STEPS=-1", "-1"),  # before minutes of making data
     (TRAIN + " --gin.train.keep_checkpoints=0", "keep"),

@@ -186,6 +186,8 @@ def test_all_cases_are_tried():
         ("Sampler.clip_quantile = 0.9", "Sampler has no parameter 'clip_quantile'"),
         # Tokenizer and network, as in training.
         ("Tokenizer.segment_frames = 128", "Tokenizer.segment_frames = 128, but NetworkConfig.target_frames = 256"),
+        ("NetworkConfig.context_frames = 100000", "context_frames = 100000, but target_frames = 256"),
+        ("NetworkConfig.num_mels = 64", "num_mels = 64"),
         ("Tokenizer.velocity_bins = 4", "NetworkConfig.vocabulary"),
         ("Tokenizer.max_shift_steps = 500", "NetworkConfig.vocabulary"),
         ("Tokenizer.max_tokens = 4096", "Tokenizer.max_tokens = 4096, but NetworkConfig.max_tokens = 2048"),

@@ -104,6 +104,12 @@ class SpectrogramModel:
                 raise UserError(
                     f"{said}Tokenizer.{theirs} = {written}, but NetworkConfig.{ours} = {read}: give both the same"
                 )
+        context, target = self.network.context_frames, self.network.target_frames
+        if context > target:
+            raise UserError(
+                f"{said}NetworkConfig.context_frames = {context}, but target_frames = {target}: a context is the end of"
+                " the segment before, so at most as long"
+            )
 
     def check_batch(self, batch: dict[str, Any]) -> None:
         """UserError unless a batch of NumPy arrays suits the network."""

@@ -60,7 +60,8 @@ class NetworkConfig:
         check_range(self, 1, 2**17, "vocab_size", "mlp_dim", "max_tokens", "target_frames")
         if max(self.max_tokens, self.target_frames, self.context_frames) * self.model_dim > 2**27:
             raise ValueError(f"{self}: its tables of positions are too large")
-        check_range(self, 0, self.target_frames, "context_frames")  # a context is the end of the segment before
+        if self.context_frames < 0:
+            raise ValueError(f"NetworkConfig.context_frames = {self.context_frames}: 0 (none) or more")
         if self.model_dim % 2 or self.model_dim < 4:
             raise ValueError(f"NetworkConfig.model_dim = {self.model_dim}: sinusoids need an even width >= 4")
         if not 0 <= self.dropout_rate < 1:
@@ -75,8 +76,8 @@ class NetworkConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
         check_range(self, 0, 512, "num_prior_layers", "roll_harmonics")
-        if self.note_roll and self.num_mels != NUM_MELS:
-            raise ValueError(f"NetworkConfig.num_mels = {self.num_mels}: a note roll has {NUM_MELS}")
+        if self.roll_harmonics and self.num_mels != NUM_MELS:
+            raise ValueError(f"NetworkConfig.num_mels = {self.num_mels}: harmonics have places among {NUM_MELS}")
         if self.num_prior_layers and not self.note_roll:
             raise ValueError(f"NetworkConfig.num_prior_layers = {self.num_prior_layers}: needs note_roll = True")
         if self.decoder == "convolutional" and not self.num_prior_layers:
