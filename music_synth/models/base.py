@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import typing
 from typing import Any
 
 import flax.linen as nn
@@ -93,7 +94,10 @@ class SpectrogramModel:
         self.check_tokenizer(feed.tokenizer)
 
     def check_tokenizer(self, tokenizer: Tokenizer, said: str = "") -> None:
-        """Raises a UserError, which begins with `said`, unless the network reads what the tokenizer writes."""
+        """Raises a UserError, which begins with `said`, unless the network reads what the tokenizer writes and plays.
+
+        What is played gives the next segment its context, which is so no longer than a segment.
+        """
         for theirs, ours, fits in (
             ("vocabulary", "vocabulary", operator.eq),
             ("segment_frames", "target_frames", operator.eq),
@@ -227,14 +231,14 @@ class SpectrogramModel:
     @staticmethod
     def _replace_settings(settings, overrides: dict[str, Any]):
         """dataclasses.replace that turns an unknown name or a bad value into a UserError."""
-        names = [f.name for f in dataclasses.fields(settings)]
-        for name in overrides:
-            if name not in names:
-                raise UserError(f"{type(settings).__name__} has no setting {name!r}: choose from {', '.join(names)}")
-            wanted = type(getattr(settings, name))
-            if not isinstance(overrides[name], (int, float) if wanted is float else wanted):
-                given = f"{type(settings).__name__}.{name} = {overrides[name]!r}"
-                raise UserError(f"{given}: must be {wanted.__name__}")
+        declared = typing.get_type_hints(type(settings))
+        for name, value in overrides.items():
+            if name not in declared:
+                choices = ", ".join(declared)
+                raise UserError(f"{type(settings).__name__} has no setting {name!r}: choose from {choices}")
+            wanted = declared[name]
+            if wanted in (int, float, str, bool) and not isinstance(value, (int, float) if wanted is float else wanted):
+                raise UserError(f"{type(settings).__name__}.{name} = {value!r}: must be {wanted.__name__}")
         try:
             return dataclasses.replace(settings, **overrides)
         except (ValueError, TypeError) as error:

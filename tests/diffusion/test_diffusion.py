@@ -175,6 +175,7 @@ def test_logical_axes_cover_every_parameter(params):
 
 def test_settings_are_checked():
     assert MODEL.with_sampling(num_steps=9, name="ddpm").sampler == Sampler("ddpm", 9)
+    assert MODEL.with_sampling(rho=3).with_sampling(rho=3.5).sampler.rho == 3.5  # a recipe may write 3
     for bad in (dict(steps=3), dict(num_steps=0), dict(name="leapfrog"), dict(variance="huge"), dict(guidance_scale=-1),
                 dict(guidance_scale=float("inf")), dict(guidance_scale=float("nan")), dict(grid="cosine"),
                 dict(rho=0), dict(min_log_snr=9)):  # fmt: skip
