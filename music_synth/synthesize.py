@@ -288,17 +288,17 @@ def outputs(midi: Sequence[Path], out: Path | None) -> dict[Path, Path]:
 
 def check_writable(path: Path, suffixes: Sequence[str]) -> None:
     """Refuses, before work begins, an output that could not be written after it."""
-    path = Path(os.path.realpath(path))
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path}: the name must end in {' or '.join(suffixes)}")
-    with telling(f"{path}: cannot write into {path.parent}"):
+    folder = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    with telling(f"{path}: cannot write into {folder}"):
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file to write")
-        if not path.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent} to write it into")
+        if not folder.is_dir():
+            raise UserError(f"{path}: there is no folder {folder} to write it into")
         if path.exists() and not os.access(path, os.W_OK):
             raise UserError(f"{path} cannot be overwritten (no permission)")
-        tempfile.TemporaryFile(dir=path.parent).close()
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextlib.contextmanager

@@ -135,6 +135,16 @@ def test_without_out_the_audio_lies_beside_the_file_and_never_over_another(works
         entry.main([str(tmp_path), *argv[1:]])
 
 
+def test_a_link_is_judged_by_its_own_name_and_the_folder_that_it_leads_to(tmp_path):
+    link = tmp_path / "out.wav"
+    link.symlink_to(tmp_path / "no suffix")
+    entry.check_writable(link, (".wav",))
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere" / "out.wav")
+    with pytest.raises(UserError, match=r"out\.wav: there is no folder .*/nowhere"):
+        entry.check_writable(link, (".wav",))
+
+
 def test_several_files_and_folders_become_a_folder(workspace, tmp_path, capsys):
     folder = tmp_path / "pieces"
     folder.mkdir()
