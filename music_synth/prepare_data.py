@@ -81,8 +81,6 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--beam_runner", help="Apache Beam's runner, for the build and the cache: FlinkRunner, ...")
     parser.add_argument("--beam_options", default="", help="options of Apache Beam, by commas")
     flags = parser.parse_args(argv)
-    if flags.workers is not None and flags.workers < 1:
-        parser.error(f"--workers {flags.workers}: must be at least 1")
     is_rendered = data_set_of(flags.task) == "rendered"
     if flags.source and len(flags.source) > 1 and not is_rendered:
         parser.error(f"--source {','.join(map(str, flags.source))}: {flags.task} has one")

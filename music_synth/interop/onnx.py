@@ -36,7 +36,7 @@ from music_synth.interop.onnx_graph import (
     layer_norm,
     overlap_add,
 )
-from music_synth.interop.onnx_pull import pre_echo_limits, pull_to_mel, without_pre_echo
+from music_synth.interop.onnx_pull import part, pre_echo_limits, pull_to_mel, without_pre_echo
 from music_synth.vocoder.convnext import seen_taps
 from music_synth.vocoder.istft import (
     FINE_RANGE,
@@ -234,7 +234,7 @@ def between(graph: Graph, direction: str, other: str, share: str) -> str:
 def excitation(graph: Graph) -> tuple[str, str]:
     """What `ISTFTNetwork` sees of the source: log-mel [1, T, M] with its floor, and spectra [1, T, 2, F]."""
     frames = frames_of(graph, SOURCE, FRAME_LENGTH, HOP_LENGTH)  # one before the first, and one after the last
-    frames = graph.add("Slice", frames, np.array([1]), np.array([-1]), np.array([1]))
+    frames = part(graph, frames, 1, -1)
     spectrum = pairs(graph, Transform(graph, hann_window(), FFT_SIZE).spectra(graph, frames))
     mel = graph.add("MatMul", flat(graph, magnitude(graph, spectrum, 0.0)), mel_matrix())
     mel = graph.add("Clip", mel, np.float32(MIN_MEL), np.float32(MAX_MEL))
@@ -270,7 +270,7 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
 
     def inverse(graph: Graph, spectrum: str) -> str:
         frames = wide.frames(graph, flat(graph, spectrum))
-        audio = cut(graph, overlap_add(graph, frames, WINDOW, HOP_LENGTH), HOP_LENGTH, -2 * HOP_LENGTH)
+        audio = part(graph, overlap_add(graph, frames, WINDOW, HOP_LENGTH), HOP_LENGTH, -2 * HOP_LENGTH)
         return graph.add("Mul", audio, np.float32(1 / 1.5))  # the sum of the squares of four Hann windows
 
     def towards_magnitudes(graph: Graph, audio: str) -> str:
@@ -295,7 +295,7 @@ def steps(graph: Graph, generator: ISTFTGenerator, direction: str, size: str, wa
         padded = graph.add("Pad", audio, np.array([0, 0, 0, HOP_LENGTH]))
         frames = frames_of(graph, padded, FRAME_LENGTH, HOP_LENGTH)
         total = overlap_add(graph, project_frames(graph, frames, wanted), FRAME_LENGTH, HOP_LENGTH)
-        audio = cut(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
+        audio = part(graph, graph.add("Div", total, weight), 0, -HOP_LENGTH)
         return graph.add("Reshape", without_pre_echo(graph, audio, limits), np.array([1, -1]))
 
     limits = pre_echo_limits(graph, wanted)
@@ -332,8 +332,3 @@ def magnitude(graph: Graph, spectrum: str, floor: float) -> str:
     """As `stft.magnitude`: [1, T, 2, F] to [1, T, 1, F]."""
     squares = graph.add("ReduceSumSquare", spectrum, np.array([2]))
     return graph.add("Sqrt", graph.add("Add", squares, np.float32(floor**2)))
-
-
-def cut(graph: Graph, audio: str, start: int, end: int) -> str:
-    """audio[:, start:end]"""
-    return graph.add("Slice", audio, np.array([start]), np.array([end]), np.array([1]))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from music_synth.audio.mel import HOP_LENGTH, SAMPLE_RATE
-from music_synth.midi.notes import Note
+from music_synth.midi.notes import Note, hertz_of
 
 SOURCE_HOPS = 3  # beyond the frames: one before, two after, as far as synthesis frames reach
 SOURCE_FLOOR = 1e-2  # magnitude that counts as silence; a partial of the softest note is ten times louder
@@ -27,7 +27,6 @@ SCATTERED = 40  # pitches under E2 have a period in which the ear, and a window 
 ATTACK = 0.002  # seconds
 RELEASE = 0.1  # seconds in which a note falls to 1/e once it is let go
 RELEASE_SECONDS = 0.7  # then it is 61 dB down, and ends
-TUNING = 440.0  # Hz of A4
 DRUM_SECONDS = 0.4
 DRUM_BANDS = {  # pitches of General MIDI's kit: (lowest, highest Hz, seconds to 1/e); others as the last
     (35, 36): (30.0, 300.0, 0.08),
@@ -87,7 +86,7 @@ def burst(note: Note, t: np.ndarray) -> np.ndarray:
 
 
 def hz(pitch: int, cents: float = 0.0) -> float:
-    return TUNING * 2 ** ((pitch - 69) / 12 + cents / 1200)
+    return hertz_of(pitch + cents / 100)
 
 
 @functools.cache
