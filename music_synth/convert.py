@@ -230,6 +230,7 @@ def convert_decoder(flags: argparse.Namespace) -> None:
 def write_onnx(flags: argparse.Namespace, decoder: Trained) -> None:
     """Writes a decoder as one file, and compares what onnxruntime and JAX sample of one segment."""
     from music_synth.interop.onnx_decoder import export_decoder
+    from music_synth.interop.onnx_player import DRAWN
     from music_synth.interop.runtimes import open_onnx
 
     if flags.target.suffix != ".onnx":
@@ -239,11 +240,13 @@ def write_onnx(flags: argparse.Namespace, decoder: Trained) -> None:
         session = open_onnx(partial)
         shapes = {given.name: given.shape for given in session.get_inputs()}
         batch, _ = segment(decoder.model.network)
-        noise = np.random.default_rng(0).standard_normal(shapes["noise"], np.float32)
+        random = np.random.default_rng(0)
+        drawn = {name: random.standard_normal(shapes[name], np.float32) for name in DRAWN if name in shapes}
         tokens = np.zeros(shapes["note_tokens"], np.int32)
         tokens[:, : batch["note_tokens"].shape[1]] = batch["note_tokens"][:, : tokens.shape[1]]
-        batch |= {"note_tokens": tokens, "noise": noise}
-        expected = decoder.model.sample_from(decoder.params, batch, noise[:, 0], lambda i: noise[:, 1 + i])
+        batch |= {"note_tokens": tokens, **drawn}
+        noise, latents = drawn["noise"], drawn.get("latents")
+        expected = decoder.model.sample_from(decoder.params, batch, noise[:, 0], lambda i: noise[:, 1 + i], latents)
         given = {name: np.asarray(batch[name], None if name == "note_tokens" else np.float32) for name in shapes}
         (made,) = session.run(None, given)
         difference = relative_difference(np.asarray(expected), made, flags.target)

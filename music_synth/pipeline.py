@@ -195,6 +195,7 @@ class SpectrogramDiffusionPipeline:
         sampler: str | Sampler | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
+        texture: float | None = None,
         streaming: bool = False,
         timbre: str = "",
     ) -> AudioPipelineOutput | tuple | Iterator[np.ndarray]:
@@ -214,6 +215,7 @@ class SpectrogramDiffusionPipeline:
             A checkpoint of T5X plays as its gin file says, and without one as published: DDPM, 1,000 steps, guidance 2.
           temperature: how far samples differ, of decoders that have it: 0 is the mean, 1 as trained; None: the
             pipeline's.
+          texture: of a diffusion decoder, how much they differ besides in how their notes came out; None: likewise.
           streaming: return at once, an iterator of parts [1, samples] of the audio (or of the mel, a segment each) as
             they are done. An ONNX inverter sees the whole mel first and gives one part at the end; ours streams
             (`from_pretrained(..., inverter=load_inverter())`).
@@ -227,7 +229,7 @@ class SpectrogramDiffusionPipeline:
             raise UserError(f"output_type = {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
         if not isinstance(callback_steps, int) or callback_steps < 1:
             raise UserError(f"callback_steps = {callback_steps!r}: must be a whole number, 1 or more")
-        model = self._with_sampling(num_inference_steps, sampler, guidance_scale, temperature)
+        model = self._with_sampling(num_inference_steps, sampler, guidance_scale, temperature, texture)
         notes = to_notes(input_tokens) if is_midi(input_tokens) else None
         if notes is None and timbre:
             raise UserError(f"timbre = {timbre!r}: the tokens say it; give it to the MidiProcessor that makes them")
@@ -260,12 +262,14 @@ class SpectrogramDiffusionPipeline:
         num_inference_steps: int | None,
         sampler: str | Sampler | None,
         guidance_scale: float | None,
-        temperature: float | None = None,
+        temperature: float | None,
+        texture: float | None,
     ) -> SpectrogramModel:
         if not isinstance(sampler, str | Sampler | None):
             raise UserError(f"sampler = {sampler!r}: give a name or a Sampler")
         settings = {"name": sampler} if isinstance(sampler, str) else dataclasses.asdict(sampler) if sampler else {}
-        asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale, "temperature": temperature}
+        asked = {"num_steps": num_inference_steps, "guidance_scale": guidance_scale}
+        asked |= {"temperature": temperature, "texture": texture}
         model = self.model.with_sampling(**(settings | {k: v for k, v in asked.items() if v is not None}))
         if self.device.platform == "cpu" and jax.default_backend() != "cpu":  # "auto" goes by the default device
             model = dataclasses.replace(model, network=dataclasses.replace(model.network, attention="einsum"))

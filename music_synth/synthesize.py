@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
         "num_steps": flags.steps,
         "guidance_scale": flags.guidance,
         "temperature": flags.temperature,
+        "texture": flags.texture,
     }
     model = run.model.with_sampling(**{name: value for name, value in settings.items() if value is not None})
     if flags.dtype:
@@ -352,6 +353,9 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
         "--temperature", type=float, help="how far samples differ: 0 plays the decoder's mean, 1 as trained"
     )
     parser.add_argument(
+        "--texture", type=float, help="diffusion only: 0: samples differ in how their notes came out alone; 1: in all"
+    )
+    parser.add_argument(
         "--dtype", choices=DTYPES, help="of activations (default: as trained); bfloat16 is for accelerators"
     )
     parser.add_argument(
@@ -374,7 +378,7 @@ def parse_flags(argv: list[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed {flags.seed}: must be in 0 .. 2^32 - 1")
-    for name in ("guidance", "temperature"):
+    for name in ("guidance", "temperature", "texture"):
         value = getattr(flags, name)
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"--{name} {value}: must be a finite number, 0 or more")

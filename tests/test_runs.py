@@ -17,6 +17,7 @@ import pytest
 
 from music_synth import config, gin_files, gin_objects, runs
 from music_synth.diffusion.objective import Diffusion
+from music_synth.diffusion.sampler import Sampler
 from music_synth.errors import UserError
 from music_synth.interop import decoders, inverters, model_card, runtimes, t5x
 from music_synth.midi.vocabulary import Vocabulary
@@ -305,6 +306,25 @@ def test_a_run_with_timbres_begins_where_one_without_was():
     harmonic = Diffusion(dataclasses.replace(network, roll_harmonics=4))
     more = initial.with_optional_parts(params, harmonic)
     checkpoint.check_shapes(more, harmonic, "it")
+    jax.tree.map(np.testing.assert_array_equal, initial.with_optional_parts(more, plain), params)
+
+
+def test_a_run_with_latents_and_a_table_begins_where_one_without_was():
+    network = NetworkConfig(
+        model_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1, max_tokens=16,
+        target_frames=8, context_frames=0, note_roll=True, num_prior_layers=1,
+    )  # fmt: skip
+    plain = Diffusion(network, condition_dropout=0.0, sampler=Sampler(clip_x_0=False, temperature=0.0))
+    richer = dataclasses.replace(plain, network=dataclasses.replace(network, note_latents=2, roll_table=True))
+    params = tiny_runs.random_like(plain.init)
+    more = initial.with_optional_parts(params, richer)
+    checkpoint.check_shapes(more, richer, "it")
+    ids = network.vocabulary
+    tokens = np.array([[ids.end_id + 1, ids.velocity_id + 1, ids.program_id, ids.pitch_id + 60, 1]])
+    before, after = (
+        m.sample(p, {"note_tokens": tokens}, jax.random.key(0)) for m, p in ((plain, params), (richer, more))
+    )
+    np.testing.assert_allclose(after, before, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, initial.with_optional_parts(more, plain), params)
 
 

@@ -241,9 +241,9 @@ def test_flags_reach_the_sampler(workspace, tmp_path, monkeypatch):
 
     monkeypatch.setattr(entry, "play", play)
     monkeypatch.setattr(entry.runs, "load_inverter", lambda *_: clicks)
-    flags = ["--sampler=ddpm", "--steps=7", "--temperature=0.5", "--seed=9", "--batch_size=3"]
+    flags = ["--sampler=ddpm", "--steps=7", "--temperature=0.5", "--texture=0.3", "--seed=9", "--batch_size=3"]
     entry.main([f"{workspace}/in.mid", f"--checkpoint={workspace}/diffusion", f"--out={tmp_path}/a.wav", *flags])
-    assert (seen["name"], seen["num_steps"], seen["temperature"]) == ("ddpm", 7, 0.5)
+    assert [seen[k] for k in ("name", "num_steps", "temperature", "texture")] == ["ddpm", 7, 0.5, 0.3]
     assert (seen["seed"], seen["batch_size"]) == (9, 3)
 
 

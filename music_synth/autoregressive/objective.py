@@ -69,8 +69,9 @@ class Autoregressive(SpectrogramModel):
     def loss(self, params: Params, batch: Batch, rng: Array, train: bool) -> tuple[Array, dict[str, Array]]:
         """Computes the mean loss a frame with the true frames as input (teacher forcing), and that of a prior."""
         noise_key, dropout_key = jax.random.split(rng)
+        latent_key = jax.random.fold_in(noise_key, 1)
         encode_key, decode_key = jax.random.split(dropout_key) if train else (None, None)
-        cache = self._encode(params, batch, encode_key)
+        cache = self._encode_target(params, batch, latent_key, encode_key)
         target = self.target(params, cache, batch)
         inputs = shift_right(target, self._start)
         if train and self.input_noise:
@@ -79,7 +80,7 @@ class Autoregressive(SpectrogramModel):
         loss = masked_mean(self.output.loss(channels, target), batch["mel_mask"])
         metrics: dict[str, Any] = {}
         if cache.prior is not None:
-            prior_loss, metrics = self.prior_loss(cache.prior, batch, train)
+            prior_loss, metrics = self.prior_loss(cache, batch, train)
             loss = loss / self.network.num_mels + prior_loss  # nats a bin, as the prior's
         return loss, metrics | {"loss": loss}
 
@@ -87,11 +88,13 @@ class Autoregressive(SpectrogramModel):
         """Samples log-mel [B, T, M] of notes and context, frame by frame with cached keys and values, in one scan."""
         rows, frames = batch["note_tokens"].shape[0], self.network.target_frames
         keys, params = row_keys(rng, rows), self._in_dtype(params)
-        cross, output, temperature = self._encode(params, batch, None), self.output, 1.0
-        if cross.prior is not None and isinstance(output, GaussianMixture):  # scales the residual, as `Sampler` does
+        output, temperature, latents = self.output, 1.0, None
+        if self._has_prior and isinstance(output, GaussianMixture):  # scales residual and latents, as `Sampler` does
             temperature, output = output.temperature, dataclasses.replace(output, temperature=1.0)
-            if temperature == 0.0:
-                return unscale_mel(self.from_residual(params, cross.prior, jnp.zeros_like(cross.prior.mean), 0.0))
+            latents = self.draw_latents(jax.vmap(lambda key: jax.random.fold_in(key, frames))(keys), batch, temperature)
+        cross = self._encode(params, batch, None, latents=latents)
+        if cross.prior is not None and temperature == 0.0:
+            return unscale_mel(self.from_residual(params, cross.prior, jnp.zeros_like(cross.prior.mean), 0.0))
         start = jnp.full((rows, 1, self.network.num_mels), self._start)
         caches = self.module.bind({"params": params}).decoder.empty_caches(rows, frames)
 
@@ -107,11 +110,11 @@ class Autoregressive(SpectrogramModel):
             mel = self.from_residual(params, cross.prior, mel, temperature)
         return mel if self.as_published else unscale_mel(mel)
 
-    def _encode(self, params: Params, batch: Batch, dropout_key: Array | None) -> CrossCache:
+    def _encode(self, params: Params, batch: Batch, dropout_key: Array | None, **latents: Any) -> CrossCache:
         if self.as_published:
             missing = max(self.network.max_tokens - batch["note_tokens"].shape[1], 0)
             batch = {**batch, "note_tokens": jnp.pad(batch["note_tokens"], ((0, 0), (0, missing)))}
-        return super()._encode(params, batch, dropout_key)
+        return super()._encode(params, batch, dropout_key, **latents)
 
     @property
     def _start(self) -> float:

@@ -59,8 +59,11 @@ class Diffusion(SpectrogramModel):
                 raise ValueError(f"{given}: a residual is not guided; set them to 0 and 1")
             if self.sampler.clip_x_0:
                 raise ValueError("Sampler.clip_x_0 = True: a residual has no bounds; set it to False")
-        elif self.sampler.temperature != 1.0:
-            raise ValueError(f"Sampler.temperature = {self.sampler.temperature}: needs NetworkConfig.num_prior_layers")
+        else:
+            for name in ("temperature", "texture"):
+                if getattr(self.sampler, name) != 1.0:
+                    given = f"Sampler.{name} = {getattr(self.sampler, name)}"
+                    raise ValueError(f"{given}: needs NetworkConfig.num_prior_layers")
 
     @cached_property
     def module(self) -> MelTransformer:
@@ -78,11 +81,12 @@ class Diffusion(SpectrogramModel):
         `train` turns dropout and condition dropout on.
         """
         time_key, noise_key, condition_key, dropout_key = jax.random.split(rng, 4)
+        latent_key = jax.random.fold_in(noise_key, 1)
         encode_key, decode_key = jax.random.split(dropout_key) if train else (None, None)
         rows = batch["mel"].shape[0]
         if train and self.condition_dropout:
             batch = drop_conditions(batch, jax.random.uniform(condition_key, (rows,)) >= self.condition_dropout)
-        cache = self._encode(params, batch, encode_key)
+        cache = self._encode_target(params, batch, latent_key, encode_key)
         prior_loss = jnp.float32(0.0)
         metrics: dict[str, Any] = {}
         # Stratified: each example is uniform in [0, 1), the batch covers it evenly (Kingma et al. 2021, I.1).
@@ -90,7 +94,7 @@ class Diffusion(SpectrogramModel):
         eps = self._noise(params, cache, jax.random.normal(noise_key, batch["mel"].shape))
         error = masked_mean(self._error(params, cache, batch, t, eps, decode_key), batch["mel_mask"])
         if cache.prior is not None:
-            prior_loss, metrics = self.prior_loss(cache.prior, batch, train)
+            prior_loss, metrics = self.prior_loss(cache, batch, train)
         loss = prior_loss + error
         return loss, metrics | {"loss": loss, "denoising_error": error}
 
@@ -114,21 +118,26 @@ class Diffusion(SpectrogramModel):
         def noise_fn(i):
             return normal(jax.vmap(lambda key: jax.random.fold_in(key, i))(step_keys), shape)
 
-        return self.sample_from(params, batch, normal(start_keys, shape), noise_fn)
+        latent_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(start_keys)
+        latents = self.draw_latents(latent_keys, batch)
+        return self.sample_from(params, batch, normal(start_keys, shape), noise_fn, latents)
 
-    def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn) -> Array:
-        """Samples with the noise given: x_1 [B, T, M] and noise_fn(i) [B, T, M] of step i."""
-        params = self._in_dtype(params)
-        cache = self._encode(params, batch, None)
-        x_1 = self._noise(params, cache, x_1)
-        if cache.prior is not None and self.sampler.temperature == 0.0:
+    def sample_from(self, params: Params, batch: Batch, x_1: Array, noise_fn, latents: Array | None = None) -> Array:
+        """Samples with the noise given: x_1 [B, T, M], noise_fn(i) [B, T, M] of step i, latents [B, N, L] of the notes.
+
+        Both are scaled: latents by the sampler's temperature, what is made of the noise by that and by its texture.
+        """
+        params, temperature = self._in_dtype(params), self.sampler.temperature
+        cache = self._encode(params, batch, None, latents=None if latents is None else temperature * latents)
+        x_1, residual_scale = self._noise(params, cache, x_1), temperature * self.sampler.texture
+        if cache.prior is not None and residual_scale == 0.0:
             return unscale_mel(self.from_residual(params, cache.prior, x_1, 0.0))
         drawn, noise_fn = noise_fn, lambda i: self._noise(params, cache, drawn(i))
         times = samplers.grid_times(self.sampler, self.schedule)
         film = self._apply(params, times[:-1], method="condition_time")[:, None]  # [steps, 1, layers, 2, 2D]
         x_0 = samplers.sample(self.denoiser(params, cache), x_1, times, film, noise_fn, self.schedule, self.sampler)
         if cache.prior is not None:
-            x_0 = self.from_residual(params, cache.prior, x_0, self.sampler.temperature)
+            x_0 = self.from_residual(params, cache.prior, x_0, residual_scale)
         return unscale_mel(x_0)
 
     def denoiser(self, params: Params, cache):

@@ -34,7 +34,8 @@ class Sampler:
     num_steps: int = 20  # points of the grid; what the network says at the last one is the sample
     guidance_scale: float = 1.0  # 1 = none; the published models train for 5 and play at 2
     variance: str = "large"  # of "ddpm": "large", "small" or "medium:f" with f in [0, 1]
-    temperature: float = 1.0  # what the residual of a prior is multiplied by: 0 plays the mean, 1 as trained
+    temperature: float = 1.0  # what latents of notes and residual are multiplied by: 0 plays the mean, 1 as trained
+    texture: float = 1.0  # what the residual is multiplied by besides: with 0 renditions differ in their notes alone
     clip_x_0: bool = True  # to [-1, 1], the range of scaled mels
     # Uniform in "t", in "log_snr", or "karras": uniform in (sigma / alpha)^(1 / rho). "leading" is the diffusers
     # port's: uniform in the steps of a discrete schedule, of which it takes 0 and leaves out the last.
@@ -49,7 +50,7 @@ class Sampler:
         if self.grid not in GRIDS:
             raise ValueError(f"Sampler.grid = {self.grid!r}: choose from {GRIDS}")
         check_range(self, 1, 100_000, "num_steps")
-        for name in ("temperature", "guidance_scale"):
+        for name in ("temperature", "texture", "guidance_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Sampler.{name} = {getattr(self, name)}: must be 0 or more, and finite")
         if not 1 <= self.rho < math.inf:

@@ -6,6 +6,7 @@ The file samples one segment: encoders, note roll, prior and every step of the s
     context_mel   float32 [1, C, M]        log-mel of the segment before     (both where the network has a context)
     context_mask  float32 [1, C]           1 where that is known
     noise         float32 [1, 1 + n, T, M] standard normal: to begin with, and for each of n steps that add noise
+    latents       float32 [1, N, L]        standard normal: of the notes             (where the network has any)
     mel           float32 [1, T, M]        log-mel
 """
 
@@ -53,6 +54,8 @@ def export_decoder(model: Any, params: Params, tokenizer: Tokenizer, path: Path,
     if network.context_frames:
         shapes |= {"context_mel": (1, network.context_frames, network.num_mels)}
         shapes |= {"context_mask": (1, network.context_frames)}
+    if network.note_latents:
+        shapes |= {"latents": (1, count, network.note_latents)}
     params = jax.tree.map(np.asarray, params)
 
     def sample(*arrays: Any) -> Any:
@@ -60,7 +63,7 @@ def export_decoder(model: Any, params: Params, tokenizer: Tokenizer, path: Path,
         noise = batch.pop("noise")
         if network.context_frames:
             batch["context_mask"] = batch["context_mask"] > 0.5
-        return model.sample_from(params, batch, noise[:, 0], lambda i: noise[:, 1 + i])
+        return model.sample_from(params, batch, noise[:, 0], lambda i: noise[:, 1 + i], batch.pop("latents", None))
 
     graph = Graph()
     inputs = {

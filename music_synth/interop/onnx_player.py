@@ -26,7 +26,8 @@ from music_synth.midi.tokenizer import Tokenizer
 
 ABOUT = "music_synth tokenizer"  # under which a decoder's file keeps its settings
 MEL = "mel"  # its output
-Noise = Callable[[int, tuple[int, ...]], np.ndarray]  # number of a segment, shape -> standard normal
+DRAWN = ("noise", "latents")  # its inputs that are standard normal
+Noise = Callable[[int, tuple[int, ...]], np.ndarray]  # number of a segment, shape of an input -> standard normal
 
 
 class OnnxDecoder:
@@ -58,12 +59,11 @@ class OnnxDecoder:
         context_frames = self.shapes.get("context_mask", (1, 0))[1]
         before: np.ndarray | None = None
         for number, tokens in enumerate(self.tokenizer.encode(notes, num_frames)):
-            shape = self.shapes["noise"]
-            if noise is None:
-                drawn = np.random.default_rng([seed, number]).standard_normal(shape, np.float32)
-            else:
-                drawn = noise(number, shape)
-            given = {"note_tokens": pad_tokens(tokens, self.shapes["note_tokens"][1])[None], "noise": drawn}
+            random = np.random.default_rng([seed, number])
+            given = {"note_tokens": pad_tokens(tokens, self.shapes["note_tokens"][1])[None]}
+            for name in DRAWN:
+                if shape := self.shapes.get(name):
+                    given[name] = noise(number, shape) if noise else random.standard_normal(shape, np.float32)
             if context_frames:
                 none = np.zeros(self.shapes["context_mel"], np.float32)
                 given["context_mel"] = none if before is None else before

@@ -32,6 +32,7 @@ from music_synth.models.transformer import CrossCache, MelTransformer
 Array = jax.Array
 Params = dict[str, Any]
 Batch = dict[str, Array]
+LATENT_WEIGHT = 4.0  # of nats about latents over those about bins, of which neighbors say much the same
 PRIOR_WEIGHT = 10.0  # of the prior's mean over its deviations, which share its layers
 
 
@@ -152,17 +153,36 @@ class SpectrogramModel:
         mask = jnp.zeros((1, c.context_frames), bool) if c.context_frames else None
         return self.module.init(rng, tokens, frames, jnp.zeros(1), context, mask)["params"]
 
-    def _apply(self, params: Params, *args, method: str, dropout_key: Array | None = None):
+    def _apply(self, params: Params, *args, method: str, dropout_key: Array | None = None, **latents: Any):
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
+        return self.module.apply({"params": params}, *args, method=method, rngs=rngs, **latents)
 
-    def _encode(self, params: Params, batch: Batch, dropout_key: Array | None) -> CrossCache:
+    def _encode(self, params: Params, batch: Batch, dropout_key: Array | None, **latents: Any) -> CrossCache:
         context = context_mask = None
         if self.network.context_frames:
             context, context_mask = scale_mel(batch["context_mel"], clip=True), batch["context_mask"]
         tokens = batch["note_tokens"]
         args = (tokens, tokens > 0, context, context_mask, dropout_key is None)
-        return self._apply(params, *args, method="encode", dropout_key=dropout_key)
+        return self._apply(params, *args, method="encode", dropout_key=dropout_key, **latents)
+
+    def _encode_target(self, params: Params, batch: Batch, key: Array, dropout_key: Array | None) -> CrossCache:
+        """As `_encode`, with what the batch's own mel tells of the latents of its notes."""
+        if not self.network.note_latents:
+            return self._encode(params, batch, dropout_key)
+        noise = jax.random.normal(key, (*batch["note_tokens"].shape, self.network.note_latents))
+        recording = self._to_model(batch["mel"]), batch["mel_mask"]
+        return self._encode(params, batch, dropout_key, latents=noise, recording=recording)
+
+    def draw_latents(self, keys: Array, batch: Batch, temperature: float = 1.0) -> Array | None:
+        """Latents [B, N, L] of the notes, where they have any: each row's from its own key, whatever N is."""
+        if not self.network.note_latents or temperature == 0.0:
+            return None
+
+        def of_row(key: Array) -> Array:
+            token_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["note_tokens"].shape[1]))
+            return temperature * normal(token_keys, (self.network.note_latents,))
+
+        return jax.vmap(of_row)(keys)
 
     def target(self, params: Params, cache: CrossCache, batch: Batch) -> Array:
         """What a decoder learns of a batch, [B, T, M]: the mel in the model's range, or its residual. No gradient."""
@@ -172,14 +192,15 @@ class SpectrogramModel:
         residual = self.to_residual(*jax.lax.stop_gradient((params, cache.prior)), x_0)
         return jnp.where(batch["mel_mask"][..., None], residual, 0.0)  # of padding it would be anything
 
-    def prior_loss(self, prior: Prior, batch: Batch, train: bool) -> tuple[Array, dict[str, Any]]:
-        """The loss of the prior's mean and deviations, and metrics.
+    def prior_loss(self, cache: CrossCache, batch: Batch, train: bool) -> tuple[Array, dict[str, Any]]:
+        """The loss of the prior's mean and deviations and of the notes' latents, and metrics.
 
         The mean is the one with the least absolute error; deviations are the most likely of a Gaussian around it (Nix
         and Weigend 1994), without a say in the mean, and persistence that of a process of first order. In training
         metrics["statistics"] has the covariance of a frame's bins, for `training.step.with_statistics`.
         """
-        mask, x_0 = batch["mel_mask"], self._to_model(batch["mel"])
+        prior, mask, x_0 = cache.prior, batch["mel_mask"], self._to_model(batch["mel"])
+        assert prior is not None
         error, scaled = masked_mean(jnp.abs(x_0 - prior.mean), mask), prior.normalized(x_0)
         likelihood = masked_mean(prior.log_deviation + 0.5 * jnp.square(scaled), mask)
         fixed, persistence = jax.lax.stop_gradient(scaled), prior.persistence
@@ -192,7 +213,13 @@ class SpectrogramModel:
             counted = jax.lax.stop_gradient(jnp.where(mask[..., None], scaled, 0.0)).reshape(-1, x_0.shape[-1])
             covariance = counted.T @ counted / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
             metrics["statistics"] = {"prior": {"covariance": covariance}}
-        return PRIOR_WEIGHT * error + likelihood, metrics
+        loss = PRIOR_WEIGHT * error + likelihood
+        if cache.told is not None:
+            bins = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0) * x_0.shape[-1]
+            metrics["mean_error"] = masked_mean(jnp.abs(x_0 - cache.told.mean), mask)
+            metrics["latent_information"] = jnp.sum(cache.told.information) / bins
+            loss += PRIOR_WEIGHT * metrics["mean_error"] + LATENT_WEIGHT * metrics["latent_information"]
+        return loss, metrics
 
     def to_residual(self, params: Params, prior: Prior, x_0: Array) -> Array:
         """x_0 [B, T, M] -> what the prior leaves open of it, white and of unit variance."""

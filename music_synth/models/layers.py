@@ -48,8 +48,10 @@ class NetworkConfig:
     cross_attention: str = "concat"  # or "sum": one attention over tokens and context together, or one each
     note_roll: bool = False  # let the decoder start from `note_roll.NoteRoll`; False: as published
     roll_harmonics: int = 0  # of each note, that the note roll gives learned magnitudes beside a free spectrum
+    roll_table: bool = False  # each pitch of each program, and each drum, has an embedding of its own in the note roll
     vocabulary: Vocabulary = field(default_factory=Vocabulary)  # of the tokens that the note roll reads
     num_prior_layers: int = 0  # of `prior.PriorNetwork` on the note roll; 0: no prior, as published
+    note_latents: int = 0  # numbers that a note leaves open (`note_latents`), which need a prior; 0: none
     decoder: str = "transformer"  # or "convolutional", which needs a prior
     max_noise_time: float = 20000.0  # t in [0, 1] is stretched by this before its sinusoids
 
@@ -75,11 +77,13 @@ class NetworkConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"NetworkConfig.{name} = {getattr(self, name)!r}: choose from {choices}")
-        check_range(self, 0, 512, "num_prior_layers", "roll_harmonics")
-        if self.roll_harmonics and self.num_mels != NUM_MELS:
-            raise ValueError(f"NetworkConfig.num_mels = {self.num_mels}: harmonics have places among {NUM_MELS}")
+        check_range(self, 0, 512, "num_prior_layers", "roll_harmonics", "note_latents")
+        if (self.roll_harmonics or self.note_latents) and self.num_mels != NUM_MELS:
+            raise ValueError(f"NetworkConfig.num_mels = {self.num_mels}: harmonics and latents are of {NUM_MELS}")
         if self.num_prior_layers and not self.note_roll:
             raise ValueError(f"NetworkConfig.num_prior_layers = {self.num_prior_layers}: needs note_roll = True")
+        if self.note_latents and not self.num_prior_layers:
+            raise ValueError(f"NetworkConfig.note_latents = {self.note_latents}: needs num_prior_layers of at least 1")
         if self.decoder == "convolutional" and not self.num_prior_layers:
             raise ValueError("NetworkConfig.decoder = 'convolutional': needs num_prior_layers of at least 1")
 

@@ -21,7 +21,7 @@ import numpy as np
 from music_synth.audio.mel import FFT_SIZE, FRAME_LENGTH, MIN_LOG_MEL, SAMPLE_RATE, hann_window, mel_matrix, scale_mel
 from music_synth.midi.notes import hertz_of
 from music_synth.midi.segments import STEPS_PER_FRAME
-from music_synth.midi.vocabulary import NUM_PITCHES, Vocabulary
+from music_synth.midi.vocabulary import NUM_PITCHES, NUM_PROGRAMS, Vocabulary
 from music_synth.models.layers import Dense, NetworkConfig, partitioned
 
 Array = jax.Array
@@ -33,6 +33,7 @@ MEAN_LOG_MEL, STD_LOG_MEL = -5.0, 2.0  # of the spectra of untrained notes
 HARMONIC_LOG_MEL = -5.0  # of an untrained note's first harmonic; harmonic k has 1 / k of it
 VELOCITY_EXPONENT = 2.0  # of a SoundFont's default attenuation, 40 log10(127 / velocity) dB; to begin with
 TIED_VELOCITY = 0.6  # of 1, as tied notes are taken to have
+KINDS = (NUM_PROGRAMS + 1) * NUM_PITCHES  # of notes: each pitch of each program, and each drum
 NUM_ENVELOPES = 2 + len(DECAY_FRAMES) + len(RELEASE_FRAMES)
 
 
@@ -77,8 +78,17 @@ def read_notes(tokens: Array, vocabulary: Vocabulary, end: float) -> TimedNotes:
     return TimedNotes(is_note, is_drum, program, velocity, pitch, jnp.where(tied, -TIED_AGE, time), offset, timbre)
 
 
+class Roll(NamedTuple):
+    """A first guess at the mel, and what each note has in it."""
+
+    mel: Array  # [B, T, M] in the model's range, silence = 0
+    magnitude: Array  # [B, T, M], of which that is the logarithm
+    weights: Array  # [B, T, E, N], of each note's spectra in each frame
+    spectra: Array  # [B, E, N, M]
+
+
 class NoteRoll(nn.Module):
-    """Encoded notes [B, N, D] -> a first guess at the mel, [B, T, M] in the model's range, silence = 0.
+    """Encoded notes [B, N, D] -> `Roll`.
 
     Each note has a learned spectrum for each envelope of its age: while it sounds, decaying from its onset, decaying
     from its offset, and in the frame before its onset, which the analysis window of the mel already overlaps. With
@@ -90,9 +100,17 @@ class NoteRoll(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, encoded: Array, notes: TimedNotes, tail: Array | None = None) -> Array:
-        """tail [B, M]: magnitudes of the frame before the segment, which fade into it."""
+    def __call__(
+        self, encoded: Array, notes: TimedNotes, tail: Array | None = None, latents: Array | None = None
+    ) -> Roll:
+        """tail [B, M]: magnitudes of the frame before the segment, which fade into it; latents [B, N, L]: None as 0."""
         c = self.config
+        if c.roll_table:
+            table = self.param("table", partitioned(nn.initializers.zeros_init(), None, "embed"), (KINDS, c.model_dim))
+            encoded = encoded + jnp.take(table, kinds(notes, c.vocabulary), axis=0)
+        if latents is not None:
+            small = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+            encoded = encoded + Dense(c.model_dim, ("latent", "embed"), init=small, name="latents")(latents)
         tau = self.param("log_frames", partitioned(log_frames_init, "envelope"), (NUM_ENVELOPES - 2,))
         weights = envelopes(notes, c.target_frames, jnp.exp(tau))  # [B, T, E, N]
         spectra = Dense(NUM_ENVELOPES * c.num_mels, ("embed", "mel"), name="spectra")(encoded)
@@ -108,7 +126,8 @@ class NoteRoll(nn.Module):
         magnitude = weights.reshape(rows, frames, -1) @ spectra.reshape(rows, -1, c.num_mels)  # [B, T, M]
         if tail is not None:
             magnitude = magnitude + self._fading(frames, c.num_mels) * tail[:, None]
-        return scale_mel(jnp.log(magnitude + np.exp(MIN_LOG_MEL))) + 1.0
+        magnitude = magnitude + np.exp(MIN_LOG_MEL)
+        return Roll(scale_mel(jnp.log(magnitude)) + 1.0, magnitude, weights, spectra)
 
     def _partials(self, encoded: Array, notes: TimedNotes) -> Array:
         """[B, E, N, M]: what the harmonics of each note's pitch bring, each of them with a learned magnitude."""
@@ -143,6 +162,12 @@ def harmonic_mels(count: int) -> np.ndarray:
     mels = np.zeros((*hz.shape, filters.shape[1]), np.float32)
     mels[audible] = np.abs(np.fft.fft(sines, FFT_SIZE)[:, : len(filters)]) @ filters
     return mels / np.maximum(mels.max(axis=2, keepdims=True), 1e-6)
+
+
+def kinds(notes: TimedNotes, vocabulary: Vocabulary) -> Array:
+    """Numbers [B, N] in [0, KINDS), which tell notes apart by program and pitch, and drums from both."""
+    program = jnp.clip(notes.program - vocabulary.program_id, 0, NUM_PROGRAMS - 1)
+    return jnp.where(notes.is_drum, NUM_PROGRAMS, program) * NUM_PITCHES + notes.pitch
 
 
 def gains(notes: TimedNotes, exponents: Array, vocabulary: Vocabulary) -> Array:

@@ -1,4 +1,4 @@
-"""The networks: note encoder, context encoder, mel decoder, and the three together.
+"""The networks: mel decoder, and note encoder, context encoder and decoder together.
 
 They know nothing of diffusion or of likelihoods. Parameter names are those of the published checkpoints.
 """
@@ -13,22 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from music_synth.audio.mel import MIN_LOG_MEL, unscale_mel
-from music_synth.midi.vocabulary import NUM_EXTRA_IDS
 from music_synth.models.convolution import ConvDecoder
+from music_synth.models.encoders import ContextEncoder, NoteEncoder, Timbre
 from music_synth.models.layers import (
     Array,
     DecoderLayer,
     Dense,
-    EncoderLayer,
     NetworkConfig,
     PositionTable,
     RMSNorm,
     length_dropout,
-    partitioned,
     sinusoid_table,
 )
+from music_synth.models.note_latents import NotePosterior
 from music_synth.models.note_roll import NoteRoll, TimedNotes, read_notes
 from music_synth.models.prior import Prior, PriorNetwork, last_frames
+
+
+class Told(NamedTuple):
+    """What a recording told of the notes' latents."""
+
+    mean: Array  # [B, T, M], of the prior without it: that of latents 0
+    information: Array  # [B, N] nats
 
 
 class CrossCache(NamedTuple):
@@ -36,131 +42,14 @@ class CrossCache(NamedTuple):
 
     `layers`: cross-attention keys and values of every layer (a tuple, or stacked arrays when layers are scanned),
     `masks`: per source, [B, L], True = a key that may be seen; `roll`: the guess of the note roll, [B, T, M];
-    `prior`: what is made of that guess.
+    `prior`: what is made of that guess; `told`: what a recording told of the notes, where there was one.
     """
 
     layers: tuple
     masks: tuple[Array, ...]
     roll: Array | None = None
     prior: Prior | None = None
-
-
-def context_position_ids(mask: Array, positions: str) -> Array:
-    """Position ids [B, C] of a context with `mask` [B, C].
-
-    "terminal_relative" rolls 0..C-1 right by the number of leading valid frames, so that the last valid frame,
-    the one next to the target, always has id C-1 (docs/spec.md 3.14.2-3). "regular" is plain 0..C-1.
-    """
-    length = mask.shape[1]
-    ids = jnp.broadcast_to(jnp.arange(length)[None], mask.shape)
-    if positions == "regular":
-        return ids
-    valid = jnp.where(jnp.all(mask, axis=1), length, jnp.argmin(mask, axis=1))  # index of the first False
-    return (ids - valid[:, None]) % length
-
-
-class LayerStack(nn.Module):
-    """Runs the encoder layers, one by one or scanned; the final norm; dropout."""
-
-    config: NetworkConfig
-    sinusoids: bool  # positions computed (autoregressive) or from the checkpointed table (diffusion)
-
-    def positions(self, length: int) -> Array:  # [length, D]
-        if self.sinusoids:
-            return jnp.asarray(sinusoid_table(length, self.config.model_dim))
-        return PositionTable(length, self.config.model_dim, name="Embed_0")()
-
-    def build(self):
-        c = self.config
-        layer = nn.remat(EncoderLayer, static_argnums=(3,), prevent_cse=not c.scan_layers) if c.remat else EncoderLayer
-        if c.scan_layers:
-            layer = nn.scan(
-                layer,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast),
-                length=c.num_encoder_layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            return [layer(c, name="layers")]
-        return [layer(c, name=f"layers_{i}") for i in range(c.num_encoder_layers)]
-
-    def run(self, x: Array, mask: Array | None, deterministic: bool) -> Array:  # [B, L, D] -> [B, L, D]
-        x = length_dropout(self.config.dropout_rate)(x, deterministic=deterministic).astype(self.config.dtype)
-        key_mask = None if mask is None else mask[:, None, None, :]
-        for layer in self.build():
-            x, _ = layer(x, key_mask, deterministic)
-        x = RMSNorm(name="encoder_norm")(x)
-        return nn.Dropout(self.config.dropout_rate)(x, deterministic=deterministic)
-
-
-class NoteEncoder(LayerStack):
-    """Note tokens [B, N] -> encodings [B, N, D]. Given `notes`, each also carries its program, velocity and timbre.
-
-    A timbre [B, 1, D] colors each program and each drum in its own way, so it is multiplied by their embeddings.
-    """
-
-    @nn.compact
-    def __call__(
-        self,
-        tokens: Array,
-        mask: Array | None,
-        deterministic: bool,
-        notes: TimedNotes | None = None,
-        timbre: Array | None = None,
-    ) -> Array:
-        c, length = self.config, tokens.shape[1]
-        if length > c.max_tokens:
-            raise ValueError(f"{length} note tokens, but NetworkConfig.max_tokens = {c.max_tokens}")
-        embed_init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        embedder = nn.Embed(c.vocab_size, c.model_dim, embedding_init=embed_init, name="token_embedder")
-        x = embedder(tokens) + self.positions(c.max_tokens)[None, :length]
-        if notes is not None:
-            is_drum, program = notes.is_drum[..., None], embedder(notes.program)
-            in_force = embedder(notes.velocity) + jnp.where(is_drum, 0.0, program)
-            if timbre is not None:
-                in_force += timbre * (1.0 + jnp.where(is_drum, embedder(tokens), program))
-            x = x + jnp.where(notes.is_note[..., None], in_force, 0.0)
-        return self.run(x, mask, deterministic)
-
-
-class Timbre(nn.Module):
-    """Token ids of timbres [B, 1], scaled context [B, C, M] or None, its mask [B, C] -> their embeddings [B, 1, D].
-
-    An unknown timbre, id 0, is a mixture: each has a share by how near it is to what the context sounds like, all the
-    same share without a context. Embeddings begin at 0, so that a network that has learned to play without them can
-    learn them; their table has room for all that a vocabulary can name.
-    """
-
-    config: NetworkConfig
-
-    @nn.compact
-    def __call__(self, ids: Array, context: Array | None, mask: Any) -> Array:
-        c, zeros = self.config, partitioned(nn.initializers.zeros_init(), None, "embed")
-        table = self.param("embedding", zeros, (NUM_EXTRA_IDS, c.model_dim))
-        known, table = ids > 0, table[: len(c.vocabulary.timbres)]
-        mixture = jnp.mean(table, axis=0)[None, None]
-        if context is not None:
-            counted = mask[..., None].astype(jnp.float32)
-            found = nn.gelu(Dense(c.model_dim, ("mel", "embed"), name="features")(context + 1.0)) * counted
-            mean = jnp.sum(found, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1.0)
-            heard = Dense(c.model_dim, ("embed", "mel"), name="query")(mean)
-            mixture = (nn.softmax(heard @ table.T) @ table)[:, None]
-        rows = jnp.where(known, ids - c.vocabulary.end_id, 0)
-        return jnp.where(known[..., None], jnp.take(table, rows, axis=0), mixture)
-
-
-class ContextEncoder(LayerStack):
-    """Scaled mel of the previous segment [B, C, M] with its mask [B, C] -> encodings [B, C, D]."""
-
-    @nn.compact
-    def __call__(self, context: Array, mask: Array, deterministic: bool) -> Array:
-        c = self.config
-        if context.shape[1:] != (c.context_frames, c.num_mels):
-            raise ValueError(f"context of shape {context.shape}, expected [B, {c.context_frames}, {c.num_mels}]")
-        x = Dense(c.model_dim, ("mel", "embed"), name="input_proj")(context)
-        x = x + self.positions(c.context_frames)[context_position_ids(mask, c.context_positions)]
-        return self.run(x, mask, deterministic)
+    told: Told | None = None
 
 
 class MelDecoder(nn.Module):
@@ -324,6 +213,8 @@ class MelTransformer(nn.Module):
             self.note_roll = NoteRoll(c)
             if c.vocabulary.timbres:
                 self.timbre = Timbre(c)
+        if c.note_latents:
+            self.note_posterior = NotePosterior(c)
         if c.num_prior_layers:
             self.prior = PriorNetwork(c)
         self.decoder: Any
@@ -336,37 +227,51 @@ class MelTransformer(nn.Module):
     def _encodes_context(self) -> bool:
         return self.config.context_frames > 0 and self.config.decoder == "transformer"
 
-    def encode(self, note_tokens: Array, *inputs) -> CrossCache:
-        """Inputs as of `encodings` -> cache of the decoder."""
-        sources, masks, roll = self.encodings(note_tokens, *inputs)
+    def encode(self, *inputs, latents: Array | None = None, recording: tuple[Array, Array] | None = None) -> CrossCache:
+        """Inputs as of `encodings` -> cache of the decoder.
+
+        latents [B, N, L]: of the notes; None: 0. With a recording, x_0 [B, T, M] and its mask [B, T], they are the
+        noise that is added to what it tells of the notes.
+        """
+        sources, masks, notes, tail = self._sources(*inputs)
         attends = self.config.decoder == "transformer"
         cache = self.decoder.precompute(sources, masks) if attends else CrossCache((), ())
-        prior = self.prior(roll, *inputs[1:]) if self.config.num_prior_layers and roll is not None else None
-        return cache._replace(roll=roll, prior=prior)
+        if notes is None:
+            return cache
+        encoded, has_prior, told = sources[0], self.config.num_prior_layers > 0, None
+        if latents is not None and recording is not None:
+            x_0, mask = recording
+            plain = self.note_roll(encoded, notes, tail)
+            mean = self.prior(plain.mel, *inputs[2:]).mean
+            posterior = self.note_posterior(encoded, notes.is_note, plain, x_0 - mean, mask)
+            latents, told = posterior.sample(latents), Told(mean, posterior.information())
+        roll = self.note_roll(encoded, notes, tail, latents).mel
+        return cache._replace(roll=roll, prior=self.prior(roll, *inputs[2:]) if has_prior else None, told=told)
 
-    def encodings(
-        self,
-        note_tokens: Array,
-        token_mask: Array,
-        context: Any,  # None, with its mask, where the network has no context
-        context_mask: Any,
-        deterministic: bool,
-    ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array | None]:
-        """Notes [B, N] and scaled context [B, C, M], with masks [B, N], [B, C] -> encodings, masks, note roll."""
+    def encodings(self, *inputs) -> tuple[tuple[Array, ...], tuple[Array, ...], Array | None]:
+        """Notes [B, N], their mask, scaled context [B, C, M], its mask -> encodings, masks, note roll [B, T, M].
+
+        The context and its mask are None where the network has none; the last input is whether dropout is off.
+        """
+        sources, masks, notes, tail = self._sources(*inputs)
+        return sources, masks, None if notes is None else self.note_roll(sources[0], notes, tail).mel
+
+    def _sources(
+        self, note_tokens: Array, token_mask: Array, context: Any, context_mask: Any, deterministic: bool
+    ) -> tuple[tuple[Array, ...], tuple[Array, ...], TimedNotes | None, Array | None]:
+        """Inputs as of `encodings` -> encodings, masks, and what the note roll needs besides: notes and the tail."""
         c, encoder_mask = self.config, None if self.attend_to_padding else token_mask
         notes = read_notes(note_tokens, c.vocabulary, c.target_frames) if c.note_roll else None
         encoder = self.token_encoder if self._encodes_context() else self.encoder
         timbre = None
         if notes is not None and c.vocabulary.timbres:
             timbre = self.timbre(notes.timbre, context, context_mask)
-        tokens = encoder(note_tokens, encoder_mask, deterministic, notes, timbre)
-        sources: tuple[Array, ...] = (tokens,)
+        sources: tuple[Array, ...] = (encoder(note_tokens, encoder_mask, deterministic, notes, timbre),)
         masks: tuple[Array, ...] = (token_mask,)
         if self._encodes_context():
             sources += (self.continuous_encoder(context, context_mask, deterministic),)
             masks += (context_mask,)
-        roll = None if notes is None else self.note_roll(tokens, notes, self._tail(context, context_mask))
-        return sources, masks, roll
+        return sources, masks, notes, self._tail(context, context_mask)
 
     def _tail(self, context: Array | None, context_mask: Any) -> Array | None:
         """Magnitudes [B, M] of the context's last frame, 0 where there is none."""
@@ -390,6 +295,10 @@ class MelTransformer(nn.Module):
 
     def __call__(self, note_tokens, x, t, context=None, context_mask=None, deterministic: bool = True) -> Array:
         """Everything in one pass, as initialization needs it."""
-        cache = self.encode(note_tokens, note_tokens > 0, context, context_mask, deterministic)
+        latents: dict[str, Any] = {}
+        if self.config.note_latents:
+            noise = jnp.zeros((*note_tokens.shape, self.config.note_latents))
+            latents = {"latents": noise, "recording": (x, jnp.ones(x.shape[:2], bool))}
+        cache = self.encode(note_tokens, note_tokens > 0, context, context_mask, deterministic, **latents)
         film = None if self.autoregressive else self.condition_time(t)
         return self.decode(x, film, cache, deterministic)

@@ -13,7 +13,7 @@ from music_synth.models.base import Params
 from music_synth.runs import kind_of, load_trained
 from music_synth.training.checkpoint import check_shapes
 
-OPTIONAL_PARTS = {"timbre", "harmonics"}  # that a network may have
+OPTIONAL_PARTS = {"timbre", "harmonics", "table", "latents", "note_posterior"}  # that a network may have
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class InitialCheckpoint:
 
 
 def with_optional_parts(params: Params, model: Any) -> Params:
-    """Leaves out timbres and harmonics where `model` has none, or adds untrained ones; such timbres change nothing."""
+    """Leaves out `OPTIONAL_PARTS` that `model` has not, and adds untrained ones; of these harmonics alone are heard."""
     wanted = jax.eval_shape(model.init, jax.random.key(0))
     if str(jax.tree.structure(wanted)) == str(jax.tree.structure(params)):
         return params

@@ -42,6 +42,7 @@ RESIDUAL = Diffusion(
     NETWORK, LogNormalSchedule(), prediction_type="v", loss_target="v", condition_dropout=0.0,
     sampler=Sampler("euler", 2, grid="karras", min_log_snr=-4.0, max_log_snr=7.0, clip_x_0=False),
 )  # fmt: skip
+LATENT = dataclasses.replace(RESIDUAL, network=dataclasses.replace(NETWORK, note_latents=2))
 GUIDED = Diffusion(PUBLISHED, prediction_type="eps", sampler=Sampler("ddpm", 3, guidance_scale=2.0))
 NOTES = [Note(60, 100, 0, 0.1, 1.9), Note(67, 60, 0, 0.5, 0.9), Note(36, 90, 0, 1.5, 1.6, is_drum=True)]
 
@@ -56,11 +57,14 @@ def trained(model):
 
 
 def as_jax_draws(model):
-    """The noise that `Decoder` gives a model in segment `number` of a piece of seed 0."""
+    """The noise and latents that `Decoder` gives a model in segment `number` of a piece of seed 0."""
 
     def noise(number, shape):
         key = jax.random.fold_in(jax.random.key(np.uint32(0)), np.uint32(number))
         start, steps = jax.random.split(key)
+        if len(shape) == 3:
+            drawn = model.draw_latents(jax.random.fold_in(start, 1)[None], {"note_tokens": np.zeros(shape[:2])})
+            return np.asarray(drawn)
         drawn = [jax.random.normal(start, shape[2:])]
         drawn += [jax.random.normal(jax.random.fold_in(steps, i), shape[2:]) for i in range(shape[1] - 1)]
         return np.stack(drawn)[None]
@@ -68,7 +72,7 @@ def as_jax_draws(model):
     return noise
 
 
-@pytest.mark.parametrize("model", [RESIDUAL, GUIDED], ids=["residual", "guided"])
+@pytest.mark.parametrize("model", [RESIDUAL, LATENT, GUIDED], ids=["residual", "latent", "guided"])
 def test_a_piece_is_sampled_as_by_jax(tmp_path, model):
     params = trained(model)
     export_decoder(model, params, TOKENIZER, tmp_path / "decoder.onnx")

@@ -193,10 +193,32 @@ def test_harmonics_sound_at_the_pitch_of_their_note_and_not_in_drums():
     roll = note_roll.NoteRoll(dataclasses.replace(CONFIG, roll_harmonics=4))
     params = roll.init(jax.random.key(0), encoded, notes)
     free = note_roll.NoteRoll(CONFIG)
-    added = np.asarray(roll.apply(params, encoded, notes) - free.apply(params, encoded, notes))[0, 4]
+    added = np.asarray(roll.apply(params, encoded, notes).mel - free.apply(params, encoded, notes).mel)[0, 4]
     peaks = note_roll.harmonic_mels(4)[69].argmax(axis=1)
     assert added.argmax() == peaks[0] and all(added[peak] > added[peak + 4] for peak in peaks)
-    np.testing.assert_array_equal(roll.apply(params, encoded, drum), free.apply(params, encoded, drum))
+    np.testing.assert_array_equal(roll.apply(params, encoded, drum).mel, free.apply(params, encoded, drum).mel)
+
+
+def test_each_pitch_of_each_program_and_each_drum_has_an_embedding_of_its_own():
+    ids = Vocabulary()
+    piano, flute = ids.program_id, ids.program_id + 73
+    program = jnp.asarray([[piano, piano, flute, piano, flute]])
+    notes = timed(0.0, 8.0)._replace(
+        program=program, pitch=jnp.asarray([[60, 61, 60, 60, 60]]), is_drum=jnp.asarray([[False] * 3 + [True] * 2])
+    )
+    numbers = np.asarray(note_roll.kinds(notes, ids))[0]
+    assert numbers[3] == numbers[4] and len(set(numbers)) == 4 and numbers.max() < note_roll.KINDS
+    roll = note_roll.NoteRoll(dataclasses.replace(CONFIG, roll_table=True))
+    notes, encoded = timed(0.0, 8.0), jnp.zeros((1, 1, CONFIG.model_dim))
+    params = roll.init(jax.random.key(0), encoded, notes)
+    plain = roll.apply(params, encoded, notes).mel
+    table = nn.unbox(params)["params"]["table"]
+    assert not table.any()
+    here = int(note_roll.kinds(notes, CONFIG.vocabulary)[0, 0])
+    moved = {"params": nn.unbox(params)["params"] | {"table": table.at[here].set(0.5)}}
+    elsewhere = {"params": nn.unbox(params)["params"] | {"table": table.at[here + 1].set(0.5)}}
+    assert np.abs(roll.apply(moved, encoded, notes).mel - plain).max() > 0.01
+    np.testing.assert_array_equal(roll.apply(elsewhere, encoded, notes).mel, plain)
 
 
 def test_a_tied_note_tells_no_velocity():

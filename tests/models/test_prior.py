@@ -12,6 +12,7 @@ from music_synth.diffusion.objective import Diffusion
 from music_synth.diffusion.sampler import Sampler
 from music_synth.diffusion.schedule import LogNormalSchedule
 from music_synth.models.prior import MIN_VARIANCE, Prior, last_frames, whitening
+from music_synth.models.transformer import CrossCache
 from tests import golden_arrays
 from tests.diffusion.test_diffusion import make_batch
 from tests.models.test_transformer import TINY
@@ -71,7 +72,7 @@ def test_deviations_say_nothing_to_the_mean(params):
     batch = make_batch()
 
     def likelihood(p):
-        return MODEL.prior_loss(MODEL._encode(p, batch, None).prior, batch, False)[1]["prior_likelihood"]
+        return MODEL.prior_loss(MODEL._encode(p, batch, None), batch, False)[1]["prior_likelihood"]
 
     gradients = jax.jit(jax.grad(likelihood))(params)["prior"]
     assert not np.any(gradients["mean"]["kernel"]) and np.any(gradients["log_deviation"]["kernel"])
@@ -97,10 +98,11 @@ def test_statistics_are_the_covariance_of_normalized_frames():
     mask = jnp.asarray(np.arange(32)[None] < np.array([[32], [5]]))
     prior = Prior(jnp.zeros((2, 32, 128)), jnp.full((2, 32, 128), -1.0), jnp.zeros((2, 32, 128)), jnp.zeros((2, 32, 4)))
     batch = {"mel": mel, "mel_mask": mask}
-    found = MODEL.prior_loss(prior, batch, True)[1]["statistics"]["prior"]["covariance"]
+    cache = CrossCache((), (), prior=prior)
+    found = MODEL.prior_loss(cache, batch, True)[1]["statistics"]["prior"]["covariance"]
     frames = np.asarray(MODEL._to_model(mel))[np.asarray(mask)] * np.e
     np.testing.assert_allclose(found, frames.T @ frames / 37, atol=1e-3)
-    assert "statistics" not in MODEL.prior_loss(prior, batch, False)[1]
+    assert "statistics" not in MODEL.prior_loss(cache, batch, False)[1]
 
 
 def test_last_frames_end_where_the_mask_does():
@@ -141,6 +143,6 @@ def test_persistence_learns_the_correlation_of_frames():
 
     def likelihood(persistence):
         prior = Prior(0 * x_0, 0 * x_0 + np.log(0.1), 0 * x_0 + persistence, x_0)
-        return float(MODEL.prior_loss(prior, batch, False)[1]["prior_likelihood"])
+        return float(MODEL.prior_loss(CrossCache((), (), prior=prior), batch, False)[1]["prior_likelihood"])
 
     assert min((likelihood(p), p) for p in (0.0, 0.5, 0.7, 0.8, 0.9, 0.97))[1] == 0.8

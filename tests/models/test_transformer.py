@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from music_synth.models.encoders import context_position_ids
 from music_synth.models.layers import NetworkConfig, has_fused_attention, permuted_offset_init, sinusoid_table
-from music_synth.models.transformer import MelTransformer, context_position_ids
+from music_synth.models.transformer import MelTransformer
 from tests import golden_arrays
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
