@@ -262,8 +262,8 @@ class SpectrogramDiffusionPipeline:
         num_inference_steps: int | None,
         sampler: str | Sampler | None,
         guidance_scale: float | None,
-        temperature: float | None,
-        texture: float | None,
+        temperature: float | None = None,
+        texture: float | None = None,
     ) -> SpectrogramModel:
         if not isinstance(sampler, str | Sampler | None):
             raise UserError(f"sampler = {sampler!r}: give a name or a Sampler")
