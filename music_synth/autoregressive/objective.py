@@ -88,11 +88,11 @@ class Autoregressive(SpectrogramModel):
         """Samples log-mel [B, T, M] of notes and context, frame by frame with cached keys and values, in one scan."""
         rows, frames = batch["note_tokens"].shape[0], self.network.target_frames
         keys, params = row_keys(rng, rows), self._in_dtype(params)
-        output, temperature, latents = self.output, 1.0, None
+        output, temperature = self.output, 1.0
         if self._has_prior and isinstance(output, GaussianMixture):  # scales residual and latents, as `Sampler` does
             temperature, output = output.temperature, dataclasses.replace(output, temperature=1.0)
-            latents = self.draw_latents(jax.vmap(lambda key: jax.random.fold_in(key, frames))(keys), batch, temperature)
-        cross = self._encode(params, batch, None, latents=latents)
+        latents = self.draw_latents(jax.vmap(lambda key: jax.random.fold_in(key, frames))(keys), batch)
+        cross = self._encode_drawn(params, batch, latents, temperature)
         if cross.prior is not None and temperature == 0.0:
             return unscale_mel(self.from_residual(params, cross.prior, jnp.zeros_like(cross.prior.mean), 0.0))
         start = jnp.full((rows, 1, self.network.num_mels), self._start)

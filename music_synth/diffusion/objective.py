@@ -128,7 +128,7 @@ class Diffusion(SpectrogramModel):
         Both are scaled: latents by the sampler's temperature, what is made of the noise by that and by its texture.
         """
         params, temperature = self._in_dtype(params), self.sampler.temperature
-        cache = self._encode(params, batch, None, latents=None if latents is None else temperature * latents)
+        cache = self._encode_drawn(params, batch, latents, temperature)
         x_1, residual_scale = self._noise(params, cache, x_1), temperature * self.sampler.texture
         if cache.prior is not None and residual_scale == 0.0:
             return unscale_mel(self.from_residual(params, cache.prior, x_1, 0.0))

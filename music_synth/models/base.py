@@ -173,14 +173,19 @@ class SpectrogramModel:
         recording = self._to_model(batch["mel"]), batch["mel_mask"]
         return self._encode(params, batch, dropout_key, latents=noise, recording=recording)
 
-    def draw_latents(self, keys: Array, batch: Batch, temperature: float = 1.0) -> Array | None:
+    def _encode_drawn(self, params: Params, batch: Batch, latents: Array | None, temperature: float) -> CrossCache:
+        """As `_encode`, with latents [B, N, L] of the notes times the temperature; where that is 0, the mean's."""
+        scaled = None if latents is None or temperature == 0.0 else temperature * latents
+        return self._encode(params, batch, None, latents=scaled)
+
+    def draw_latents(self, keys: Array, batch: Batch) -> Array | None:
         """Latents [B, N, L] of the notes, where they have any: each row's from its own key, whatever N is."""
-        if not self.network.note_latents or temperature == 0.0:
+        if not self.network.note_latents:
             return None
 
         def of_row(key: Array) -> Array:
             token_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch["note_tokens"].shape[1]))
-            return temperature * normal(token_keys, (self.network.note_latents,))
+            return normal(token_keys, (self.network.note_latents,))
 
         return jax.vmap(of_row)(keys)
 

@@ -2,7 +2,7 @@
 
 Much of what notes and context do not tell of a mel belongs to single notes. So each note gets latents, standard normal
 and independent, that color its spectra in the note roll (`NoteRoll`); the prior, and noise for what is then left, build
-on that. In training they are inferred from the recording, by a network that sees where it differs from the roll of
+on that. In training they are inferred from the recording, by a network that sees where it differs from the mean of
 latents 0 (a conditional variational autoencoder: Kingma and Welling 2014; Sohn et al. 2015). To sample, they are drawn;
 0 plays the mean.
 """
